@@ -1,0 +1,44 @@
+# make help lists the targets. VENV=path uses an environment elsewhere.
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help install run repro test ui bench seeds lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
+
+install: ## make or update the environment from requirements.lock
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/install.sh
+
+run: install ## run the whole pipeline as a Prefect flow
+	@python -m flows.pipeline $(ARGS)
+
+repro: install ## the same through `dvc repro`
+	@dvc repro $(ARGS)
+
+test: install ## lint, types, tests
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest -q
+
+ui: install ## open MLflow's and Prefect's UIs on loopback, until Ctrl-C
+	@python -m flows.ui
+
+bench: install ## precompute against a plain timm loop, and the flow's own overhead
+	@python -m bench.precompute
+	@python -m bench.overhead
+
+seeds: install ## test accuracy of the embedded default over 5 seeds (about 8 minutes)
+	@python -m bench.seeds
+
+lock: ## compile requirements.lock from pyproject.toml (needs uv; it installs nothing)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --extra dev pyproject.toml \
+	  --custom-compile-command "make lock" --output-file requirements.lock
+
+clean: ## delete everything that a run makes, but for DVC's cache
+	rm -rf .headstart data/* models/* reports/* mlflow.db* mlartifacts

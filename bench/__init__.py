@@ -1,0 +1,1 @@
+"""Benchmarks: one command each, both sides in one run, ratios with medians."""

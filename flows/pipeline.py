@@ -1,0 +1,175 @@
+"""The whole pipeline as one Prefect flow: `python -m flows.pipeline [--set key=value …] [--force STAGE …]`.
+
+The stages run in this process. DVC decides which of them are fresh, and records what they write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headstart.core.errors import InputError, guarded
+from headstart.core.params import Params, load_params, set_params
+from headstart.core.stages import Stage, command_line, last_record, load_graph, run_stage
+from headstart.data.sources import preflight
+from headstart.versioning import Workspace, workspace
+
+from flows import PROJECT
+
+logger = logging.getLogger("headstart")
+FRESH, RESTORED, RAN = "fresh", "restored", "ran"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one stage in this run: fresh, restored from DVC's cache, or ran, and in how many seconds."""
+
+    stage: str
+    how: str
+    seconds: float
+    summary: Mapping[str, Any]
+
+
+def run_or_reuse(stage: Stage, space: Workspace, root: Path, params: Params, force: bool) -> Outcome:
+    """Run one stage unless DVC knows its outs already; commit them.
+
+    Raises:
+        InputError: bad input, or code, params or inputs changed meanwhile.
+    """
+    if not force:
+        how = FRESH if space.is_fresh(stage.name) else RESTORED if space.restore(stage.name) else None
+        if how is not None:
+            logger.info("%s: %s", stage.name, how)
+            record = last_record(root, stage.name)
+            return Outcome(stage.name, how, 0.0, record.summary if record else {})
+    logger.info("%s: running", stage.name)
+    module = importlib.import_module(f"tasks.{stage.name}")
+    record = run_stage(stage, getattr(module, stage.name), root, params)
+    space.commit(stage.name)
+    return Outcome(stage.name, RAN, record.seconds, record.summary)
+
+
+Runner = Callable[[Stage, Workspace, Path, Params, bool], Outcome]
+
+
+def execute(
+    root: Path,
+    params: Params,
+    force: Sequence[str] = (),
+    *,
+    runner: Callable[[str], Runner] = lambda name: run_or_reuse,
+    tags: Mapping[str, str] | None = None,
+) -> list[Outcome]:
+    """Every stage in order; then one MLflow run if anything ran.
+
+    Args:
+        force: stages to run even if fresh, or "all".
+        runner: from a stage's name to what runs it, such as a Prefect task around `run_or_reuse`.
+        tags: for the MLflow run.
+
+    Raises:
+        InputError: bad input; finished stages are kept.
+    """
+    outcomes = []
+    with workspace(root) as space:
+        for stage in load_graph(root, params).values():
+            forced = "all" in force or stage.name in force
+            outcomes.append(runner(stage.name)(stage, space, root, params, forced))
+        if any(outcome.how != FRESH for outcome in outcomes):
+            from headstart import tracking
+
+            logger.info("recording the run in MLflow")
+            summaries = {outcome.stage: outcome.summary for outcome in outcomes if outcome.how == RAN}
+            tracking.record_pipeline(root, params, summaries, tags)
+    return outcomes
+
+
+def run_flow(root: Path, force: list[str]) -> list[Outcome]:
+    """Run the pipeline as the Prefect flow `headstart` in this process."""
+    from prefect import flow, task
+    from prefect.cache_policies import NO_CACHE
+    from prefect.runtime import flow_run
+
+    def runner(name: str) -> Runner:
+        return task(name=name, cache_policy=NO_CACHE, persist_result=False)(run_or_reuse)
+
+    @flow(name="headstart", persist_result=False)
+    def headstart(force: list[str]) -> list[Outcome]:
+        params = load_params(root / "params.yaml")
+        return execute(root, params, force, runner=runner, tags={"prefect.flow_run": str(flow_run.id)})
+
+    return headstart(force)
+
+
+def check_force(root: Path, params: Params, force: list[str]) -> None:
+    """Refuse a `--force` that names no stage."""
+    stages = list(load_graph(root, params))
+    for name in force:
+        if name not in (*stages, "all"):
+            raise InputError(f"--force {name}: no such stage", wanted=f"one of: {', '.join(stages)}, all")
+
+
+def summary_text(root: Path, outcomes: list[Outcome], total: float) -> str:
+    """The short summary a run ends with."""
+    by_stage = {outcome.stage: outcome for outcome in outcomes}
+    results = json.loads((root / "reports/metrics.json").read_text())
+    found = json.loads((root / "reports/find_lr/lr.json").read_text())
+    rate = by_stage["precompute"].summary.get("images_per_second")
+    own = sum(outcome.seconds for outcome in outcomes)
+    lines = ["", f"  {'stage':<12}{'':<10}{'seconds':>8}"]
+    lines += [f"  {o.stage:<12}{o.how:<10}{o.seconds:>8.1f}" for o in outcomes]
+    lines += [f"  {'all':<12}{'':<10}{total:>8.1f}   of which stages {own:.1f}", ""]
+    if rate:
+        when = "" if by_stage["precompute"].how == RAN else " (when they were computed)"
+        lines.append(f"  activations     {rate:,.0f} images/s{when}")
+    abstained = " (default: the search abstained)" if found["abstained"] else ""
+    lines.append(f"  suggested LR    {found['lr']:.2g}{abstained}")
+    lines.append(f"  test accuracy   of {results['n_test']:,} images")
+    for key, name in (("head", "frozen head"), ("fine_tuned", "fine-tuned"), ("fine_tuned_tta", "fine-tuned, TTA")):
+        lines.append(f"    {name:<17} {results[key]['accuracy']:.4f}   log-loss {results[key]['log_loss']:.4f}")
+    lines += ["", "  report          reports/report.html", "  metrics         reports/metrics.json"]
+    lines += ["  compare runs    make ui     (MLflow on http://127.0.0.1:5000, Prefect on http://127.0.0.1:4200)"]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description="Run the whole pipeline.")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="edit params.yaml first",
+    )
+    parser.add_argument(
+        "--force",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="STAGE",
+        help="run STAGE even if it is fresh, or `all`",
+    )
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    params = set_params(PROJECT / "params.yaml", arguments.set)
+    check_force(PROJECT, params, arguments.force)
+    source = PROJECT / params.data.source
+    if source != PROJECT / "data" / params.data.builtin:
+        preflight(source)
+    outcomes = run_flow(PROJECT, arguments.force)
+    print(summary_text(PROJECT, outcomes, time.monotonic() - start))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    command_line()
+    sys.exit(guarded(main))

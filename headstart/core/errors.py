@@ -1,0 +1,52 @@
+"""Errors that are the user's to mend. Everything else is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Callable
+
+logger = logging.getLogger("headstart")
+
+
+class InputError(ValueError):
+    """A wrong parameter, file or environment: says what was found, what was wanted, and what to do.
+
+    Args:
+        found: what is wrong, naming the path or the key.
+        wanted: what would have been right.
+        fix: what to do about it.
+    """
+
+    def __init__(self, found: str, *, wanted: str = "", fix: str = "") -> None:
+        lines = [found]
+        if wanted:
+            lines.append(f"  wanted: {wanted}")
+        if fix:
+            lines.append(f"  to do:  {fix}")
+        super().__init__("\n".join(lines))
+
+
+def explain(error: BaseException) -> str | None:
+    """The one-screen text for an error a user can mend, or None when it is a bug of ours."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return (
+            f"cannot write or read {error.filename or 'a file of this project'}: {error.strerror}\n"
+            "  to do:  free space or mend the permissions, then run again; finished stages are kept"
+        )
+    return None
+
+
+def guarded(main: Callable[[], int]) -> int:
+    """Run a command's `main`; errors a user can mend become one message on stderr and exit code 2."""
+    try:
+        return main()
+    except (InputError, OSError) as error:
+        text = explain(error)
+        if text is None:
+            raise
+        sys.stderr.write(f"error: {text}\n")
+        return 2

@@ -1,0 +1,104 @@
+"""Atomic writes and checksums: every artifact of the project goes through here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of the file's bytes, read in a stream."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no NaN, the same text for equal values."""
+    return json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success it is fsynced and renamed onto `path`.
+
+    An exception leaves `path` as it was and removes the temporary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        fsync(temporary)
+        os.replace(temporary, path)
+        fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 `text` to `path` atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as canonical JSON to `path` atomically."""
+    write_text(path, canonical_json(value))
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def swap_in(new: Path, target: Path, trash: Path) -> None:
+    """Put the file or folder `new` in `target`'s place by renames; the old one survives until `new` is there.
+
+    `new`, `target` and `trash` must lie on one file system.
+
+    Raises:
+        FileNotFoundError: `new` does not exist.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if new.is_dir() and (target.exists() or target.is_symlink()):
+        trash.mkdir(parents=True, exist_ok=True)
+        old = trash / target.name
+        remove(old)
+        os.replace(target, old)  # a folder cannot be replaced in one rename
+        os.replace(new, target)
+        remove(old)
+    else:
+        os.replace(new, target)
+    fsync(target.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link (never what it points to) or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that an unprivileged process may still write on `path`'s file system."""
+    return shutil.disk_usage(path).free

@@ -1,0 +1,235 @@
+"""The schema of params.yaml: frozen, unknown keys refused, no side effects."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from headstart.core.errors import InputError
+from headstart.core.files import write_text
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+LearningRate = Annotated[float, Field(gt=0, le=10)] | Literal["auto"]
+
+
+class Section(BaseModel):
+    """A section of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    builtin: Literal["digits", "oxford-pets", "oxford-pets-breeds"]
+    source: Annotated[str, Field(min_length=1)]
+    valid_fraction: Fraction
+    test_fraction: Fraction
+    max_quarantined: Annotated[float, Field(ge=0, le=1)]
+    max_pixels: PositiveInt
+
+    @model_validator(mode="after")
+    def leave_something_to_train_on(self) -> Data:
+        if self.valid_fraction + self.test_fraction >= 0.95:
+            raise ValueError("valid_fraction + test_fraction must stay below 0.95, the rest is what is trained on")
+        if not self.valid_fraction or not self.test_fraction:
+            raise ValueError("valid_fraction and test_fraction must be above 0: one chooses, the other judges")
+        return self
+
+
+class Backbone(Section):
+    name: Annotated[str, Field(min_length=1)]
+    weights: Annotated[str, Field(min_length=1)]
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+    image_size: Annotated[int, Field(ge=16, le=2048)]
+    crop_pct: Annotated[float, Field(ge=0.5, le=1)] | None
+
+
+class Augment(Section):
+    flip: bool
+    rotate: Annotated[float, Field(ge=0, le=180)]
+    zoom: Annotated[float, Field(ge=1, le=4)]
+    lighting: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Precompute(Section):
+    views: Annotated[int, Field(ge=0, le=64)]
+    augment: Augment
+    precision: Literal["auto", "float32", "bfloat16"]
+    batch_size: PositiveInt
+
+
+class FindLR(Section):
+    lr_min: Annotated[float, Field(gt=0)]
+    lr_max: Annotated[float, Field(gt=0)]
+    steps: Annotated[int, Field(ge=20, le=10_000)]
+    seeds: Annotated[int, Field(ge=1, le=100)]
+    default: Annotated[float, Field(gt=0, le=10)]
+
+    @model_validator(mode="after")
+    def ascending(self) -> FindLR:
+        if self.lr_min >= self.lr_max:
+            raise ValueError("lr_min must be below lr_max")
+        return self
+
+
+class TrainHead(Section):
+    epochs: PositiveInt
+    lr: LearningRate
+    head: Literal["linear", "mlp"]
+    batch_size: PositiveInt
+
+
+class FineTune(Section):
+    epochs: PositiveInt
+    lr: LearningRate
+    lr_ratio: Annotated[float, Field(ge=1, le=1000)]
+    bn_freeze: bool
+    unfreeze_from: Annotated[str, Field(pattern="^(all|early|late|head|last-[0-9]+)$")]
+    batch_size: PositiveInt
+
+
+class Evaluate(Section):
+    tta: Literal["mean", "blend"]
+
+
+class Runtime(Section):
+    threads: PositiveInt | Literal["auto"]
+    workers: PositiveInt | Literal["auto"]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+
+
+class Params(Section):
+    """All of params.yaml. README has the table of what each key does."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: Data
+    backbone: Backbone
+    precompute: Precompute
+    find_lr: FindLR
+    train_head: TrainHead
+    fine_tune: FineTune
+    evaluate: Evaluate
+    runtime: Runtime
+
+
+def load_params(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        InputError: no such file, not YAML, an unknown key, or a bad value; all of them are listed.
+    """
+    return check_params(_read_yaml(path), path)
+
+
+def check_params(value: Any, path: Path) -> Params:
+    """Check parsed YAML against the schema; `path` is for the message only."""
+    try:
+        return Params.model_validate(value)
+    except ValidationError as error:
+        raise InputError(_explain(error, path), fix=f"edit {path.name}; README has the table of params") from None
+
+
+def set_params(path: Path, assignments: Iterable[str]) -> Params:
+    """Edit params.yaml in place as `dvc exp run -S` does: comments stay, the result is checked first.
+
+    Args:
+        path: params.yaml.
+        assignments: `section.key=value` texts; the value is read as YAML.
+
+    Raises:
+        InputError: an assignment without `=`, an unknown key, or a bad value; the file is then untouched.
+    """
+    document = _read_yaml(path)
+    before = dump_yaml(document)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--set {assignment}: no '='", wanted="section.key=value", fix="--set train_head.epochs=3")
+        _assign(document, key.strip(), _parse_yaml(text, f"--set {assignment}"), path)
+    params = check_params(document, path)
+    after = dump_yaml(document)
+    if after != before:
+        write_text(path, after)
+    return params
+
+
+def _assign(document: Any, key: str, value: Any, path: Path) -> None:
+    *sections, last = key.split(".")
+    node = document
+    for section in sections:
+        node = node.get(section) if isinstance(node, Mapping) else None
+    if not isinstance(node, dict) or last not in node:
+        known = ", ".join(sorted(node)) if isinstance(node, dict) else ", ".join(sorted(document))
+        raise InputError(f"--set {key}: {path.name} has no such key", wanted=f"one of: {known}")
+    node[last] = value
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 120
+    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return yaml
+
+
+def dump_yaml(document: Any) -> str:
+    """YAML text of a document read by this module, comments included."""
+    stream = io.StringIO()
+    _yaml().dump(document, stream)
+    return stream.getvalue()
+
+
+def _parse_yaml(text: str, name: str) -> Any:
+    try:
+        return _yaml().load(text)
+    except YAMLError as error:
+        raise InputError(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file", fix="run from the project's root") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text") from None
+    return _parse_yaml(text, str(path))
+
+
+def _explain(error: ValidationError, path: Path) -> str:
+    seen: dict[str, list[str]] = {}
+    values: dict[str, Any] = {}
+    for item in error.errors(include_url=False):
+        place = ".".join(str(part) for part in item["loc"] if not _is_union_tag(str(part)))
+        seen.setdefault(place, []).append(_allowed(item))
+        values[place] = item.get("input")
+    lines = [f"{path}: {len(seen)} wrong:"]
+    for place, allowed in seen.items():
+        shown = "" if isinstance(values[place], Mapping) else f" = {values[place]!r}"
+        lines.append(f"  {place or 'params'}{shown}: {' or '.join(dict.fromkeys(allowed))}")
+    return "\n".join(lines)
+
+
+def _allowed(item: Any) -> str:
+    if item["type"] == "extra_forbidden":
+        return "unknown key, allowed here: " + ", ".join(_keys_at(item["loc"][:-1]))
+    return str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Params
+    for part in location:
+        inner = model.model_fields[str(part)].annotation
+        assert isinstance(inner, type)
+        model = inner
+    return sorted(model.model_fields)
+
+
+def _is_union_tag(part: str) -> bool:
+    return part in ("float", "int", "str", "none") or part.startswith(("constrained", "literal", "function"))

@@ -1,0 +1,245 @@
+"""The graph as dvc.yaml states it, and how one stage is run: lock, stage aside, check, publish, record."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from headstart.core import files, snapshot
+from headstart.core.errors import InputError, guarded
+from headstart.core.params import Params, load_params
+
+logger = logging.getLogger("headstart")
+
+Summary = Mapping[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of dvc.yaml, its templates filled in."""
+
+    name: str
+    command: str
+    deps: tuple[str, ...]
+    params: tuple[str, ...]
+    outs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage's function gets: its parameters, the project to read from, a folder to write into.
+
+    `out` mirrors the project: what is written to `out / "models/head.safetensors"` is published as
+    `models/head.safetensors` once the stage is complete.
+    """
+
+    params: Params
+    root: Path
+    out: Path
+
+    def output(self, relative: str) -> Path:
+        """The path to write `relative` at, its folder made."""
+        path = self.out / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+StageFunction = Callable[[Job], Summary]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the last run of a stage was like; kept in .headstart/records, never in an out."""
+
+    stage: str
+    seconds: float
+    summary: Summary
+
+
+def load_graph(root: Path, params: Params) -> dict[str, Stage]:
+    """The stages of dvc.yaml by name, in its order.
+
+    Raises:
+        InputError: there is no dvc.yaml.
+    """
+    path = root / "dvc.yaml"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file", fix="run from the project's root")
+    document = YAML(typ="safe", pure=True).load(path)
+    values = params.model_dump()
+    return {name: _stage(name, body, values) for name, body in document["stages"].items()}
+
+
+def _stage(name: str, body: Mapping[str, Any], values: Mapping[str, Any]) -> Stage:
+    outs = [*body.get("outs", ()), *body.get("metrics", ()), *body.get("plots", ())]
+    return Stage(
+        name=name,
+        command=body["cmd"],
+        deps=tuple(_fill(dep, values) for dep in body.get("deps", ())),
+        params=tuple(body.get("params", ())),
+        outs=tuple(_fill(next(iter(out)) if isinstance(out, Mapping) else out, values) for out in outs),
+    )
+
+
+def _fill(text: str, values: Mapping[str, Any]) -> str:
+    def value(match: re.Match[str]) -> str:
+        node: Any = values
+        for key in match[1].split("."):
+            node = node[key]
+        return str(node)
+
+    return re.sub(r"\$\{([\w.]+)\}", value, text)
+
+
+def run_stage(stage: Stage, function: StageFunction, root: Path, params: Params) -> Record:
+    """Run one stage and publish its outs, each swapped in whole by rename.
+
+    Raises:
+        InputError: bad input; or code, parameters or inputs changed while the stage ran. Nothing is
+            published then, and the outs of the run before survive.
+    """
+    refuse_changes(root, params, stage.name)
+    with locked(root / ".headstart" / "locks" / f"{stage.name}.lock", f"stage {stage.name}"):
+        staging = root / ".headstart" / "tmp" / stage.name
+        files.remove(staging)
+        staging.mkdir(parents=True)
+        inputs = signature(root, stage.deps)
+        start = time.monotonic()
+        try:
+            summary = function(Job(params, root, staging))
+            refuse_changes(root, params, stage.name)
+            if signature(root, stage.deps) != inputs:
+                raise InputError(
+                    f"{stage.name}: an input changed while it ran ({', '.join(stage.deps[:1])}, …)",
+                    fix="run again; nothing was published",
+                )
+            _publish(stage, staging, root)
+        finally:
+            files.remove(staging)
+        record = Record(stage.name, round(time.monotonic() - start, 3), summary)
+        files.write_json(_record_path(root, stage.name), record.__dict__)
+        return record
+
+
+def _publish(stage: Stage, staging: Path, root: Path) -> None:
+    missing = [out for out in stage.outs if not (staging / out).exists()]
+    assert not missing, f"{stage.name} did not write {missing}"
+    for out in stage.outs:
+        files.swap_in(staging / out, root / out, staging / ".old")
+
+
+def _record_path(root: Path, name: str) -> Path:
+    return root / ".headstart" / "records" / f"{name}.json"
+
+
+def last_record(root: Path, name: str) -> Record | None:
+    """The record of the last run of a stage in this project folder, if there was one."""
+    try:
+        return Record(**json.loads(_record_path(root, name).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def refuse_changes(root: Path, params: Params, name: str) -> None:
+    """Refuse to run or to publish when code or params.yaml are not what this process started with.
+
+    Raises:
+        InputError: naming which of the two changed.
+    """
+    if snapshot.code_digest(snapshot.CODE_ROOT) != snapshot.CODE_AT_START:
+        raise InputError(f"{name}: the project's code changed since this process started", fix="run again")
+    if load_params(root / "params.yaml") != params:
+        raise InputError(f"{name}: params.yaml changed since this process started", fix="run again")
+
+
+def signature(root: Path, paths: Iterable[str]) -> str:
+    """A digest of names, inodes, sizes and modification times below `paths`: changes when an input is touched.
+
+    It only ever refuses; what is fresh is decided by content (DVC).
+    """
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        for file in _walk(root / path):
+            stat = file.stat()
+            digest.update(f"{file}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        if path.exists():
+            yield path
+        return
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        for name in sorted(names):
+            file = Path(folder, name)
+            if file.exists():
+                yield file
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold an flock on `path`; waits, and says for whom, while another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            logger.info("%s is held by process %s: waiting for it to end", what, stream.read().strip() or "unknown")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def main(name: str, function: StageFunction, after: Callable[[Path, Params], object] | None = None) -> None:
+    """The body of `python -m tasks.NAME`: run the stage in the current folder and exit.
+
+    Args:
+        name: the stage's name in dvc.yaml.
+        function: its function.
+        after: called once the stage's outs are published.
+    """
+
+    def run() -> int:
+        root = Path.cwd()
+        params = load_params(root / "params.yaml")
+        record = run_stage(load_graph(root, params)[name], function, root, params)
+        logger.info("%s done in %.1f s", name, record.seconds)
+        if after is not None:
+            after(root, params)
+        return 0
+
+    command_line()
+    sys.exit(guarded(run))
+
+
+def command_line() -> None:
+    """Set a command-line process up: our own log lines on stderr, SIGTERM as an orderly exit with 143."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)

@@ -1,0 +1,1 @@
+"""Backbones, their weights, heads, layer groups, and what is frozen."""

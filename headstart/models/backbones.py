@@ -1,0 +1,243 @@
+"""A backbone: any torchvision or timm classifier, cut before its classifier.
+
+Shape legend: n images, f features of the map, d activation width (2f for maps, f for tokens), s input side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import timm
+import torch
+from timm.models import group_parameters
+from torch import nn
+from torchvision import models as tv
+
+from headstart.core.errors import InputError
+from headstart.data.transforms import Preprocessing
+from headstart.models import weights as weight_files
+from headstart.models.families import map_stages
+
+TORCHVISION = "torchvision"
+TIMM = "timm"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen body, the preprocessing its weights expect, and its layer groups.
+
+    Args:
+        name: as in params.yaml.
+        body: images [n, 3, s, s] float32 to activations [n, d], in eval mode, no gradients.
+        width: d.
+        groups: parameter names of the body by layer group, earliest first.
+        preprocessing: from the weights' own metadata, at the wanted image size.
+        body_parameters, classifier_parameters: counts of the architecture, before and after the cut.
+    """
+
+    name: str
+    body: nn.Module
+    width: int
+    groups: dict[str, tuple[str, ...]]
+    preprocessing: Preprocessing
+    body_parameters: int
+    classifier_parameters: int
+
+
+class MapBody(nn.Module):
+    """A convolutional body: stages, then average and maximum over the map, side by side (fastai's concat pool)."""
+
+    def __init__(self, stages: nn.Module) -> None:
+        super().__init__()
+        self.stages = stages
+
+    def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
+        map_nfhw = self.stages(x_nchw).float()  # pooled in float32 whatever the body computes in
+        return torch.cat([map_nfhw.mean((2, 3)), map_nfhw.amax((2, 3))], dim=1)  # [n, 2f]
+
+
+class TokenBody(nn.Module):
+    """A transformer's body: its own pooled representation, what its classifier would see."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.stages = model
+
+    def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self.stages(x_nchw)
+        return tokens.float()  # [n, f]
+
+
+class TimmFeatures(nn.Module):
+    """A timm model as far as its last activation map or, for a transformer, its pooled representation."""
+
+    def __init__(self, model: Any, pooled: bool) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.pooled = pooled
+
+    def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.model.forward_features(x_nchw)
+        return self.model.forward_head(features, pre_logits=True) if self.pooled else features
+
+
+@contextmanager
+def scoped_seed(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator inside the block only; outside, the state is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def library_of(name: str) -> str:
+    """Which library builds `name`: torchvision where it can, else timm.
+
+    Raises:
+        InputError: neither knows it; the message lists near names.
+    """
+    if name in tv.list_models(module=tv):
+        return TORCHVISION
+    if timm.is_model(name):
+        return TIMM
+    import difflib
+
+    known = [*tv.list_models(module=tv), *timm.list_models()]
+    near = ", ".join(difflib.get_close_matches(name, known, n=6, cutoff=0.4)) or "none"
+    raise InputError(
+        f"backbone.name: {name!r} is neither a torchvision nor a timm classification model",
+        wanted=f"near names: {near}",
+        fix='python -c "import timm; print(timm.list_models())" lists them all',
+    )
+
+
+def build_backbone(
+    name: str,
+    weights: str,
+    image_size: int,
+    *,
+    crop_pct: float | None = None,
+    seed: int = 0,
+    weights_sha256: str | None = None,
+) -> Backbone:
+    """Build a backbone with its weights and cut it before the classifier.
+
+    Args:
+        name: a torchvision classification model, or else a timm model.
+        weights: "packaged", "imagenet", "random", or a path to .safetensors or .pth.
+        image_size: s, pixels.
+        crop_pct: the input's side as a share of the resized shorter side; None takes the weights' own.
+        seed: of the initial weights, where `weights` is "random".
+        weights_sha256: what the file at a path must hash to.
+
+    Raises:
+        InputError: unknown name, weights that cannot be had or do not fit, an image size the model refuses.
+    """
+    build = _build_torchvision if library_of(name) == TORCHVISION else _build_timm
+    with scoped_seed(seed):
+        model, preprocessing = build(name, weights, image_size, weights_sha256)
+    if crop_pct is not None:
+        preprocessing = replace(preprocessing, crop_pct=crop_pct)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    body = _cut(model, name, image_size).eval().requires_grad_(False)
+    kept = sum(parameter.numel() for parameter in body.parameters())
+    width = _forward(body, name, image_size).shape[1]
+    return Backbone(name, body, width, _halves(body), preprocessing, kept, total - kept)
+
+
+def bare_backbone(name: str, preprocessing: Preprocessing) -> Backbone:
+    """The architecture alone, for weights that follow from a trained model's own file."""
+    backbone = build_backbone(name, "random", preprocessing.image_size)
+    return replace(backbone, preprocessing=preprocessing)
+
+
+def _build_torchvision(name: str, weights: str, size: int, sha256: str | None) -> tuple[nn.Module, Preprocessing]:
+    listed = tv.get_model_weights(name).DEFAULT
+    options: dict[str, object] = {}
+    if name.startswith("vit_"):
+        options["image_size"] = size
+    if name.startswith("maxvit"):
+        options["input_size"] = (size, size)
+    if name in ("googlenet", "inception_v3"):
+        options |= {"transform_input": weights != "random", "init_weights": weights == "random"}
+    try:
+        model = tv.get_model(name, weights=None, **options)
+    except ValueError as error:
+        raise _size_error(name, size, error) from None
+    weight_files.load_torchvision(model, name, listed, weights, sha256)
+    preset = listed.transforms()
+    crop, resize = preset.crop_size[0], preset.resize_size[0]
+    mean, std = tuple(preset.mean), tuple(preset.std)
+    return model, Preprocessing(size, crop / resize, preset.interpolation.value, mean, std)
+
+
+def _build_timm(name: str, weights: str, size: int, sha256: str | None) -> tuple[nn.Module, Preprocessing]:
+    config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    options: dict[str, object] = {"img_size": size} if config.fixed_input_size else {}
+    try:
+        model = weight_files.create_timm(name, weights, options, sha256)
+    except (AssertionError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise _size_error(name, size, error) from None
+    mean: Any = tuple(config.mean)
+    std: Any = tuple(config.std)
+    return model, Preprocessing(size, config.crop_pct or 0.875, config.interpolation or "bicubic", mean, std)
+
+
+def _cut(model: Any, name: str, size: int) -> nn.Module:
+    if library_of(name) == TIMM:
+        model.reset_classifier(0)
+        features = TimmFeatures(model, pooled=False).eval()
+        is_map = getattr(model, "output_fmt", "NCHW") == "NCHW" and _forward(features, name, size).ndim == 4
+        return MapBody(features) if is_map else TokenBody(TimmFeatures(model, pooled=True))
+    stages = map_stages(model)
+    if stages is not None:
+        return MapBody(nn.Sequential(OrderedDict(stages)))
+    model.heads = nn.Identity()
+    return TokenBody(model)
+
+
+@torch.no_grad()
+def _forward(module: nn.Module, name: str, size: int) -> torch.Tensor:
+    try:
+        output: torch.Tensor = module(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise _size_error(name, size, error) from None
+    return output
+
+
+def _size_error(name: str, size: int, error: Exception) -> InputError:
+    return InputError(
+        f"backbone.image_size: {name} refuses {size} pixels: {str(error).splitlines()[0][:200]}",
+        fix="take the size its weights were trained at (224 for most)",
+    )
+
+
+def _halves(body: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Two layer groups of about half the stages each, the lesson's "stem+early" and "late"; the head is the third."""
+    layers = [names for names in _layers(body) if names]
+    middle = math.ceil(len(layers) / 2)
+    early = tuple(name for layer in layers[:middle] for name in layer)
+    late = tuple(name for layer in layers[middle:] for name in layer)
+    return {"early": early, "late": late}
+
+
+def _layers(body: nn.Module) -> list[list[str]]:
+    stages: Any = body.stages
+    if isinstance(stages, TimmFeatures):
+        by_layer = group_parameters(stages.model, stages.model.group_matcher(coarse=True))
+        return [[f"stages.model.{name}" for name in by_layer[layer]] for layer in sorted(by_layer)]
+    if isinstance(stages, nn.Sequential):
+        return [[f"stages.{name}.{leaf}" for leaf, _ in stage.named_parameters()] for name, stage in stages.named_children()]
+    # torchvision's vision transformer: patches, then the encoder's blocks, then its norm
+    names = [name for name, _ in body.named_parameters()]
+    blocks = [f"stages.encoder.layers.{block}." for block, _ in stages.encoder.layers.named_children()]
+    inside = [[name for name in names if name.startswith(block)] for block in blocks]
+    norm = [name for name in names if name.startswith("stages.encoder.ln")]
+    taken = {name for layer in (*inside, norm) for name in layer}
+    return [[name for name in names if name not in taken], *inside, norm]

@@ -1,0 +1,101 @@
+"""Heads: what is trained on the activations. Shape legend: n rows, d activation width, c classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from headstart.core.errors import InputError
+from headstart.models.backbones import scoped_seed
+
+HIDDEN = 512
+
+
+class Standardise(nn.Module):
+    """Subtract the training activations' mean and divide by one scale, their typical standard deviation.
+
+    It puts every backbone's activations on one scale, so that one learning rate means one thing. One
+    scale for all columns, not one each: a max-pooled feature that is zero but for a few images would be
+    blown up by its own tiny deviation (measured: docs/decisions.md).
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(1))
+
+    def measure(self, x_nd: torch.Tensor) -> None:
+        """Take mean [d] and scale [1] from `x_nd`.
+
+        Raises:
+            InputError: the activations are all the same, there is nothing to learn from.
+        """
+        variance_d, mean_d = torch.var_mean(x_nd.double(), dim=0, correction=0)
+        scale = variance_d.mean().sqrt()
+        if not 0 < scale < float("inf"):
+            raise InputError(
+                f"the activations of all {len(x_nd)} training images have standard deviation {scale:.3g}",
+                wanted="a backbone that tells the images apart",
+                fix="check backbone.weights and the images",
+            )
+        self.mean.copy_(mean_d)
+        self.scale.fill_(float(scale))
+
+    def forward(self, x_nd: torch.Tensor) -> torch.Tensor:
+        return (x_nd - self.mean) / self.scale
+
+
+def linear_head(width: int, classes: int) -> nn.Sequential:
+    """Standardised activations [n, d] to logits [n, c]; starts at zero, where softmax regression is convex."""
+    linear = nn.Linear(width, classes)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(Standardise(width), linear)
+
+
+def mlp_head(width: int, classes: int) -> nn.Sequential:
+    """fastai's head on [n, d]: BN, dropout .25, 512, ReLU, BN, dropout .5, [n, c]; Kaiming-normal weights.
+
+    Source: fastai 2, `create_head`, https://docs.fast.ai/vision.learner.html.
+    """
+    first, last = nn.Linear(width, HIDDEN, bias=False), nn.Linear(HIDDEN, classes, bias=False)
+    for layer in (first, last):
+        nn.init.kaiming_normal_(layer.weight)
+    return nn.Sequential(
+        nn.BatchNorm1d(width),
+        nn.Dropout(0.25),
+        first,
+        nn.ReLU(inplace=True),
+        nn.BatchNorm1d(HIDDEN),
+        nn.Dropout(0.5),
+        last,
+    )
+
+
+def build_head(kind: str, width: int, classes: int, seed: int) -> nn.Sequential:
+    """A head of `kind` "linear" or "mlp"; equal seeds give equal weights."""
+    with scoped_seed(seed):
+        return linear_head(width, classes) if kind == "linear" else mlp_head(width, classes)
+
+
+def adapt(head: nn.Sequential, x_nd: torch.Tensor) -> None:
+    """Fit a new head's fixed statistics to the training activations, where it has such."""
+    for module in head.modules():
+        if isinstance(module, Standardise):
+            module.measure(x_nd)
+
+
+class Classifier(nn.Module):
+    """Body and head: images [n, 3, s, s] float32 to logits [n, c] float32."""
+
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.body(x_nchw).float())
+        return logits

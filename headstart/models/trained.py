@@ -1,0 +1,104 @@
+"""Trained models on disk: safetensors whose metadata says all that is needed to use them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from headstart.core.errors import InputError
+from headstart.core.files import canonical_json, sha256_bytes, write_bytes
+from headstart.data.transforms import Preprocessing
+from headstart.models.backbones import bare_backbone
+from headstart.models.heads import Classifier, build_head
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model file says of itself.
+
+    Args:
+        backbone: architecture name.
+        preprocessing: as the body expects it.
+        head: "linear" or "mlp".
+        width: activations per image.
+        classes: labels in the order of the logits.
+        provenance: digests of what it was made from.
+    """
+
+    backbone: str
+    preprocessing: Preprocessing
+    head: str
+    width: int
+    classes: tuple[str, ...]
+    provenance: Mapping[str, str]
+
+
+def save_model(path: Path, module: nn.Module, card: Card) -> None:
+    """Write a module's state and its card atomically; equal models give equal bytes.
+
+    The tensors' own checksum goes into the metadata and is verified on load.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    body = canonical_json(card.__dict__ | {"preprocessing": card.preprocessing.as_dict()})
+    checksum = sha256_bytes(save(state))
+    write_bytes(path, save(state, metadata={"headstart": body, "sha256": checksum}))
+
+
+def load_card(path: Path) -> Card:
+    """Read a model file's card.
+
+    Raises:
+        InputError: no such file, damaged, or not one of ours.
+    """
+    return _card(path, _read(path)[1])
+
+
+def load_head(path: Path) -> tuple[nn.Module, Card]:
+    """Load a trained head in eval mode."""
+    state, metadata = _read(path)
+    card = _card(path, metadata)
+    head = build_head(card.head, card.width, len(card.classes), seed=0)
+    head.load_state_dict(state)
+    return head.eval(), card
+
+
+def load_classifier(path: Path) -> tuple[Classifier, Card]:
+    """Load a fine-tuned model, body and head, in eval mode."""
+    state, metadata = _read(path)
+    card = _card(path, metadata)
+    backbone = bare_backbone(card.backbone, card.preprocessing)
+    model = Classifier(backbone.body, build_head(card.head, card.width, len(card.classes), seed=0))
+    model.load_state_dict(state)
+    return model.eval(), card
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file", fix="run the pipeline first") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged: {error}", fix="delete it and run the pipeline again") from None
+    if metadata.get("sha256") != sha256_bytes(save(state)):
+        raise InputError(f"{path}: its checksum does not match: damaged, or not ours", fix="delete it and run again")
+    return state, metadata
+
+
+def _card(path: Path, metadata: Mapping[str, str]) -> Card:
+    try:
+        fields: dict[str, Any] = json.loads(metadata["headstart"])
+        p = fields.pop("preprocessing")
+        preprocessing = Preprocessing(**(p | {"mean": tuple(p["mean"]), "std": tuple(p["std"])}))
+        return Card(**(fields | {"preprocessing": preprocessing, "classes": tuple(fields["classes"])}))
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: a weights file, but not a model of this project") from None

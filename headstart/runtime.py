@@ -1,0 +1,71 @@
+"""The machine: device, threads, memory allocation. `runtime` changes no result but the last bits by thread count."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+
+from headstart.core.errors import InputError
+
+M = TypeVar("M", bound=nn.Module)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's mallopt(3)
+KEEP_BYTES = 1 << 30
+
+
+def configure(threads: int | Literal["auto"], device: str) -> torch.device:
+    """Set this process up for tensor work and return the device to use.
+
+    Raises:
+        InputError: the device asked for is not there.
+    """
+    torch.set_num_threads(count(threads))
+    keep_freed_memory()
+    return pick_device(device)
+
+
+def count(number: int | Literal["auto"]) -> int:
+    """`number`, or the cores this process may use."""
+    return (
+        len(os.sched_getaffinity(0))
+        if number == "auto" and hasattr(os, "sched_getaffinity")
+        else (os.cpu_count() or 1 if number == "auto" else number)
+    )
+
+
+def pick_device(device: str) -> torch.device:
+    """The device by name; `auto` is CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        InputError: the device asked for is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(name for name, is_there in there.items() if is_there))
+    if not there[device]:
+        raise InputError(f"runtime.device: {device} is not available here", fix="set runtime.device: auto")
+    return torch.device(device)
+
+
+def place(module: M, device: torch.device) -> M:
+    """Move a module to `device`, its convolutions in channels-last memory."""
+    module.to(device)
+    module.to(memory_format=torch.channels_last)
+    return module
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed tensors' memory instead of returning it to the kernel after each use.
+
+    By default every large activation is mapped, zeroed and faulted in anew: measured 1.3 to 2 times the
+    time of a whole forward pass of EfficientNet-lite0 on 2 cores (docs/decisions.md).
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(M_MMAP_THRESHOLD, KEEP_BYTES)
+            libc.mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)

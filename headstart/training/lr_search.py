@@ -1,0 +1,153 @@
+"""The learning-rate range test and what to read off its curve.
+
+Source: Smith 2015, Cyclical Learning Rates, arXiv:1506.01186; rules as in fastai 2's `lr_find`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from headstart.models.backbones import scoped_seed
+from headstart.training.loop import Batch, adamw, train_step
+
+BETA = 0.98
+STOP_FACTOR = 4.0
+DECADE = 10.0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Learning rates tried and the smoothed loss at each; the test of `steps` steps stopped where it diverged."""
+
+    steps: int
+    lrs: tuple[float, ...]
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What the seeds' curves say together.
+
+    Args:
+        lr: the consensus, or the default where `abstained`.
+        by_rule: each rule's suggestions, one per seed that gave one.
+        spread: largest over smallest of all suggestions; 1 means all agree.
+        abstained: the seeds of the leading rule disagree by more than a decade, or gave nothing.
+    """
+
+    lr: float
+    by_rule: dict[str, list[float]]
+    spread: float
+    abstained: bool
+
+
+def range_test(model: nn.Module, batches: Iterator[Batch], *, lr_min: float, lr_max: float, steps: int, seed: int) -> Curve:
+    """Train a copy of `model` for `steps` steps while the learning rate grows exponentially.
+
+    The model, its buffers, its mode and the global random state are left as they were.
+
+    Args:
+        batches: endless.
+        seed: of dropout.
+
+    Returns:
+        The curve, cut where the smoothed loss exceeds 4 times its best or is not finite.
+    """
+    trial = copy.deepcopy(model).train()
+    optimizer = adamw([(list(trial.parameters()), lr_min)])
+    lrs: list[float] = []
+    losses: list[float] = []
+    average, best = 0.0, math.inf
+    with scoped_seed(seed):
+        for step in range(steps):
+            lr = lr_min * (lr_max / lr_min) ** (step / (steps - 1))
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            x, y = next(batches)
+            average = BETA * average + (1 - BETA) * train_step(trial, optimizer, x, y)
+            smoothed = average / (1 - BETA ** (step + 1))
+            if not math.isfinite(smoothed) or smoothed > STOP_FACTOR * best:
+                break
+            best = min(best, smoothed)
+            lrs.append(lr)
+            losses.append(smoothed)
+    return Curve(steps, tuple(lrs), tuple(losses))
+
+
+def trim(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """The part the rules look at: without the first tenth and the last five steps, cut at the first non-finite."""
+    kept = slice(curve.steps // 10, -5)
+    lrs, losses = np.array(curve.lrs[kept]), np.array(curve.losses[kept])
+    bad = np.flatnonzero(~np.isfinite(losses))
+    end = bad[0] if len(bad) else len(losses)
+    return lrs[:end], losses[:end]
+
+
+def valley(lrs: np.ndarray, losses: np.ndarray) -> float | None:
+    """About half-way down the longest decreasing subsequence."""
+    if len(losses) < 2:
+        return None
+    length = np.ones(len(losses), dtype=int)
+    for i in range(1, len(losses)):
+        earlier = length[:i][losses[:i] > losses[i]]
+        length[i] += earlier.max(initial=0)
+    end = int(length.argmax())
+    longest = int(length[end])
+    start, third = end - longest, longest // 3
+    return float(lrs[max(start + third + third // 2, 0)])
+
+
+def steep(lrs: np.ndarray, losses: np.ndarray) -> float | None:
+    """Where the loss falls fastest per unit of ln(lr)."""
+    if len(losses) < 2:
+        return None
+    return float(lrs[(np.diff(losses) / np.diff(np.log(lrs))).argmin()])
+
+
+def minimum(lrs: np.ndarray, losses: np.ndarray) -> float | None:
+    """A tenth of the rate with the lowest loss."""
+    return float(lrs[losses.argmin()] / 10) if len(losses) else None
+
+
+def slide(lrs: np.ndarray, losses: np.ndarray, window: int = 15, threshold: float = 0.005) -> float | None:
+    """From the right, until the gradient's difference across a window falls to the threshold."""
+    right, left = -1, -1 - window
+    if len(losses) < -left:
+        return None
+    gradients = np.gradient(losses)
+    suggestion = float(lrs[left])
+    while left >= -len(losses) and abs(gradients[right] - gradients[left]) > threshold:
+        suggestion = float(lrs[left])
+        right, left = right - 1, left - 1
+    return suggestion
+
+
+RULES = {"valley": valley, "steep": steep, "minimum": minimum, "slide": slide}
+
+
+def suggest(curves: Sequence[Curve], default: float) -> Suggestion:
+    """Combine every rule on every seed's curve; the consensus is the geometric median of all suggestions.
+
+    Abstains, and returns the default, when the rules' own medians lie more than a decade apart after
+    the farthest one is set aside, or when fewer than two rules had anything to say.
+    """
+    by_rule = {name: [lr for curve in curves if (lr := rule(*trim(curve))) is not None] for name, rule in RULES.items()}
+    every = sorted(lr for lrs in by_rule.values() for lr in lrs)
+    medians = sorted(_geometric_median(lrs) for lrs in by_rule.values() if lrs)
+    if len(medians) < 2:
+        return Suggestion(default, by_rule, math.inf, abstained=True)
+    spread = every[-1] / every[0]
+    core = min(medians[-2] / medians[0], medians[-1] / medians[1]) if len(medians) > 2 else medians[1] / medians[0]
+    if core > DECADE:
+        return Suggestion(default, by_rule, spread, abstained=True)
+    return Suggestion(_geometric_median(every), by_rule, spread, abstained=False)
+
+
+def _geometric_median(values: Sequence[float]) -> float:
+    return float(np.exp(np.median(np.log(values))))

@@ -1,0 +1,83 @@
+"""DVC owns the graph and freshness: is a stage fresh, restore it from the run cache, commit its outs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from headstart.core.errors import InputError
+from headstart.core.files import write_json
+
+logger = logging.getLogger("headstart")
+
+
+class Workspace:
+    """A project's DVC repository, its lock held. Make it with `workspace`."""
+
+    def __init__(self, root: Path) -> None:
+        from dvc.repo import Repo
+
+        self.root = root
+        self.repo = Repo(str(root))
+
+    def is_fresh(self, stage: str) -> bool:
+        """Whether dvc.lock, inputs, parameters, code and outs of a stage all agree."""
+        return not self.repo.status(targets=[stage])
+
+    def restore(self, stage: str) -> bool:
+        """Take a stage's outs from DVC's run cache, as `dvc repro` would, if it ran before with these inputs."""
+        from dvc.stage.cache import RunCacheNotFoundError
+
+        (found,) = self.repo.stage.collect(stage)
+        try:
+            self.repo.stage_cache.restore(found)
+        except RunCacheNotFoundError:
+            return False
+        self.commit(stage)
+        return True
+
+    def commit(self, stage: str) -> None:
+        """Record a stage's inputs and outs in dvc.lock and the outs in DVC's cache."""
+        self.repo.commit(stage, force=True)
+
+
+@contextmanager
+def workspace(root: Path) -> Iterator[Workspace]:
+    """Hold DVC's repository lock: nobody else changes dvc.lock or runs a stage meanwhile.
+
+    Raises:
+        InputError: not a DVC project, or another process holds the lock; it says which.
+    """
+    os.environ.setdefault("DVC_SITE_CACHE_DIR", str(root / ".headstart" / "dvc"))
+    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.lock import LockError
+    from dvc.repo import lock_repo
+
+    for name in ("dvc", "dvc_data", "dvc_objects"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    holder = root / ".headstart" / "dvc-lock-holder.json"
+    try:
+        here = Workspace(root)
+        with lock_repo(here.repo):
+            write_json(holder, {"process": os.getpid()})
+            try:
+                yield here
+            finally:
+                holder.unlink(missing_ok=True)
+    except NotDvcRepoError:
+        raise InputError(f"{root}: not a DVC project", fix="run from the project's root, or run `dvc init`") from None
+    except LockError:
+        raise InputError(f"DVC's lock is held by {_holder(holder)}", fix="wait until it has ended, then run again") from None
+
+
+def _holder(path: Path) -> str:
+    try:
+        process = json.loads(path.read_text())["process"]
+    except (OSError, ValueError, KeyError):
+        return "another dvc command (`ps -ef | grep dvc` shows it)"
+    return f"a run of this flow, process {process}"

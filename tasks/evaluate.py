@@ -1,0 +1,164 @@
+"""evaluate: the test split, plain and with test-time augmentation; metrics, predictions, report."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from headstart import tracking
+from headstart.activations.store import Activations
+from headstart.core.files import sha256_file, write_bytes, write_json, write_text
+from headstart.core.progress import track
+from headstart.core.stages import Job, Summary, main
+from headstart.data.images import ImageSource, chunks, ordered_map
+from headstart.data.manifest import read_manifest
+from headstart.data.transforms import Augmentation, normalise
+from headstart.evaluation import metrics, plots, report
+from headstart.models.trained import Card, load_classifier, load_head
+from headstart.runtime import configure, count, place
+from headstart.training.loop import predict
+from torch import nn
+
+logger = logging.getLogger("headstart")
+MOST_WRONG = 12
+
+
+def evaluate(job: Job) -> Summary:
+    """Write reports/{metrics.json, predictions.parquet, confusion_matrix.png, report.html}."""
+    params = job.params
+    manifest = read_manifest(job.root / "data/manifest.parquet")
+    test = manifest[manifest["split"] == "test"].reset_index(drop=True)
+    y_n = torch.tensor(test["class_index"].to_numpy(), dtype=torch.int64)
+    head, _ = load_head(job.root / "models/head.safetensors")
+    head_nc = predict(head, [Activations(job.root / "data/activations").rows(list(test["key"]))])
+    model, card = load_classifier(job.root / "models/fine_tuned.safetensors")
+    images = ImageSource(
+        folder=job.root / params.data.source,
+        max_pixels=params.data.max_pixels,
+        preprocessing=card.preprocessing,
+        augmentation=Augmentation(**params.precompute.augment.model_dump()),
+        seed=params.seed,
+    )
+    logits_vnc = all_views(job, images, model, test)
+    tta_nc = metrics.test_time_augmentation(logits_vnc, params.evaluate.tta)
+    results: dict[str, Any] = {
+        "n_test": len(test),
+        "head": metrics.summarise(head_nc.double().softmax(1), y_n),
+        "fine_tuned": metrics.summarise(logits_vnc[0].double().softmax(1), y_n),
+        "fine_tuned_tta": metrics.summarise(tta_nc, y_n),
+    }
+    write_json(job.output("reports/metrics.json"), results)
+    table = predictions(test, tta_nc, card)
+    write_bytes(job.output("reports/predictions.parquet"), table)
+    counts = metrics.confusion_matrix(y_n, tta_nc.argmax(1), len(card.classes))
+    picture = plots.confusion(counts, card.classes)
+    write_bytes(job.output("reports/confusion_matrix.png"), picture)
+    write_text(job.output("reports/report.html"), html(job, results, manifest, test, tta_nc, counts, picture, card, images))
+    for row in report.result_rows(results):
+        logger.info("  %s: %.4f (%.4f to %.4f)", row["name"], row["accuracy"], row["low"], row["high"])
+    return {f"{name}_accuracy": results[name]["accuracy"] for name in ("head", "fine_tuned", "fine_tuned_tta")}
+
+
+def all_views(job: Job, images: ImageSource, model: nn.Module, test: pd.DataFrame) -> torch.Tensor:
+    """The fine-tuned model's logits [v, n, c] of every view of the test images."""
+    params = job.params
+    device = configure(params.runtime.threads, params.runtime.device)
+    place(model, device)
+    augmented, size = params.precompute.views, params.fine_tune.batch_size
+    files = list(zip(test["path"], test["key"], strict=True))
+
+    def batches() -> Iterator[torch.Tensor]:
+        workers = count(params.runtime.workers)
+        loaded = ordered_map(lambda file: images.views(*file, augmented), files, workers, ahead=2 * size)
+        views = chunks((view for image in loaded for view in image), size)
+        for batch in track(views, "classifying test images", len(files) * (1 + augmented), weight=size):
+            yield normalise(torch.stack(batch).to(device), images.preprocessing)
+
+    return predict(model, batches()).reshape(len(files), 1 + augmented, -1).transpose(0, 1)
+
+
+def predictions(test: pd.DataFrame, p_nc: torch.Tensor, card: Card) -> bytes:
+    """One row per test image as Parquet: path, label, predicted, probabilities in class order."""
+    columns = {
+        "path": pa.array(test["path"], pa.string()),
+        "label": pa.array(test["label"], pa.string()),
+        "predicted": pa.array([card.classes[i] for i in p_nc.argmax(1).tolist()], pa.string()),
+        "probabilities": pa.array(p_nc.tolist(), pa.list_(pa.float64())),
+    }
+    table = pa.table(columns).replace_schema_metadata({"classes": json.dumps(card.classes)})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def html(
+    job: Job,
+    results: dict[str, Any],
+    manifest: pd.DataFrame,
+    test: pd.DataFrame,
+    p_nc: torch.Tensor,
+    counts: np.ndarray,
+    picture: bytes,
+    card: Card,
+    images: ImageSource,
+) -> str:
+    """The report of this evaluation."""
+    root, params = job.root, job.params
+    histories = {
+        stage: pd.read_csv(root / f"reports/{stage}/history.csv").to_numpy()[:, 1:] for stage in ("train_head", "fine_tune")
+    }
+    digests = {name: sha256_file(root / name) for name in ("data/manifest.parquet", "models/head.safetensors")}
+    return report.render(
+        {
+            "source": params.data.source,
+            "backbone": card.backbone,
+            "image_size": card.preprocessing.image_size,
+            "classes": card.classes,
+            "n_test": f"{results['n_test']:,}",
+            "results": report.result_rows(results),
+            "wrong": most_wrong(images, test, p_nc, card),
+            "confusion": report.base64_text(picture),
+            "confused": metrics.most_confused(counts, card.classes),
+            "per_class": report.class_rows(metrics.per_class(counts), manifest),
+            "lr_sentence": report.lr_sentence(json.loads((root / "reports/find_lr/lr.json").read_text())),
+            "lr_curve": report.base64_text((root / "reports/find_lr/curve.png").read_bytes()),
+            "curves": report.base64_text(plots.training_curves(histories)),
+            "data_sentence": report.data_sentence(manifest, len(pd.read_csv(root / "data/quarantine.csv"))),
+            "params": list(report.flat_params(params).items()),
+            "provenance": [(f"SHA-256 of {name}", digest) for name, digest in digests.items()]
+            + [("backbone weights", card.provenance["weights"])],
+        }
+    )
+
+
+def most_wrong(images: ImageSource, test: pd.DataFrame, p_nc: torch.Tensor, card: Card) -> list[dict[str, Any]]:
+    """The misclassified test images with the least probability of their true class, with their pictures."""
+    y_n = torch.tensor(test["class_index"].to_numpy(), dtype=torch.int64)
+    true_n = p_nc[torch.arange(len(y_n)), y_n]
+    predicted_n = p_nc.argmax(1)
+    order = [i for i in true_n.argsort(stable=True).tolist() if predicted_n[i] != y_n[i]][:MOST_WRONG]
+    items = []
+    for i in order:
+        row = test.iloc[i]
+        items.append(
+            {
+                "path": row["path"],
+                "label": row["label"],
+                "predicted": card.classes[int(predicted_n[i])],
+                "confidence": float(p_nc[i].max()),
+                "image": report.thumbnail(images.plain(row["path"], row["key"])),
+            }
+        )
+    return items
+
+
+if __name__ == "__main__":
+    main("evaluate", evaluate, after=tracking.record_pipeline)
