@@ -106,6 +106,7 @@ class Engine:
         return x_nd.float().cpu()[:n]
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def fold_batch_norms(body: nn.Module, example: torch.Tensor) -> tuple[nn.Module, int]:
     """A copy of `body` with each batch norm folded into the convolution whose output it alone reads.

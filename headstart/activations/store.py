@@ -64,6 +64,7 @@ def write_shards(
 
 
 def _batch(keys: Sequence[str], views: Sequence[int], x_nd: NDArray[Any], schema: pa.Schema) -> pa.RecordBatch:
+    assert pa.from_numpy_dtype(x_nd.dtype) == schema.field("activations").type.value_type
     flat = pa.array(x_nd.reshape(-1), type=schema.field("activations").type.value_type)
     return pa.record_batch(
         [

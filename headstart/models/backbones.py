@@ -166,7 +166,7 @@ def _build_torchvision(name: str, weights: str, size: int, sha256: str | None) -
         options |= {"transform_input": weights != "random", "init_weights": weights == "random"}
     try:
         model = tv.get_model(name, weights=None, **options)
-    except ValueError as error:
+    except (AssertionError, ValueError) as error:
         raise _size_error(name, size, error) from None
     weight_files.load_torchvision(model, name, listed, weights, sha256)
     preset = listed.transforms()

@@ -47,9 +47,8 @@ def save_model(path: Path, module: nn.Module, card: Card) -> None:
     The tensors' own checksum goes into the metadata and is verified on load.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    body = canonical_json(card.__dict__ | {"preprocessing": card.preprocessing.as_dict()})
-    checksum = sha256_bytes(save(state))
-    write_bytes(path, save(state, metadata={"headstart": body, "sha256": checksum}))
+    fields = card.__dict__ | {"preprocessing": card.preprocessing.as_dict(), "sha256": sha256_bytes(save(state))}
+    write_bytes(path, save(state, metadata={"headstart": canonical_json(fields)}))  # safetensors orders no metadata
 
 
 def load_card(path: Path) -> Card:
@@ -58,13 +57,12 @@ def load_card(path: Path) -> Card:
     Raises:
         InputError: no such file, damaged, or not one of ours.
     """
-    return _card(path, _read(path)[1])
+    return _read(path)[1]
 
 
 def load_head(path: Path) -> tuple[nn.Module, Card]:
     """Load a trained head in eval mode."""
-    state, metadata = _read(path)
-    card = _card(path, metadata)
+    state, card = _read(path)
     head = build_head(card.head, card.width, len(card.classes), seed=0)
     head.load_state_dict(state)
     return head.eval(), card
@@ -72,15 +70,14 @@ def load_head(path: Path) -> tuple[nn.Module, Card]:
 
 def load_classifier(path: Path) -> tuple[Classifier, Card]:
     """Load a fine-tuned model, body and head, in eval mode."""
-    state, metadata = _read(path)
-    card = _card(path, metadata)
+    state, card = _read(path)
     backbone = bare_backbone(card.backbone, card.preprocessing)
     model = Classifier(backbone.body, build_head(card.head, card.width, len(card.classes), seed=0))
     model.load_state_dict(state)
     return model.eval(), card
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], Card]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -89,16 +86,14 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise InputError(f"{path}: no such file", fix="run the pipeline first") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: damaged: {error}", fix="delete it and run the pipeline again") from None
-    if metadata.get("sha256") != sha256_bytes(save(state)):
-        raise InputError(f"{path}: its checksum does not match: damaged, or not ours", fix="delete it and run again")
-    return state, metadata
-
-
-def _card(path: Path, metadata: Mapping[str, str]) -> Card:
     try:
         fields: dict[str, Any] = json.loads(metadata["headstart"])
+        checksum = fields.pop("sha256")
         p = fields.pop("preprocessing")
         preprocessing = Preprocessing(**(p | {"mean": tuple(p["mean"]), "std": tuple(p["std"])}))
-        return Card(**(fields | {"preprocessing": preprocessing, "classes": tuple(fields["classes"])}))
+        card = Card(**(fields | {"preprocessing": preprocessing, "classes": tuple(fields["classes"])}))
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: a weights file, but not a model of this project") from None
+    if checksum != sha256_bytes(save(state)):
+        raise InputError(f"{path}: its checksum does not match: damaged", fix="delete it and run the pipeline again")
+    return state, card

@@ -1,0 +1,88 @@
+"""Shared fixtures: small real image folders, and a whole small project to run stages in."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+
+# Small and quick, yet every stage is real: two views, an unfrozen epoch, a network with batch norm and depthwise convolutions.
+SMALL = {
+    "data.source": "data/shapes",
+    "data.max_quarantined": "0.2",
+    "backbone.name": "test_efficientnet",
+    "backbone.weights": "random",
+    "backbone.image_size": "32",
+    "precompute.views": "1",
+    "precompute.batch_size": "8",
+    "find_lr.steps": "30",
+    "find_lr.seeds": "2",
+    "train_head.epochs": "2",
+    "fine_tune.epochs": "1",
+    "fine_tune.batch_size": "8",
+    "runtime.threads": "2",
+}
+
+
+def encode(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    """An array [h, w(, 3)] uint8 as an image file's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def picture(label: int, number: int, side: int = 20) -> np.ndarray:
+    """A distinct noisy image [side, side, 3] whose bright band tells its class."""
+    rng = np.random.default_rng([label, number])
+    pixels = rng.integers(0, 90, (side, side, 3), dtype=np.uint8)
+    pixels[label * 6 : label * 6 + 6] += 150
+    return pixels
+
+
+def write_shapes(folder: Path, classes: int = 3, each: int = 20) -> Path:
+    """Class folders a, b, c of `each` PNG images."""
+    for label in range(classes):
+        (folder / "abcdefgh"[label]).mkdir(parents=True, exist_ok=True)
+        for number in range(each):
+            (folder / "abcdefgh"[label] / f"{number:03}.png").write_bytes(encode(picture(label, number)))
+    return folder
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    return write_shapes(tmp_path / "shapes")
+
+
+def make_project(folder: Path, **settings: str) -> Path:
+    """A copy of this repository's tracked files as a project of its own, its data set linked at data/shapes."""
+    from headstart.core.params import set_params
+
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    for name in files.stdout.splitlines():
+        if name.startswith(("tests/", "reports/", "docs/", "dvc.lock")) or not (REPOSITORY / name).is_file():
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(REPOSITORY / name, folder / name)
+    source = write_shapes(folder.parent / f"{folder.name}-images")
+    (folder / "data").mkdir()
+    (folder / "data/shapes").symlink_to(source)
+    set_params(folder / "params.yaml", [f"{key}={value}" for key, value in (SMALL | settings).items()])
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return make_project(tmp_path / "project")

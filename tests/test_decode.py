@@ -1,0 +1,106 @@
+"""One function turns a file into the pixels that every stage sees."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from headstart.data.decode import DecodeError, decode
+from tests.conftest import encode
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (12, 17, 3), dtype=np.uint8)
+
+
+def save(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_give_the_pixels(kind):
+    assert np.array_equal(decode(encode(RGB, kind)), RGB)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF", "GIF"])
+def test_lossy_formats_give_the_shape(kind):
+    pixels = decode(encode(RGB, kind))
+    assert (pixels.shape, pixels.dtype) == ((12, 17, 3), np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = {
+        1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1], 5: RGB.transpose(1, 0, 2),
+        6: np.rot90(RGB, -1), 7: RGB[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(RGB),
+    }[orientation]  # fmt: skip
+    assert np.array_equal(decode(save(Image.fromarray(RGB), "PNG", exif=exif)), upright)
+
+
+def test_transparency_is_composited_on_white():
+    rgba = np.dstack([RGB, np.zeros(RGB.shape[:2], np.uint8)])
+    assert (decode(encode(rgba)) == 255).all()
+    rgba[..., 3] = 255
+    assert np.array_equal(decode(encode(rgba)), RGB)
+    half = np.full((1, 1, 4), (0, 0, 0, 128), np.uint8)
+    assert abs(int(decode(encode(half))[0, 0, 0]) - 127) <= 1
+
+
+def test_palette_with_a_transparent_colour():
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putdata([0, 1])
+    assert decode(save(image, "PNG", transparency=0)).tolist() == [[[255, 255, 255], [0, 255, 0]]]
+
+
+def test_sixteen_bits_are_scaled_not_saturated():
+    values = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    pixels = decode(save(Image.fromarray(values), "PNG"))
+    assert np.array_equal(pixels[..., 0].ravel(), np.arange(256))
+    assert np.array_equal(decode(save(Image.fromarray(values), "TIFF")), pixels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "CMYK", "RGB", "P"])
+def test_every_mode_becomes_rgb(mode):
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    assert decode(save(Image.fromarray(RGB).convert(mode), kind)).shape == (12, 17, 3)
+
+
+def test_the_first_frame_is_taken():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    data = save(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    assert decode(data)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"just text",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        encode(RGB, "JPEG")[:200],
+        encode(RNG.integers(0, 256, (200, 200, 3), dtype=np.uint8), "JPEG")[:-2000],
+        encode(RGB, "PNG")[:-30],
+        encode(RGB, "PNG")[:60] + b"\0\0\0\0" + encode(RGB, "PNG")[64:],
+    ],
+)
+def test_what_is_no_whole_image_is_refused(data):
+    with pytest.raises(DecodeError):
+        decode(data)
+
+
+def test_a_bomb_is_refused_from_its_header():
+    header = bytearray(encode(np.zeros((1, 1, 3), np.uint8)))
+    header[16:24] = (40_000).to_bytes(4) + (40_000).to_bytes(4)
+    import zlib
+
+    header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4)
+    with pytest.raises(DecodeError, match="pixels"):
+        decode(bytes(header))
+    with pytest.raises(DecodeError, match="12 pixels are more than 100"):
+        decode(encode(RGB), max_pixels=100)

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+
+from headstart.core.errors import InputError
+from headstart.core.params import load_params, set_params
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    copy = tmp_path / "params.yaml"
+    copy.write_text((REPOSITORY / "params.yaml").read_text())
+    return copy
+
+
+def test_fixed_names_are_there():
+    params = load_params(REPOSITORY / "params.yaml").model_dump()
+    fixed = {
+        "data": {"builtin", "source", "valid_fraction", "test_fraction"},
+        "backbone": {"name", "weights", "image_size"},
+        "precompute": {"views", "precision", "batch_size"},
+        "find_lr": set(),
+        "train_head": {"epochs", "lr", "head", "batch_size"},
+        "fine_tune": {"epochs", "lr", "lr_ratio", "bn_freeze", "unfreeze_from", "batch_size"},
+        "evaluate": {"tta"},
+        "runtime": {"threads", "workers", "device"},
+    }
+    assert set(params) == {"seed", *fixed}
+    for section, keys in fixed.items():
+        assert keys <= set(params[section])
+
+
+def test_set_edits_in_place_and_keeps_every_comment(path):
+    before = path.read_text().splitlines()
+    params = set_params(path, ["train_head.epochs=3", "fine_tune.lr=auto"])
+    after = path.read_text().splitlines()
+    assert (params.train_head.epochs, params.fine_tune.lr) == (3, "auto")
+    assert load_params(path) == params
+    changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+    assert len(changed) == 2
+    assert all(a.partition("#")[2] == b.partition("#")[2] for a, b in changed)
+
+
+def test_set_of_nothing_writes_nothing(path):
+    inode = path.stat().st_ino
+    set_params(path, ["seed=0"])
+    assert path.stat().st_ino == inode
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("train_head.epochs=2.5", ["train_head.epochs = 2.5", "integer"]),
+        ("fine_tune.lr=fast", ["fine_tune.lr = 'fast'", "number or 'auto'"]),
+        ("fine_tune.lr=-1", ["fine_tune.lr = -1", "greater than 0"]),
+        ("fine_tune.bn_freeze=3", ["fine_tune.bn_freeze = 3", "boolean"]),
+        ("train_head.head=big", ["train_head.head = 'big'", "'linear' or 'mlp'"]),
+        ("precompute.views=-1", ["precompute.views = -1", "greater than or equal to 0"]),
+        ("data.valid_fraction=0.9", ["valid_fraction + test_fraction"]),
+        ("find_lr.lr_min=.nan", ["find_lr.lr_min = nan", "finite"]),
+        ("train_head.epoch=3", ["train_head.epoch", "batch_size, epochs, head, lr"]),
+        ("no.such=3", ["no.such", "train_head"]),
+        ("seed", ["no '='"]),
+        ("seed=[", ["not YAML"]),
+    ],
+)
+def test_bad_values_are_refused_with_key_value_and_what_is_allowed(path, assignment, told):
+    before = path.read_bytes()
+    with pytest.raises(InputError) as error:
+        set_params(path, [assignment])
+    assert all(text in str(error.value) for text in told), str(error.value)
+    assert path.read_bytes() == before
+
+
+def test_a_typo_in_the_file_names_path_key_and_neighbours(path):
+    path.write_text(path.read_text().replace("  lr_ratio:", "  lr_ration:"))
+    with pytest.raises(InputError) as error:
+        load_params(path)
+    assert str(path) in str(error.value)
+    assert "fine_tune.lr_ration" in str(error.value)
+    assert "lr_ratio" in str(error.value).partition("allowed here")[2]
+
+
+def test_missing_or_broken_file(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_bytes(b"seed: [\xff")
+    with pytest.raises(InputError, match="UTF-8"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("- just\n- a list\n")
+    with pytest.raises(InputError):
+        load_params(tmp_path / "params.yaml")
