@@ -21,6 +21,9 @@ from headstart.core.params import Params, load_params, set_params
 from headstart.core.stages import Stage, command_line, last_record, load_graph, run_stage
 from headstart.data.sources import preflight
 from headstart.versioning import Workspace, workspace
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
 from flows import PROJECT
 
@@ -92,29 +95,31 @@ def execute(
     return outcomes
 
 
-def run_flow(root: Path, force: list[str]) -> list[Outcome]:
-    """Run the pipeline as the Prefect flow `headstart` in this process."""
-    from prefect import flow, task
-    from prefect.cache_policies import NO_CACHE
-    from prefect.runtime import flow_run
-
-    def runner(name: str) -> Runner:
-        return task(name=name, cache_policy=NO_CACHE, persist_result=False)(run_or_reuse)
-
-    @flow(name="headstart", persist_result=False)
-    def headstart(force: list[str]) -> list[Outcome]:
-        params = load_params(root / "params.yaml")
-        return execute(root, params, force, runner=runner, tags={"prefect.flow_run": str(flow_run.id)})
-
-    return headstart(force)
+def as_task(name: str) -> Runner:
+    """`run_or_reuse` as the Prefect task of one stage."""
+    return task(name=name, cache_policy=NO_CACHE, persist_result=False)(run_or_reuse)
 
 
-def check_force(root: Path, params: Params, force: list[str]) -> None:
-    """Refuse a `--force` that names no stage."""
+@flow(name="headstart", persist_result=False)
+def headstart(force: Sequence[str] = ()) -> list[Outcome]:
+    """The pipeline of the project in the current folder; its stages run in the flow's own process."""
+    params = load_params(PROJECT / "params.yaml")
+    check_inputs(PROJECT, params, force)
+    return execute(PROJECT, params, force, runner=as_task, tags={"prefect.flow_run": str(flow_run.id)})
+
+
+def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
+    """Refuse a `--force` that names no stage, and a source folder that DVC would hang on or misread.
+
+    Raises:
+        InputError: naming it.
+    """
     stages = list(load_graph(root, params))
     for name in force:
         if name not in (*stages, "all"):
             raise InputError(f"--force {name}: no such stage", wanted=f"one of: {', '.join(stages)}, all")
+    if root / params.data.source != root / "data" / params.data.builtin:
+        preflight(root / params.data.source)
 
 
 def summary_text(root: Path, outcomes: list[Outcome], total: float) -> str:
@@ -161,11 +166,8 @@ def main() -> int:
     arguments = parser.parse_args()
     start = time.monotonic()
     params = set_params(PROJECT / "params.yaml", arguments.set)
-    check_force(PROJECT, params, arguments.force)
-    source = PROJECT / params.data.source
-    if source != PROJECT / "data" / params.data.builtin:
-        preflight(source)
-    outcomes = run_flow(PROJECT, arguments.force)
+    check_inputs(PROJECT, params, arguments.force)
+    outcomes = headstart(arguments.force)
     print(summary_text(PROJECT, outcomes, time.monotonic() - start))  # noqa: T201
     return 0
 

@@ -1,0 +1,333 @@
+"""The whole pipeline on a small project: DVC, flow and MLflow share one state."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows.pipeline import FRESH, RAN, RESTORED, check_inputs, execute, summary_text
+from headstart.core.errors import InputError
+from headstart.core.params import load_params, set_params
+from headstart.core.stages import load_graph
+from headstart.versioning import workspace
+from tests.conftest import make_project, write_shapes
+from tests.test_graph import ORDER
+
+BIN = Path(sys.executable).parent
+ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "PYTHONWARNINGS": "ignore"}
+for name in [name for name in ENVIRONMENT if name.startswith(("PREFECT_", "MLFLOW_"))]:
+    ENVIRONMENT.pop(name)  # what this process set must not leak into another project
+
+
+def run(project: Path, *command: str, code: int = 0) -> str:
+    """Run a command in a project; returns its output, both streams."""
+    done = subprocess.run(command, cwd=project, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def flow(project: Path, *arguments: str, code: int = 0) -> str:
+    return run(project, sys.executable, "-m", "flows.pipeline", *arguments, code=code)
+
+
+def how(project: Path, *assignments: str, force: tuple[str, ...] = ()) -> dict[str, str]:
+    """Run the pipeline in this process, without Prefect; what became of each stage."""
+    params = set_params(project / "params.yaml", assignments)
+    return {outcome.stage: outcome.how for outcome in execute(project, params, force)}
+
+
+def ran(outcome: dict[str, str]) -> list[str]:
+    return [stage for stage, what in outcome.items() if what == RAN]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """A project whose pipeline has run once through the real command; tests copy it or only read it."""
+    project = make_project(tmp_path_factory.mktemp("pipeline") / "project")
+    (project / "run.log").write_text(flow(project))
+    return project
+
+
+@pytest.fixture
+def copied(done, tmp_path) -> Path:
+    """A private copy of the finished project, over the same images."""
+    copy = tmp_path / "copy"
+    shutil.copytree(done, copy, symlinks=True)
+    (copy / "data/shapes").unlink()
+    shutil.copytree(done.parent / "project-images", tmp_path / "images")
+    (copy / "data/shapes").symlink_to(tmp_path / "images")
+    return copy
+
+
+def test_the_flow_writes_every_out_and_ends_with_a_summary(done):
+    log = (done / "run.log").read_text()
+    for stage in load_graph(done, load_params(done / "params.yaml")).values():
+        assert f"{stage.name}: running" in log
+        assert all((done / out).exists() for out in stage.outs)
+    for text in ("suggested LR", "frozen head", "fine-tuned, TTA", "images/s", "reports/report.html", "make ui"):
+        assert text in log
+    for noise in ("prefect.", "Prefect", "alembic", "INFO", "Traceback", "Beginning flow", "Created task"):
+        assert noise not in log.replace("MLflow on", "").replace("Prefect on http", ""), noise
+
+
+def test_metrics_and_predictions_are_of_the_test_split_alone(done):
+    metrics = json.loads((done / "reports/metrics.json").read_text())
+    assert set(metrics) == {"n_test", "head", "fine_tuned", "fine_tuned_tta"}
+    assert all(set(metrics[key]) == {"accuracy", "log_loss"} for key in set(metrics) - {"n_test"})
+    manifest = pd.read_parquet(done / "data/manifest.parquet")
+    predictions = pd.read_parquet(done / "reports/predictions.parquet")
+    assert list(predictions.columns) == ["path", "label", "predicted", "probabilities"]
+    test = manifest[manifest["split"] == "test"]
+    assert list(predictions["path"]) == list(test["path"])
+    assert list(predictions["label"]) == list(test["label"])
+    assert metrics["n_test"] == len(test)
+    right = (predictions["label"] == predictions["predicted"]).sum()
+    assert metrics["fine_tuned_tta"]["accuracy"] == right / len(test)
+    assert all(abs(row.sum() - 1) < 1e-9 for row in predictions["probabilities"])
+
+
+def test_after_the_flow_dvc_is_clean_runs_nothing_and_git_is_clean(copied):
+    run(copied, "git", "add", "-A")
+    run(copied, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "ran")
+    assert "up to date" in run(copied, "dvc", "status")
+    assert "Running stage" not in run(copied, "dvc", "repro")
+    assert set(how(copied).values()) == {FRESH}
+    assert run(copied, "git", "status", "--porcelain") == ""
+
+
+def test_two_fresh_clones_flow_and_repro_give_identical_outs(done, tmp_path):
+    """One clone by the flow (`done`), one by `dvc repro`; other folder, other image folder, several processes."""
+    project = make_project(tmp_path / "elsewhere")
+    log = run(project, "dvc", "repro")
+    assert log.count("Running stage") == len(ORDER)
+    assert (project / "dvc.lock").read_bytes() == (done / "dvc.lock").read_bytes()
+    assert str(project) not in (project / "dvc.lock").read_text()
+    assert set(how(project).values()) == {FRESH}
+    runs = mlflow_runs(project)
+    parents = [one for one in runs if "mlflow.parentRunId" not in one.data.tags]
+    assert len(parents) == 1, "dvc repro records one parent"
+    assert "fine_tuned_tta_accuracy" in parents[0].data.metrics
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("evaluate.tta=blend", ["evaluate"]),
+        ("fine_tune.lr=2e-3", ["fine_tune", "evaluate"]),
+        ("train_head.epochs=3", ["train_head", "fine_tune", "evaluate"]),
+        ("find_lr.default=2e-3", ["find_lr", "evaluate"]),
+        ("precompute.views=0", ["precompute", "find_lr", "train_head", "fine_tune", "evaluate"]),
+        ("data.test_fraction=0.25", ORDER[1:]),
+        ("runtime.threads=1", []),
+    ],
+)
+def test_one_changed_param_reruns_exactly_what_depends_on_it(copied, assignment, expected):
+    outcome = how(copied, assignment)
+    late = {"find_lr", "train_head", "fine_tune"} - set(expected)
+    assert [stage for stage in ran(outcome) if stage not in late] == expected  # later ones only if their inputs changed
+    assert "up to date" in run(copied, "dvc", "status")
+
+
+def test_a_param_put_back_is_restored_from_the_run_cache(copied):
+    before = (copied / "dvc.lock").read_bytes()
+    how(copied, "evaluate.tta=blend")
+    assert how(copied, "evaluate.tta=mean")["evaluate"] == RESTORED
+    assert (copied / "dvc.lock").read_bytes() == before
+
+
+def test_lost_outs_are_restored_and_forced_stages_run_to_the_same_bytes(copied):
+    before = (copied / "dvc.lock").read_bytes()
+    shutil.rmtree(copied / "data/activations")
+    (copied / "models/head.safetensors").unlink()
+    outcome = how(copied)
+    assert (outcome["precompute"], outcome["train_head"], ran(outcome)) == (RESTORED, RESTORED, [])
+    assert ran(how(copied, force=("all",))) == ORDER
+    assert (copied / "dvc.lock").read_bytes() == before
+
+
+def test_a_directory_out_shrinks(copied, monkeypatch):
+    """Three shards, then one: no file of the old three may stay, in the flow as in dvc repro."""
+    from tasks import precompute
+
+    whole = precompute.write_shards
+    monkeypatch.setattr(precompute, "write_shards", lambda *a, **k: whole(*a, **k, shard_rows=40))
+    how(copied, force=("precompute",))
+    assert len(list((copied / "data/activations").iterdir())) == 3
+    monkeypatch.setattr(precompute, "write_shards", whole)
+    how(copied, force=("precompute",))
+    assert [path.name for path in (copied / "data/activations").iterdir()] == ["00000.arrow"]
+    assert "nfiles: 1\n" in (copied / "dvc.lock").read_text().partition("precompute:")[2].partition("outs:")[2]
+
+
+def test_new_images_run_what_they_change_and_code_edits_what_uses_them(copied):
+    write_shapes((copied / "data/shapes").resolve(), each=24)
+    outcome = how(copied)
+    assert outcome["fetch_data"] == FRESH
+    assert ran(outcome) == ORDER[1:]
+    with (copied / "headstart/evaluation/metrics.py").open("a") as file:
+        file.write("# an edit\n")
+    stale = run(copied, "dvc", "status")
+    assert "evaluate:" in stale
+    assert "precompute:" not in stale
+
+
+def test_a_stage_that_fails_leaves_the_last_outs_and_nothing_half_written(copied, monkeypatch):
+    from tasks import train_head
+
+    before = {path: path.read_bytes() for path in (copied / "models").iterdir() if path.is_file()}
+
+    def full(path: Path, *rest: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(train_head, "save_model", full)
+    with pytest.raises(OSError, match="No space"):
+        how(copied, "train_head.epochs=3")
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (copied / ".headstart/tmp/train_head").exists()
+    monkeypatch.undo()
+    assert ran(how(copied)) == ["train_head", "fine_tune", "evaluate"]
+
+
+def test_params_or_images_changed_under_a_running_stage_are_noticed(copied, monkeypatch):
+    from tasks import train_head
+
+    lock, head = (copied / "dvc.lock").read_bytes(), (copied / "models/head.safetensors").read_bytes()
+    original = train_head.save_model
+
+    def meddle_params(*arguments: object) -> None:
+        original(*arguments)
+        set_params(copied / "params.yaml", ["train_head.epochs=4"])
+
+    monkeypatch.setattr(train_head, "save_model", meddle_params)
+    with pytest.raises(InputError, match=r"params.yaml changed"):
+        how(copied, "train_head.epochs=3")
+
+    def meddle_input(*arguments: object) -> None:
+        original(*arguments)
+        os.utime(copied / "data/manifest.parquet", ns=(1, 1))
+
+    monkeypatch.setattr(train_head, "save_model", meddle_input)
+    with pytest.raises(InputError, match="an input changed"):
+        how(copied, "train_head.epochs=3")
+    assert (copied / "dvc.lock").read_bytes() == lock
+    assert (copied / "models/head.safetensors").read_bytes() == head
+
+
+def test_changed_code_is_noticed(copied, monkeypatch):
+    from headstart.core import snapshot
+
+    monkeypatch.setattr(snapshot, "CODE_AT_START", "of another state of the code")
+    with pytest.raises(InputError, match="code changed since"):
+        how(copied, "evaluate.tta=blend")
+
+
+def test_a_held_lock_names_its_holder(copied):
+    with workspace(copied):
+        told = flow(copied, code=2)
+    assert f"process {os.getpid()}" in told
+    assert "Traceback" not in told
+
+
+def mlflow_runs(project: Path) -> list:
+    from headstart.tracking import store
+
+    client, experiment = store(project)
+    return client.search_runs([experiment])
+
+
+def test_mlflow_has_parent_children_params_curves_artifacts(done):
+    from headstart.tracking import store
+
+    runs = mlflow_runs(done)
+    parents = [one for one in runs if "mlflow.parentRunId" not in one.data.tags]
+    assert len(parents) == 1
+    parent = parents[0]
+    children = {one.data.tags["stage"]: one for one in runs if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    assert set(children) == {"find_lr", "train_head", "fine_tune"}
+    assert all(one.info.status == "FINISHED" for one in runs)
+    assert parent.data.params["fine_tune.lr_ratio"] and parent.data.params["seed"] == "0"
+    metrics = json.loads((done / "reports/metrics.json").read_text())
+    assert parent.data.metrics["fine_tuned_tta_accuracy"] == metrics["fine_tuned_tta"]["accuracy"]
+    assert len(parent.data.tags["dvc_lock"]) == len(parent.data.tags["data_digest"]) == 64
+    assert len(parent.data.tags["mlflow.source.git.commit"]) == 40
+    client, _ = store(done)
+    history = client.get_metric_history(children["train_head"].info.run_id, "valid_log_loss")
+    assert [point.step for point in history] == [0, 1]
+    kept = {file.path for file in client.list_artifacts(parent.info.run_id, "reports")}
+    assert {"reports/report.html", "reports/curve.png", "reports/confusion_matrix.png"} <= kept
+
+
+def test_a_run_that_changed_nothing_makes_no_mlflow_run(copied):
+    before = len(mlflow_runs(copied))
+    assert set(how(copied).values()) == {FRESH}
+    assert len(mlflow_runs(copied)) == before
+
+
+PYFUNC = """
+import sys, mlflow, pandas as pd
+from pathlib import Path
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+files = [p.read_bytes() for p in sorted(Path(sys.argv[3]).rglob("*.png"))]
+answer = model.predict(pd.DataFrame({"image": files}))
+assert list(answer.columns) == ["predicted", "confidence", "probabilities"] and len(answer) == len(files)
+assert not any("pkl" in p.name or "pickle" in p.name for p in Path(model._model_impl.__class__.__name__).parent.glob("*.pkl"))
+try:
+    model.predict(pd.DataFrame({"image": ["/etc/passwd"]}))
+except Exception as error:
+    print("refused", type(error).__name__)
+print(answer["predicted"].tolist()[0])
+"""
+
+
+def test_the_logged_model_loads_elsewhere_and_takes_bytes_only(done, tmp_path):
+    from headstart.tracking import store, tracking_uri
+
+    client, experiment = store(done)
+    (model,) = client.search_logged_models(experiment_ids=[experiment])
+    assert not list(Path(model.artifact_location.removeprefix("file://")).rglob("*.pkl"))
+    answer = run(tmp_path, sys.executable, "-c", PYFUNC, tracking_uri(done), model.model_uri, str(done / "data/shapes/"))
+    assert "refused" in answer
+    assert answer.split()[-1] in "abc"
+
+
+def test_bad_input_is_one_screen_exit_2_and_changes_nothing(copied):
+    lock = (copied / "dvc.lock").read_bytes()
+    for arguments, told in (
+        (["--set", "data.source=data/nowhere"], "data/nowhere: no such folder"),
+        (["--set", "train_head.epochs=0", "fine_tune.lr=fast"], "train_head.epochs = 0"),
+        (["--force", "no_such_stage"], "no such stage"),
+    ):
+        params = (copied / "params.yaml").read_bytes()
+        text = flow(copied, *arguments, code=2)
+        assert told in text and "Traceback" not in text and len(text.splitlines()) < 25, text
+        (copied / "params.yaml").write_bytes(params)
+    text = flow(copied, "--set", "backbone.name=resnt18", code=2)
+    assert "near names" in text and "Traceback" not in text, text
+    assert (copied / "dvc.lock").read_bytes() == lock
+
+
+def test_fetch_data_refuses_a_link_at_its_out(copied, tmp_path):
+    mine = write_shapes(tmp_path / "mine")
+    shutil.rmtree(copied / "data/digits")
+    (copied / "data/digits").symlink_to(mine)
+    before = sorted(mine.rglob("*"))
+    with pytest.raises(InputError, match="symbolic link"):
+        how(copied, force=("fetch_data",))
+    assert sorted(mine.rglob("*")) == before
+
+
+def test_force_names_and_summary(done):
+    params = load_params(done / "params.yaml")
+    with pytest.raises(InputError, match="fetch_data"):
+        check_inputs(done, params, ["nope"])
+    outcomes = execute(done, params)
+    text = summary_text(done, outcomes, 1.0)
+    assert text.count("fresh") == len(ORDER)
+    assert "when they were computed" in text
