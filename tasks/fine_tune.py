@@ -64,6 +64,7 @@ def fine_tune(job: Job) -> Summary:
             bn_freeze=settings.bn_freeze,
             unfreeze_from=settings.unfreeze_from,
             batch_size=settings.batch_size,
+            label_smoothing=settings.label_smoothing,
             workers=count(params.runtime.workers),
             seed=params.seed,
             log=log,

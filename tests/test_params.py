@@ -56,6 +56,7 @@ def test_set_of_nothing_writes_nothing(path):
         ("fine_tune.lr=-1", ["fine_tune.lr = -1", "greater than 0"]),
         ("fine_tune.bn_freeze=3", ["fine_tune.bn_freeze = 3", "boolean"]),
         ("train_head.head=big", ["train_head.head = 'big'", "'linear' or 'mlp'"]),
+        ("fine_tune.batch_size=1", ["fine_tune.batch_size = 1", "greater than or equal to 2"]),
         ("precompute.views=-1", ["precompute.views = -1", "greater than or equal to 0"]),
         ("data.valid_fraction=0.9", ["valid_fraction + test_fraction"]),
         ("find_lr.lr_min=.nan", ["find_lr.lr_min = nan", "finite"]),

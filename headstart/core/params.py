@@ -16,6 +16,7 @@ from headstart.core.files import write_text
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+TrainingBatch = Annotated[int, Field(ge=2)]  # batch norm cannot normalise one row
 LearningRate = Annotated[float, Field(gt=0, le=10)] | Literal["auto"]
 
 
@@ -82,7 +83,7 @@ class TrainHead(Section):
     epochs: PositiveInt
     lr: LearningRate
     head: Literal["linear", "mlp"]
-    batch_size: PositiveInt
+    batch_size: TrainingBatch
 
 
 class FineTune(Section):
@@ -91,7 +92,8 @@ class FineTune(Section):
     lr_ratio: Annotated[float, Field(ge=1, le=1000)]
     bn_freeze: bool
     unfreeze_from: Annotated[str, Field(pattern="^(all|early|late|head|last-[0-9]+)$")]
-    batch_size: PositiveInt
+    batch_size: TrainingBatch
+    label_smoothing: Annotated[float, Field(ge=0, le=0.5)]
 
 
 class Evaluate(Section):

@@ -53,6 +53,7 @@ def fine_tune(
     unfreeze_from: str,
     batch_size: int,
     workers: int,
+    label_smoothing: float,
     seed: int,
     log: Log,
     progress: Callable[[Iterator[Batch], int, int], Iterator[Batch]] = lambda batches, epoch, steps: batches,
@@ -65,6 +66,7 @@ def fine_tune(
         train: from (epoch, row) to an augmented image [3, s, s] uint8; class indices [n].
         valid: from row to a plain image; class indices [m].
         lr: peak rate of the last group.
+        label_smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7.
         progress: wraps an epoch's batches (batches, epoch, steps) to show how far they are.
 
     Raises:
@@ -104,4 +106,5 @@ def fine_tune(
         seed=seed,
         log=log,
         what="fine_tune",
+        label_smoothing=label_smoothing,
     )

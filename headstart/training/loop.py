@@ -64,6 +64,7 @@ def fit(
     seed: int,
     log: Log,
     what: str,
+    label_smoothing: float = 0.0,
 ) -> History:
     """Train, and leave the model with the weights of the epoch whose validation log-loss was lowest.
 
@@ -77,6 +78,7 @@ def fit(
         seed: dropout of epoch e depends on (seed, e) alone.
         log: called with (epoch, metrics) after each epoch.
         what: the step's name, for messages.
+        label_smoothing: share of the target spread over all classes, in training only.
 
     Raises:
         InputError: a loss that is not finite, naming epoch, step and learning rate.
@@ -90,7 +92,7 @@ def fit(
         with scoped_seed(derive_seed(seed, "dropout", epoch)):
             for x, y in batches(epoch):
                 _schedule(optimizer, *schedule.at(step))
-                loss = train_step(model, optimizer, x, y)
+                loss = train_step(model, optimizer, x, y, label_smoothing)
                 if not math.isfinite(loss):
                     rates = ", ".join(f"{group['lr']:.2g}" for group in optimizer.param_groups)
                     raise InputError(
@@ -113,9 +115,11 @@ def _schedule(optimizer: torch.optim.Optimizer, factor: float, momentum: float) 
         group["betas"] = (momentum, group["betas"][1])
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> float:
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor, label_smoothing: float = 0.0
+) -> float:
     """One step of cross-entropy on a batch; returns its loss before the step."""
-    loss = F.cross_entropy(model(x), y)
+    loss = F.cross_entropy(model(x), y, label_smoothing=label_smoothing)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
