@@ -33,7 +33,7 @@ def write_photos(folder: Path, count: int) -> None:
         image = Image.fromarray(pictures[number % len(pictures)])
         scale = max(500 / image.width, 375 / image.height) * rng.uniform(1.05, 1.5)
         image = image.resize((int(image.width * scale) + 1, int(image.height * scale) + 1))
-        left, top = rng.integers(0, image.width - 499), rng.integers(0, image.height - 374)
+        left, top = int(rng.integers(0, image.width - 499)), int(rng.integers(0, image.height - 374))
         image.crop((left, top, left + 500, top + 375)).save(folder / f"{number:04}.jpg", quality=90)
 
 
@@ -42,11 +42,13 @@ def plain(folder: Path, name: str, size: int) -> float:
     import timm
     import torch
     from PIL import Image
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
     from torch.utils.data import DataLoader, Dataset
 
     model = timm.create_model(name, num_classes=0).eval()
-    config = timm.data.resolve_model_data_config(model, args={"img_size": size})
-    transform = timm.data.create_transform(**config, is_training=False)
+    config = resolve_model_data_config(model, args={"img_size": size})
+    transform = create_transform(**config, is_training=False)
     paths = sorted(folder.rglob("*.*"))
 
     class Files(Dataset[torch.Tensor]):

@@ -20,3 +20,5 @@ for name, value in {
     "PREFECT_SERVER_API_HOST": "127.0.0.1",
 }.items():
     os.environ.setdefault(name, value)
+if (PROJECT / "params.yaml").is_file():
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # Prefect makes one level only, and hangs without

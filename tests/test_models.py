@@ -27,7 +27,7 @@ def test_packaged_weights_are_imagenets():
     from headstart.data.transforms import normalise, plain_view
     from headstart.models.weights import create_timm
 
-    model = create_timm("tf_efficientnet_lite0", "packaged", {}, None).eval()
+    model = create_timm("tf_efficientnet_lite0", "packaged", {}, "none").eval()
     backbone = build_backbone("tf_efficientnet_lite0", "packaged", 224)
     assert (backbone.preprocessing.mean, backbone.preprocessing.interpolation) == ((0.5, 0.5, 0.5), "bicubic")
     assert (backbone.preprocessing.crop_pct, backbone.width) == (0.875, 2560)

@@ -1,5 +1,6 @@
 """The whole pipeline on a small project: DVC, flow and MLflow share one state."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -37,8 +38,9 @@ def flow(project: Path, *arguments: str, code: int = 0) -> str:
 
 def how(project: Path, *assignments: str, force: tuple[str, ...] = ()) -> dict[str, str]:
     """Run the pipeline in this process, without Prefect; what became of each stage."""
-    params = set_params(project / "params.yaml", assignments)
-    return {outcome.stage: outcome.how for outcome in execute(project, params, force)}
+    with contextlib.chdir(project):  # as the flow does: DVC resolves paths from the current folder
+        params = set_params(project / "params.yaml", assignments)
+        return {outcome.stage: outcome.how for outcome in execute(project, params, force)}
 
 
 def ran(outcome: dict[str, str]) -> list[str]:
@@ -228,7 +230,7 @@ def test_changed_code_is_noticed(copied, monkeypatch):
 
 
 def test_a_held_lock_names_its_holder(copied):
-    with workspace(copied):
+    with contextlib.chdir(copied), workspace(copied):
         told = flow(copied, code=2)
     assert f"process {os.getpid()}" in told
     assert "Traceback" not in told
@@ -327,7 +329,8 @@ def test_force_names_and_summary(done):
     params = load_params(done / "params.yaml")
     with pytest.raises(InputError, match="fetch_data"):
         check_inputs(done, params, ["nope"])
-    outcomes = execute(done, params)
+    with contextlib.chdir(done):
+        outcomes = execute(done, params)
     text = summary_text(done, outcomes, 1.0)
     assert text.count("fresh") == len(ORDER)
     assert "when they were computed" in text

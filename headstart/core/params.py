@@ -46,9 +46,9 @@ class Data(Section):
 class Backbone(Section):
     name: Annotated[str, Field(min_length=1)]
     weights: Annotated[str, Field(min_length=1)]
-    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+    weights_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64}|none)$")]
     image_size: Annotated[int, Field(ge=16, le=2048)]
-    crop_pct: Annotated[float, Field(ge=0.5, le=1)] | None
+    crop_pct: Annotated[float, Field(ge=0.5, le=1)] | Literal["auto"]
 
 
 class Augment(Section):
@@ -176,7 +176,6 @@ def _yaml() -> YAML:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 120
-    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null"))
     return yaml
 
 

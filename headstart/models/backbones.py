@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -120,9 +120,9 @@ def build_backbone(
     weights: str,
     image_size: int,
     *,
-    crop_pct: float | None = None,
+    crop_pct: float | Literal["auto"] = "auto",
     seed: int = 0,
-    weights_sha256: str | None = None,
+    weights_sha256: str = "none",
 ) -> Backbone:
     """Build a backbone with its weights and cut it before the classifier.
 
@@ -130,7 +130,7 @@ def build_backbone(
         name: a torchvision classification model, or else a timm model.
         weights: "packaged", "imagenet", "random", or a path to .safetensors or .pth.
         image_size: s, pixels.
-        crop_pct: the input's side as a share of the resized shorter side; None takes the weights' own.
+        crop_pct: the input's side as a share of the resized shorter side; "auto" takes the weights' own.
         seed: of the initial weights, where `weights` is "random".
         weights_sha256: what the file at a path must hash to.
 
@@ -140,7 +140,7 @@ def build_backbone(
     build = _build_torchvision if library_of(name) == TORCHVISION else _build_timm
     with scoped_seed(seed):
         model, preprocessing = build(name, weights, image_size, weights_sha256)
-    if crop_pct is not None:
+    if crop_pct != "auto":
         preprocessing = replace(preprocessing, crop_pct=crop_pct)
     total = sum(parameter.numel() for parameter in model.parameters())
     body = _cut(model, name, image_size).eval().requires_grad_(False)
@@ -155,7 +155,7 @@ def bare_backbone(name: str, preprocessing: Preprocessing) -> Backbone:
     return replace(backbone, preprocessing=preprocessing)
 
 
-def _build_torchvision(name: str, weights: str, size: int, sha256: str | None) -> tuple[nn.Module, Preprocessing]:
+def _build_torchvision(name: str, weights: str, size: int, sha256: str) -> tuple[nn.Module, Preprocessing]:
     listed = tv.get_model_weights(name).DEFAULT
     options: dict[str, object] = {}
     if name.startswith("vit_"):
@@ -175,7 +175,7 @@ def _build_torchvision(name: str, weights: str, size: int, sha256: str | None) -
     return model, Preprocessing(size, crop / resize, preset.interpolation.value, mean, std)
 
 
-def _build_timm(name: str, weights: str, size: int, sha256: str | None) -> tuple[nn.Module, Preprocessing]:
+def _build_timm(name: str, weights: str, size: int, sha256: str) -> tuple[nn.Module, Preprocessing]:
     config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     options: dict[str, object] = {"img_size": size} if config.fixed_input_size else {}
     try:

@@ -22,7 +22,7 @@ PACKAGED = ("tf_efficientnet_lite0",)
 OFFLINE = "offline choices: backbone.weights: packaged (tf_efficientnet_lite0 only), random, or a path to a file"
 
 
-def load_torchvision(model: nn.Module, name: str, listed: Any, weights: str, sha256: str | None) -> None:
+def load_torchvision(model: nn.Module, name: str, listed: Any, weights: str, sha256: str) -> None:
     """Load `weights` into a torchvision model in place; `listed` is the library's weights entry for it."""
     if weights == "random":
         return
@@ -43,7 +43,7 @@ def load_torchvision(model: nn.Module, name: str, listed: Any, weights: str, sha
     _fit(model, state, f"{name}'s own weights")
 
 
-def create_timm(name: str, weights: str, options: Mapping[str, Any], sha256: str | None) -> nn.Module:
+def create_timm(name: str, weights: str, options: Mapping[str, Any], sha256: str) -> nn.Module:
     """Create a timm model with `weights`."""
     if weights == "imagenet":
         return _timm_pretrained(name, options)
@@ -78,7 +78,7 @@ def _load_packaged(model: nn.Module, name: str) -> None:
     model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
 
 
-def _load_file(model: nn.Module, name: str, path: Path, sha256: str | None) -> None:
+def _load_file(model: nn.Module, name: str, path: Path, sha256: str) -> None:
     if not path.is_file():
         raise InputError(
             f"backbone.weights: {str(path)!r} is no file", wanted="packaged, imagenet, random, or a path to a file"
@@ -86,7 +86,7 @@ def _load_file(model: nn.Module, name: str, path: Path, sha256: str | None) -> N
     found = sha256_file(path)
     if found != sha256:
         raise InputError(
-            f"backbone.weights: {path} has SHA-256\n    {found}\n  and backbone.weights_sha256 is {sha256 or 'null'}",
+            f"backbone.weights: {path} has SHA-256\n    {found}\n  and backbone.weights_sha256 is {sha256}",
             wanted="the hash of the file in params.yaml: it tells DVC when the file changes",
             fix=f"--set backbone.weights_sha256={found}",
         )
