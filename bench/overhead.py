@@ -2,7 +2,8 @@
 
 In a scratch project with a small network on the digits: Prefect's server is started first by an empty flow;
 then the pipeline runs from nothing, then with one parameter changed, then with nothing changed. Overhead is
-the flow's total minus the stages' own seconds: Prefect's tasks, DVC's status and commits, MLflow's record.
+the flow's total minus the stages' own seconds (imports of torch and MLflow included in them):
+Prefect's tasks, DVC's status and commits, MLflow's record.
 """
 
 from __future__ import annotations

@@ -54,10 +54,14 @@ def run_or_reuse(stage: Stage, space: Workspace, root: Path, params: Params, for
             record = last_record(root, stage.name)
             return Outcome(stage.name, how, 0.0, record.summary if record else {})
     logger.info("%s: running", stage.name)
-    module = importlib.import_module(f"tasks.{stage.name}")
+    start = time.monotonic()
+    module = importlib.import_module(
+        f"tasks.{stage.name}"
+    )  # torch and its like are imported by the first stage that needs them
     record = run_stage(stage, getattr(module, stage.name), root, params)
+    seconds = time.monotonic() - start
     space.commit(stage.name)
-    return Outcome(stage.name, RAN, record.seconds, record.summary)
+    return Outcome(stage.name, RAN, seconds, record.summary)
 
 
 Runner = Callable[[Stage, Workspace, Path, Params, bool], Outcome]
