@@ -37,8 +37,9 @@ seeds: install ## test accuracy of the embedded default over 5 seeds (about 8 mi
 	@python -m bench.seeds
 
 lock: ## compile requirements.lock from pyproject.toml (needs uv; it installs nothing)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --extra dev pyproject.toml \
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-strip-extras --extra dev pyproject.toml \
 	  --custom-compile-command "make lock" --output-file requirements.lock
+	python3 scripts/lock.py requirements.lock
 
 clean: ## delete everything that a run makes, but for DVC's cache
 	rm -rf .headstart data/* models/* reports/* mlflow.db* mlartifacts
