@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.core.errors import InputError, guarded
+from headstart.core.files import free_bytes
 from headstart.core.params import Params, load_params, set_params
 from headstart.core.stages import Stage, command_line, last_record, load_graph, run_stage
 from headstart.data.sources import preflight
@@ -28,6 +29,7 @@ from prefect.runtime import flow_run
 from flows import PROJECT
 
 logger = logging.getLogger("headstart")
+MIN_FREE_BYTES = 300_000_000
 FRESH, RESTORED, RAN = "fresh", "restored", "ran"
 
 
@@ -113,7 +115,7 @@ def headstart(force: Sequence[str] = ()) -> list[Outcome]:
 
 
 def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
-    """Refuse a `--force` that names no stage, and a source folder that DVC would hang on or misread.
+    """Refuse a `--force` that names no stage, a full disk, and a source folder that DVC would hang on or misread.
 
     Raises:
         InputError: naming it.
@@ -122,6 +124,13 @@ def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
     for name in force:
         if name not in (*stages, "all"):
             raise InputError(f"--force {name}: no such stage", wanted=f"one of: {', '.join(stages)}, all")
+    free = free_bytes(root)
+    if free < MIN_FREE_BYTES:
+        raise InputError(
+            f"{root}: {free / 1e6:,.0f} MB free on this disk",
+            wanted=f"{MIN_FREE_BYTES / 1e6:,.0f} MB or more (the outs, DVC's copies of them, and the records)",
+            fix="free space: `make clean`, `dvc gc -w`, or another disk",
+        )
     if root / params.data.source != root / "data" / params.data.builtin:
         preflight(root / params.data.source)
 

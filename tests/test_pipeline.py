@@ -325,6 +325,21 @@ def test_fetch_data_refuses_a_link_at_its_out(copied, tmp_path):
     assert sorted(mine.rglob("*")) == before
 
 
+def test_a_full_disk_is_told_before_anything_runs(copied, monkeypatch):
+    from flows import pipeline
+    from tasks import precompute
+
+    params = load_params(copied / "params.yaml")
+    monkeypatch.setattr(pipeline, "free_bytes", lambda path: 5_000_000)
+    with pytest.raises(InputError, match="5 MB free"):
+        check_inputs(copied, params, [])
+    monkeypatch.setattr(precompute, "free_bytes", lambda path: 10_000)
+    before = (copied / "data/activations/00000.arrow").read_bytes()
+    with pytest.raises(InputError, match=r"the activations need .* GB"):
+        how(copied, force=("precompute",))
+    assert (copied / "data/activations/00000.arrow").read_bytes() == before
+
+
 def test_force_names_and_summary(done):
     params = load_params(done / "params.yaml")
     with pytest.raises(InputError, match="fetch_data"):

@@ -50,7 +50,7 @@ def plan_precision(wanted: str, body: nn.Module, device: torch.device) -> tuple[
     if not torch.cpu._is_avx512_bf16_supported():
         return "float32", "this CPU has no native bfloat16"
     if has_depthwise(body):
-        return "float32", "depthwise convolutions gain nothing from AVX512-BF16 (bench/precompute.py)"
+        return "float32", "depthwise convolutions gain nothing from AVX512-BF16 (docs/decisions.md)"
     return "bfloat16", "this CPU has AVX512-BF16"
 
 
