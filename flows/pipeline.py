@@ -107,11 +107,11 @@ def as_task(name: str) -> Runner:
 
 
 @flow(name="headstart", persist_result=False)
-def headstart(force: Sequence[str] = ()) -> list[Outcome]:
+def headstart(force: list[str] | None = None) -> list[Outcome]:  # built-in types: Prefect resolves them by name
     """The pipeline of the project in the current folder; its stages run in the flow's own process."""
     params = load_params(PROJECT / "params.yaml")
-    check_inputs(PROJECT, params, force)
-    return execute(PROJECT, params, force, runner=as_task, tags={"prefect.flow_run": str(flow_run.id)})
+    check_inputs(PROJECT, params, force or [])
+    return execute(PROJECT, params, force or [], runner=as_task, tags={"prefect.flow_run": str(flow_run.id)})
 
 
 def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
