@@ -57,9 +57,8 @@ def run_or_reuse(stage: Stage, space: Workspace, root: Path, params: Params, for
             return Outcome(stage.name, how, 0.0, record.summary if record else {})
     logger.info("%s: running", stage.name)
     start = time.monotonic()
-    module = importlib.import_module(
-        f"tasks.{stage.name}"
-    )  # torch and its like are imported by the first stage that needs them
+    # torch and its like are imported by the first stage that needs them, and are its own time
+    module = importlib.import_module(f"tasks.{stage.name}")
     record = run_stage(stage, getattr(module, stage.name), root, params)
     seconds = time.monotonic() - start
     space.commit(stage.name)

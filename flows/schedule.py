@@ -19,7 +19,7 @@ def main() -> int:
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError(
             "PREFECT_API_URL is not set, and an ephemeral server cannot schedule",
-            fix="prefect server start --host 127.0.0.1 --background; export PREFECT_API_URL=http://127.0.0.1:4200/api",
+            fix="prefect server start --host 127.0.0.1 & export PREFECT_API_URL=http://127.0.0.1:4200/api",
         )
     headstart.serve(name="pipeline", cron=arguments.cron, limit=1)
     return 0
