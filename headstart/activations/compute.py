@@ -22,12 +22,15 @@ def compute_blocks(
 ) -> Iterator[Block]:
     """Compute activations block by block, one block a batch of the engine.
 
+    Each worker decodes a batch's files and runs the engine on them, all in one thread: the cores never wait
+    for each other inside an operation, and the activations do not depend, to the bit, on their number.
+
     Args:
         engine: the frozen body.
         images: where the files are.
         files: (path, key) pairs; rows come in this order, all views of an image together.
         views: K, augmented views besides the plain one.
-        workers: threads that decode.
+        workers: threads that decode and compute.
 
     Yields:
         keys, views, activations [n, d]; memory holds a few batches whatever the number of images.
@@ -35,15 +38,15 @@ def compute_blocks(
     Raises:
         InputError: an image changed, or activations that are not finite.
     """
-
-    def load(file: tuple[str, str]) -> list[tuple[str, int, torch.Tensor]]:
-        path, key = file
-        return [(key, view, image) for view, image in enumerate(images.views(path, key, views))]
-
     size = engine.plan.batch_size
     dtype = np.dtype(DTYPES[engine.plan.precision])
-    loaded = ordered_map(load, files, workers, ahead=2 * max(workers, -(-size // (1 + views))))
-    for rows in chunks((row for image in loaded for row in image), size):
+
+    def compute(part: list[tuple[str, str]]) -> list[Block]:
+        loaded = [images.views(path, key, views) for path, key in part]
+        rows = [(key, view, image) for (_, key), seen in zip(part, loaded, strict=True) for view, image in enumerate(seen)]
+        return [block(batch) for batch in chunks(rows, size)]
+
+    def block(rows: list[tuple[str, int, torch.Tensor]]) -> Block:
         keys, numbers, inputs = zip(*rows, strict=True)
         with np.errstate(over="ignore"):
             x_nd = engine(torch.stack(inputs)).numpy().astype(dtype)
@@ -52,4 +55,7 @@ def compute_blocks(
                 f"activations of image {keys[0][:12]}… and its neighbours are not finite in {dtype}",
                 fix="set precompute.precision: float32, or check backbone.weights",
             )
-        yield list(keys), list(numbers), x_nd
+        return list(keys), list(numbers), x_nd
+
+    for blocks in ordered_map(compute, chunks(files, size), workers, ahead=2 * workers):
+        yield from blocks

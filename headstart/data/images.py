@@ -87,7 +87,7 @@ def read_pixels(source: Path, path: str, key: str, max_pixels: int) -> NDArray[n
 def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Iterator[B]:
     """`map` over threads: results in order, at most `ahead` of them in memory at once.
 
-    Each worker keeps torch to one thread, so that decoding does not crowd out the forward pass.
+    Each worker keeps torch to one thread, so that workers do not crowd each other out.
     """
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: deque[Future[B]] = deque()
