@@ -26,7 +26,7 @@ SETTINGS = (
 INSIDE = """
 import logging, time, sys
 start = time.monotonic()
-from flows.pipeline import headstart
+from flows.pipeline import run_here
 from headstart.core.params import set_params
 from prefect import flow
 from pathlib import Path
@@ -40,7 +40,7 @@ cases = (("from nothing", "seed=0"), ("one parameter changed", "evaluate.tta=ble
 for what, change in cases:
     set_params(Path("params.yaml"), [change])
     start = time.monotonic()
-    outcomes = headstart()
+    outcomes = run_here([])
     total, own = time.monotonic() - start, sum(outcome.seconds for outcome in outcomes)
     print(f"{what:<24}flow {total:6.1f}  stages {own:6.1f}  overhead {total - own:6.1f} s")
 """

@@ -23,6 +23,7 @@ class Workspace:
 
         self.root = root
         self.repo = Repo(str(root))
+        self.has_run_cache = Path(self.repo.stage_cache.cache_dir).is_dir()  # before this run adds to it
 
     def is_fresh(self, stage: str) -> bool:
         """Whether dvc.lock, inputs, parameters, code and outs of a stage all agree."""
@@ -32,6 +33,8 @@ class Workspace:
         """Take a stage's outs from DVC's run cache, as `dvc repro` would, if it ran before with these inputs."""
         from dvc.stage.cache import RunCacheNotFoundError
 
+        if not self.has_run_cache:
+            return False
         (found,) = self.repo.stage.collect(stage)
         try:
             self.repo.stage_cache.restore(found)

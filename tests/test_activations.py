@@ -74,7 +74,7 @@ def images_and_files(folder):
     return backbone, images, files
 
 
-def test_a_row_does_not_depend_on_order_neighbours_or_workers(shapes, tmp_path):
+def test_a_row_does_not_depend_on_order_neighbours_workers_or_threads(shapes):
     backbone, images, files = images_and_files(shapes)
 
     def rows(files, workers, views):
@@ -87,6 +87,13 @@ def test_a_row_does_not_depend_on_order_neighbours_or_workers(shapes, tmp_path):
     assert rows(files[::-1], 1, 2) == whole
     part = rows(files[5:18], 3, 1)
     assert part == {place: whole[place] for place in part}
+    threads = torch.get_num_threads()
+    for number in (1, 4):
+        torch.set_num_threads(number)
+        try:
+            assert rows(files, 2, 2) == whole
+        finally:
+            torch.set_num_threads(threads)
 
 
 def test_an_image_that_changed_since_the_manifest_stops_the_run(shapes):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+from flows import pipeline
 from flows.pipeline import FRESH, RAN, RESTORED, check_inputs, execute, summary_text
 from headstart.core.errors import InputError
 from headstart.core.params import load_params, set_params
@@ -171,6 +173,10 @@ def test_new_images_run_what_they_change_and_code_edits_what_uses_them(copied):
     outcome = how(copied)
     assert outcome["fetch_data"] == FRESH
     assert ran(outcome) == ORDER[1:]
+    (copied / "data/shapes/a/.DS_Store").write_bytes(b"no image")
+    stale = run(copied, "dvc", "status")
+    assert "link_data:" in stale
+    assert ran(how(copied)) == ["link_data"]  # the manifest is what it was: nothing after it runs
     with (copied / "headstart/evaluation/metrics.py").open("a") as file:
         file.write("# an edit\n")
     stale = run(copied, "dvc", "status")
@@ -338,6 +344,15 @@ def test_a_full_disk_is_told_before_anything_runs(copied, monkeypatch):
     with pytest.raises(InputError, match=r"the activations need .* GB"):
         how(copied, force=("precompute",))
     assert (copied / "data/activations/00000.arrow").read_bytes() == before
+
+
+@pytest.mark.parametrize(("address", "beats"), [(None, False), ("http://127.0.0.1:4200/api", True)])
+def test_heartbeats_are_sent_where_a_server_may_hear_them(monkeypatch, address, beats):
+    seen = []
+    monkeypatch.setattr(pipeline, "headstart", lambda force: seen.append(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value()))
+    with temporary_settings({PREFECT_API_URL: address}):
+        pipeline.run_here([])
+    assert [bool(value) for value in seen] == [beats]
 
 
 def test_force_names_and_summary(done):

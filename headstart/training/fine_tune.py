@@ -39,6 +39,42 @@ def image_batches(
         yield normalise(torch.stack(batch).to(device), preprocessing)
 
 
+def training_batches(
+    load: Callable[[int], torch.Tensor],
+    y_n: torch.Tensor,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    seed: int,
+) -> Iterator[Batch]:
+    """One epoch's batches, in an order that depends on `seed` alone.
+
+    A last batch of one image is left out: batch norm could not normalise it.
+
+    Args:
+        load: from row to its augmented image [3, s, s] uint8.
+        y_n: class indices.
+
+    Yields:
+        x [b, 3, s, s] float32, y [b] int64, both on `device`.
+    """
+    order = torch.randperm(len(y_n), generator=torch.Generator().manual_seed(seed))
+    if len(order) % batch_size == 1 and len(order) > 1:
+        order = order[:-1]
+    images = image_batches(order.tolist(), load, preprocessing, batch_size, workers, device)
+    labels = (y_n[part].to(device) for part in order.split(batch_size))
+    return zip(images, labels, strict=True)
+
+
+def unfreeze(groups: Mapping[str, list[nn.Parameter]], unfreeze_from: str, lr: float, lr_ratio: float) -> torch.optim.AdamW:
+    """Freeze the layer groups before `unfreeze_from`; AdamW over the others, each at its own rate."""
+    trained = trained_groups(list(groups), unfreeze_from)
+    freeze_except(groups, trained)
+    rates = group_rates(lr, lr_ratio, len(groups))
+    return adamw([(groups[name], rate) for name, rate in zip(groups, rates, strict=True) if name in trained])
+
+
 def fine_tune(
     model: nn.Module,
     groups: Mapping[str, list[nn.Parameter]],
@@ -75,21 +111,12 @@ def fine_tune(
     load_train, y_train = train
     load_valid, y_valid = valid
     device = next(model.parameters()).device
-    trained = trained_groups(list(groups), unfreeze_from)
-    freeze_except(groups, trained)
-    rates = group_rates(lr, lr_ratio, len(groups))
-    described = [(groups[name], rate) for name, rate in zip(groups, rates, strict=True) if name in trained]
     steps = steps_per_epoch(len(y_train), batch_size)
 
     def batches(epoch: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
-        order = torch.randperm(len(y_train), generator=generator)
-        if len(order) % batch_size == 1 and len(order) > 1:
-            order = order[:-1]
-        rows: list[int] = order.tolist()
-        images = image_batches(rows, lambda row: load_train(epoch, row), preprocessing, batch_size, workers, device)
-        labels = (y_train[part].to(device) for part in order.split(batch_size))
-        return progress(zip(images, labels, strict=True), epoch, steps)
+        order = derive_seed(seed, "order", epoch)
+        parts = training_batches(lambda row: load_train(epoch, row), y_train, preprocessing, batch_size, workers, device, order)
+        return progress(parts, epoch, steps)
 
     def validate() -> dict[str, float]:
         rows = range(len(y_valid))
@@ -97,7 +124,7 @@ def fine_tune(
 
     return fit(
         model,
-        adamw(described),
+        unfreeze(groups, unfreeze_from, lr, lr_ratio),
         OneCycle(epochs * steps, warm_up=WARM_UP, div=DIV),
         epochs=epochs,
         batches=batches,
