@@ -1,18 +1,27 @@
 """What the flow costs beside its stages: `python -m bench.overhead`.
 
-In a scratch project with a small network on the digits: Prefect's server is started first by an empty flow;
-then the pipeline runs from nothing, then with one parameter changed, then with nothing changed. Overhead is
-the flow's total minus the stages' own seconds (imports of torch and MLflow included in them):
-Prefect's tasks, DVC's status and commits, MLflow's record.
+In scratch projects with a small network on the digits, each in a fresh process: Prefect's server is started
+first by an empty flow; then the pipeline runs from nothing, then with one parameter changed, then with nothing
+changed. Overhead is the flow's total minus the stages' own seconds (their imports of torch included): DVC's
+status and commits, MLflow's record, and the rest, which is Prefect's.
+
+The scratch projects are deleted at the end: ext4 is slow to create files for minutes after thousands were
+deleted, and DVC's first commit creates 1,797.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 SETTINGS = (
     "backbone.name=test_efficientnet",
@@ -23,42 +32,85 @@ SETTINGS = (
     "train_head.epochs=1",
     "fine_tune.epochs=1",
 )
-INSIDE = """
-import logging, time, sys
-start = time.monotonic()
-from flows.pipeline import run_here
-from headstart.core.params import set_params
-from prefect import flow
-from pathlib import Path
-@flow
-def empty(): pass
-print(f"{'imports of flow and Prefect':<44}{time.monotonic() - start:>8.1f} s")
-start = time.monotonic()
-empty()
-print(f"{'Prefect server, started':<44}{time.monotonic() - start:>8.1f} s")
-cases = (("from nothing", "seed=0"), ("one parameter changed", "evaluate.tta=blend"), ("nothing changed", "seed=0"))
-for what, change in cases:
-    set_params(Path("params.yaml"), [change])
+CASES = (("from nothing", "seed=0"), ("one parameter changed", "evaluate.tta=blend"), ("nothing changed", "seed=0"))
+COLUMNS = ("total", "stages", "overhead", "dvc", "mlflow", "rest")
+
+
+def measure() -> dict[str, dict[str, float]]:
+    """Seconds of each case in the project in the current folder."""
+    from flows import pipeline  # isort: split
+    import prefect  # after flows, which sets what Prefect reads when it is imported
+
+    from headstart import tracking
+    from headstart.core.params import set_params
+    from headstart.versioning import Workspace
+
+    spent: dict[str, float] = {}
+
+    def timed(owner: Any, name: str, tool: str) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            start = time.monotonic()
+            try:
+                return original(*arguments, **options)
+            finally:
+                spent[tool] = spent.get(tool, 0.0) + time.monotonic() - start
+
+        setattr(owner, name, wrapper)
+
+    def empty() -> None:
+        pass
+
+    for name in ("is_fresh", "restore", "commit"):
+        timed(Workspace, name, "dvc")
+    timed(tracking, "record_pipeline", "mlflow")
     start = time.monotonic()
-    outcomes = run_here([])
-    total, own = time.monotonic() - start, sum(outcome.seconds for outcome in outcomes)
-    print(f"{what:<24}flow {total:6.1f}  stages {own:6.1f}  overhead {total - own:6.1f} s")
-"""
+    prefect.flow(empty)()
+    seconds = {"Prefect's server, started": {"total": time.monotonic() - start}}
+    for what, change in CASES:
+        set_params(Path("params.yaml"), [change])
+        spent.update(dvc=0.0, mlflow=0.0)
+        start = time.monotonic()
+        outcomes = pipeline.run_here([])
+        total, stages = time.monotonic() - start, sum(outcome.seconds for outcome in outcomes)
+        rest = total - stages - sum(spent.values())
+        seconds[what] = {"total": total, "stages": stages, "overhead": total - stages, **spent, "rest": rest}
+    return seconds
+
+
+def scratch_project(folder: Path) -> Path:
+    """A copy of this repository's tracked files with a small network."""
+    from headstart.core.params import set_params
+
+    files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in files:
+        if not name.startswith(("tests/", "docs/")) and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(name, folder / name)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    set_params(folder / "params.yaml", SETTINGS)
+    return folder
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.overhead", description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.inside:
+        print(json.dumps(measure()))
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        project = Path(scratch, "project")
-        files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
-        for name in files:
-            if not name.startswith(("tests/", "docs/")) and name != "dvc.lock":
-                (project / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(name, project / name)
-        subprocess.run(["git", "init", "-q"], cwd=project, check=True)
-        from headstart.core.params import set_params
-
-        set_params(project / "params.yaml", SETTINGS)
-        subprocess.run([sys.executable, "-c", INSIDE], cwd=project, check=True)
+        runs = []
+        for number in range(arguments.repeats):
+            project = scratch_project(Path(scratch, str(number)))
+            command = [sys.executable, "-m", "bench.overhead", "--inside"]
+            runs.append(json.loads(subprocess.run(command, cwd=project, check=True, stdout=subprocess.PIPE).stdout))
+        print(f"{'seconds, medians of ' + str(len(runs)):<28}" + "".join(f"{column:>10}" for column in COLUMNS))
+        for what in runs[0]:
+            values = [statistics.median(run[what].get(column, 0.0) for run in runs) for column in COLUMNS]
+            print(f"{what:<28}" + "".join(f"{value:>10.1f}" for value in values if value or what in dict(CASES)))
 
 
 if __name__ == "__main__":
