@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("--prefect-port", type=int, default=4200)
     arguments = parser.parse_args()
     (PROJECT / ".headstart").mkdir(exist_ok=True)
-    store(PROJECT)  # the database must be there before two processes ask for it
+    _, experiment = store(PROJECT)  # the database must be there before two processes ask for it
     mlflow_port, prefect_port = free_port(arguments.mlflow_port), free_port(arguments.prefect_port)
     prefect_address = f"http://127.0.0.1:{prefect_port}"
     servers = {
@@ -78,7 +78,8 @@ def main() -> int:
     try:
         for name, (port, process) in servers.items():
             wait_for(port, process, name)
-        print(f"MLflow   http://127.0.0.1:{mlflow_port}", flush=True)  # noqa: T201
+        runs = f"#/experiments/{experiment}/runs?workflowType=machine_learning"  # MLflow opens on its GenAI page without
+        print(f"MLflow   http://127.0.0.1:{mlflow_port}/{runs}", flush=True)  # noqa: T201
         print(f"Prefect  {prefect_address}", flush=True)  # noqa: T201
         print("Ctrl-C ends both.", flush=True)  # noqa: T201
         while all(process.poll() is None for _, process in servers.values()):

@@ -38,7 +38,7 @@ class Suggestion:
         lr: the consensus, or the default where `abstained`.
         by_rule: each rule's suggestions, one per seed that gave one.
         spread: largest over smallest of all suggestions; 1 means all agree.
-        abstained: the seeds of the leading rule disagree by more than a decade, or gave nothing.
+        abstained: the rules disagree by more than a decade, or gave nothing (see `suggest`).
     """
 
     lr: float
