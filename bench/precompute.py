@@ -74,10 +74,11 @@ def ours(folder: Path, name: str, size: int) -> float:
     from headstart.activations.engine import Engine
     from headstart.activations.store import write_shards
     from headstart.core.files import sha256_file
+    from headstart.core.parallel import count
     from headstart.data.images import ImageSource
     from headstart.data.transforms import Augmentation
     from headstart.models.backbones import build_backbone
-    from headstart.runtime import configure, count
+    from headstart.runtime import configure
 
     device = configure("auto", "auto")
     backbone = build_backbone(name, "random", size)

@@ -21,7 +21,7 @@ from headstart.core.errors import InputError, guarded
 from headstart.core.files import free_bytes
 from headstart.core.params import Params, load_params, set_params
 from headstart.core.stages import Stage, command_line, last_record, load_graph, run_stage
-from headstart.data.sources import preflight
+from headstart.data.tree import preflight
 from headstart.versioning import Workspace, workspace
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -146,7 +146,11 @@ def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
             fix="free space: `make clean`, `dvc gc -w`, or another disk",
         )
     if root / params.data.source != root / "data" / params.data.builtin:
-        preflight(root / params.data.source)
+        preflight(
+            root / params.data.source,
+            follow_external_links=params.data.follow_external_links,
+            trusted=[root / ".dvc" / "cache"],
+        )
 
 
 def summary_text(root: Path, outcomes: list[Outcome], total: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from typing import Literal, TypeVar
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from headstart.core.errors import InputError
+from headstart.core.parallel import count
 
 M = TypeVar("M", bound=nn.Module)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's mallopt(3)
@@ -26,15 +26,6 @@ def configure(threads: int | Literal["auto"], device: str) -> torch.device:
     torch.set_num_threads(count(threads))
     keep_freed_memory()
     return pick_device(device)
-
-
-def count(number: int | Literal["auto"]) -> int:
-    """`number`, or the cores this process may use."""
-    return (
-        len(os.sched_getaffinity(0))
-        if number == "auto" and hasattr(os, "sched_getaffinity")
-        else (os.cpu_count() or 1 if number == "auto" else number)
-    )
 
 
 def pick_device(device: str) -> torch.device:

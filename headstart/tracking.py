@@ -21,7 +21,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.models import ModelSignature
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
@@ -37,6 +37,8 @@ ARTIFACTS = (
     "reports/confusion_matrix.png",
     "reports/predictions.parquet",
     METRICS,
+    "reports/look_alikes.csv",
+    "data/quarantine.csv",
     "reports/find_lr/curve.png",
     "reports/find_lr/curve.csv",
     "reports/find_lr/lr.json",
@@ -54,6 +56,7 @@ MODEL_REQUIREMENTS = (
     "torch",
     "torchvision",
 )
+DIGEST_LENGTH = 36  # MLflow's own limit
 QUIET = ("alembic", "mlflow")
 
 Log = Callable[[int, Mapping[str, float]], None]
@@ -146,14 +149,30 @@ def record_pipeline(
         for stage, summary in (summaries or {}).items():
             numbers |= {f"{stage}_{key}": value for key, value in _numbers(summary).items()}
         _log(client, run_id, numbers)
+        client.log_inputs(run_id, [_data_set(root, params)])
         for artifact in ARTIFACTS:
             client.log_artifact(run_id, str(root / artifact), "" if artifact == "params.yaml" else "reports")
+        client.log_artifacts(run_id, str(root / "reports/data"), "reports/data")
         _adopt(client, root, run_id)
         _log_model(root, run_id, _example_image(root, params))
         status = "FINISHED"
     finally:
         client.set_terminated(run_id, status)
     return run_id
+
+
+def _data_set(root: Path, params: Params) -> DatasetInput:
+    """The data as MLflow's data-set input: its digest is the manifest's, so that runs on the same images compare."""
+    found = json.loads((root / "reports/data/summary.json").read_text())
+    kept = {name: found[name] for name in ("images", "classes", "splits", "exact_copies", "quarantined")}
+    data = Dataset(
+        name=Path(params.data.source).name,
+        digest=sha256_file(root / "data/manifest.parquet")[:DIGEST_LENGTH],
+        source_type="local",
+        source=json.dumps({"uri": params.data.source}),
+        profile=json.dumps(kept),
+    )
+    return DatasetInput(data, [InputTag("mlflow.data.context", "training")])
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

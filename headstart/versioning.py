@@ -48,6 +48,23 @@ class Workspace:
         self.repo.commit(stage, force=True)
 
 
+def snapshot(root: Path, source: Path, name: str) -> Path:
+    """Put a copy of a folder's content under DVC as data/NAME: `dvc add -o data/NAME SOURCE`.
+
+    Returns:
+        The .dvc file, which git is to keep; `dvc push` and `dvc pull` move the content.
+
+    Raises:
+        InputError: something is at data/NAME that is no snapshot.
+    """
+    target, record = root / "data" / name, root / "data" / f"{name}.dvc"
+    if target.is_symlink() or (target.exists() and not record.exists()):
+        raise InputError(f"{target} is there already and is no snapshot", fix="choose another --name")
+    with workspace(root) as space:
+        space.repo.add([str(source)], out=str(target))
+    return record
+
+
 @contextmanager
 def workspace(root: Path) -> Iterator[Workspace]:
     """Hold DVC's repository lock: nobody else changes dvc.lock or runs a stage meanwhile.

@@ -16,29 +16,31 @@ import torch
 from headstart import tracking
 from headstart.activations.store import Activations
 from headstart.core.files import sha256_file, write_bytes, write_json, write_text
+from headstart.core.parallel import chunks, count
 from headstart.core.progress import track
 from headstart.core.stages import Job, Summary, main
-from headstart.data.images import ImageSource, chunks, ordered_map
-from headstart.data.manifest import read_manifest
+from headstart.data.images import ImageSource, image_map
+from headstart.data.manifest import read_manifest, write_csv
 from headstart.data.transforms import Augmentation, normalise
-from headstart.evaluation import metrics, plots, report
+from headstart.evaluation import galleries, metrics, plots, report
+from headstart.evaluation.look_alikes import BLOCK, look_alikes
 from headstart.models.trained import Card, load_classifier, load_head
-from headstart.runtime import configure, count, place
+from headstart.runtime import configure, place
 from headstart.training.loop import predict
 from torch import nn
 
 logger = logging.getLogger("headstart")
-MOST_WRONG = 12
 
 
 def evaluate(job: Job) -> Summary:
-    """Write reports/{metrics.json, predictions.parquet, confusion_matrix.png, report.html}."""
+    """Write reports/{metrics.json, predictions.parquet, look_alikes.csv, confusion_matrix.png, report.html}."""
     params = job.params
     manifest = read_manifest(job.root / "data/manifest.parquet")
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
     y_n = torch.tensor(test["class_index"].to_numpy(), dtype=torch.int64)
     head, _ = load_head(job.root / "models/head.safetensors")
-    head_nc = predict(head, [Activations(job.root / "data/activations").rows(list(test["key"]))])
+    activations = Activations(job.root / "data/activations")
+    head_nc = predict(head, [activations.rows(list(test["key"]))])
     model, card = load_classifier(job.root / "models/fine_tuned.safetensors")
     images = ImageSource(
         folder=job.root / params.data.source,
@@ -61,7 +63,12 @@ def evaluate(job: Job) -> Summary:
     counts = metrics.confusion_matrix(y_n, tta_nc.argmax(1), len(card.classes))
     picture = plots.confusion(counts, card.classes)
     write_bytes(job.output("reports/confusion_matrix.png"), picture)
-    write_text(job.output("reports/report.html"), html(job, results, manifest, test, tta_nc, counts, picture, card, images))
+    pairs = alike(activations, manifest, test)
+    write_csv(job.output("reports/look_alikes.csv"), pairs)
+    page = html(job, results, manifest, test, tta_nc, counts, picture, card, images, pairs)
+    write_text(job.output("reports/report.html"), page)
+    if len(pairs):
+        logger.warning("  %s test images look much like a training image: reports/look_alikes.csv", len(pairs))
     for row in report.result_rows(results):
         logger.info("  %s: %.4f (%.4f to %.4f)", row["name"], row["accuracy"], row["low"], row["high"])
     return {f"{name}_accuracy": results[name]["accuracy"] for name in ("head", "fine_tuned", "fine_tuned_tta")}
@@ -77,12 +84,26 @@ def all_views(job: Job, images: ImageSource, model: nn.Module, test: pd.DataFram
 
     def batches() -> Iterator[torch.Tensor]:
         workers = count(params.runtime.workers)
-        loaded = ordered_map(lambda file: images.views(*file, augmented), files, workers, ahead=2 * size)
+        loaded = image_map(lambda file: images.views(*file, augmented), files, workers, ahead=2 * size)
         views = chunks((view for image in loaded for view in image), size)
         for batch in track(views, "classifying test images", len(files) * (1 + augmented), weight=size):
             yield normalise(torch.stack(batch).to(device), images.preprocessing)
 
     return predict(model, batches()).reshape(len(files), 1 + augmented, -1).transpose(0, 1)
+
+
+def alike(activations: Activations, manifest: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+    """Test images that look much like a training image to the backbone: path, label, like, like_label, cosine."""
+    train = manifest[manifest["split"] == "train"].drop_duplicates("key").reset_index(drop=True)
+
+    def blocks() -> Iterator[torch.Tensor]:
+        return (activations.rows(keys) for keys in chunks(train["key"], BLOCK))
+
+    rows = [
+        (test["path"][i], test["label"][i], train["path"][j], train["label"][j], cosine)
+        for i, j, cosine in look_alikes(activations.rows(list(test["key"])), blocks)
+    ]
+    return pd.DataFrame(rows, columns=["path", "label", "like", "like_label", "cosine"])
 
 
 def predictions(test: pd.DataFrame, p_nc: torch.Tensor, card: Card) -> bytes:
@@ -109,6 +130,7 @@ def html(
     picture: bytes,
     card: Card,
     images: ImageSource,
+    pairs: pd.DataFrame,
 ) -> str:
     """The report of this evaluation."""
     root, params = job.root, job.params
@@ -124,40 +146,21 @@ def html(
             "classes": card.classes,
             "n_test": f"{results['n_test']:,}",
             "results": report.result_rows(results),
-            "wrong": most_wrong(images, test, p_nc, card),
+            "wrong": galleries.most_wrong(images, test, p_nc, card),
             "confusion": report.base64_text(picture),
             "confused": metrics.most_confused(counts, card.classes),
             "per_class": report.class_rows(metrics.per_class(counts), manifest),
             "lr_sentence": report.lr_sentence(json.loads((root / "reports/find_lr/lr.json").read_text())),
             "lr_curve": report.base64_text((root / "reports/find_lr/curve.png").read_bytes()),
             "curves": report.base64_text(plots.training_curves(histories)),
-            "data_sentence": report.data_sentence(manifest, len(pd.read_csv(root / "data/quarantine.csv"))),
+            "data": report.data_section(root / "reports/data"),
+            "alike": galleries.look_alike_pictures(images, pairs, manifest),
+            "alike_total": len(pairs),
             "params": list(report.flat_params(params).items()),
             "provenance": [(f"SHA-256 of {name}", digest) for name, digest in digests.items()]
             + [("backbone weights", card.provenance["weights"])],
         }
     )
-
-
-def most_wrong(images: ImageSource, test: pd.DataFrame, p_nc: torch.Tensor, card: Card) -> list[dict[str, Any]]:
-    """The misclassified test images with the least probability of their true class, with their pictures."""
-    y_n = torch.tensor(test["class_index"].to_numpy(), dtype=torch.int64)
-    true_n = p_nc[torch.arange(len(y_n)), y_n]
-    predicted_n = p_nc.argmax(1)
-    order = [i for i in true_n.argsort(stable=True).tolist() if predicted_n[i] != y_n[i]][:MOST_WRONG]
-    items = []
-    for i in order:
-        row = test.iloc[i]
-        items.append(
-            {
-                "path": row["path"],
-                "label": row["label"],
-                "predicted": card.classes[int(predicted_n[i])],
-                "confidence": float(p_nc[i].max()),
-                "image": report.thumbnail(images.plain(row["path"], row["key"])),
-            }
-        )
-    return items
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from headstart import tracking
 from headstart.core.errors import InputError
 from headstart.core.files import write_bytes
+from headstart.core.parallel import count
 from headstart.core.progress import track
 from headstart.core.stages import Job, Summary, main
 from headstart.data.images import ImageSource
@@ -21,7 +22,7 @@ from headstart.models.freezing import has_batch_norm, layer_groups
 from headstart.models.heads import Classifier
 from headstart.models.trained import load_head, save_model
 from headstart.models.weights import state_digest
-from headstart.runtime import configure, count, place
+from headstart.runtime import configure, place
 from headstart.training import fine_tune as tuning
 from headstart.training.loop import Batch, derive_seed, history_csv
 

@@ -1,49 +1,147 @@
-"""link_data: scan, verify and split data.source into the manifest."""
+"""link_data: link a folder of images (--from), and scan, verify and split data.source into the manifest."""
 
 from __future__ import annotations
 
+import argparse
+import functools
 import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
-from headstart.core.stages import Job, Summary, main
-from headstart.data.manifest import scan, write_manifest, write_quarantine
-from headstart.data.sources import SPLITS, list_source, preflight
-from headstart.runtime import count
+from headstart.core.errors import guarded
+from headstart.core.files import write_bytes, write_json
+from headstart.core.parallel import count
+from headstart.core.params import load_params
+from headstart.core.stages import Job, Summary, command_line, load_graph, main
+from headstart.data.examine import Limits
+from headstart.data.link import check_name, link
+from headstart.data.manifest import write_csv, write_manifest
+from headstart.data.scan import Scan, SplitRule, scan
+from headstart.data.sources import list_source
+from headstart.data.summary import pictures, summarise
+from headstart.data.tree import preflight
 
 logger = logging.getLogger("headstart")
+SHOWN = 3
 
 
-def link_data(job: Job) -> Summary:
-    """Write data/manifest.parquet and data/quarantine.csv; the source itself is only read."""
+def link_data(job: Job, verify: bool = False) -> Summary:
+    """Write data/manifest.parquet, data/quarantine.csv and reports/data/; the source itself is only read.
+
+    Args:
+        job: the stage's parameters and folders.
+        verify: read every file again, also those that seem unchanged.
+    """
     data = job.params.data
     source = job.root / data.source
-    preflight(source)
+    tree = preflight(source, follow_external_links=data.follow_external_links, trusted=[job.root / ".dvc" / "cache"])
+    found = list_source(
+        tree, label_pattern=data.label_pattern, group_pattern=data.group_pattern, nested_folders=data.nested_folders
+    )
     result = scan(
-        source,
-        list_source(source),
-        seed=job.params.seed,
-        valid_fraction=data.valid_fraction,
-        test_fraction=data.test_fraction,
+        tree,
+        found,
+        limits=Limits(data.max_pixels, data.min_side, data.formats),
+        rule=SplitRule(job.params.seed, data.valid_fraction, data.test_fraction, data.folds, data.fold),
         max_quarantined=data.max_quarantined,
-        max_pixels=data.max_pixels,
+        on_label_conflict=data.on_label_conflict,
+        near_duplicates=data.near_duplicates,
+        timeout=data.file_timeout,
         workers=count(job.params.runtime.workers),
+        state=job.root / ".headstart" / "scan.sqlite",
+        verify=verify,
     )
+    report = summarise(result)
     write_manifest(job.output("data/manifest.parquet"), result.manifest)
-    write_quarantine(job.output("data/quarantine.csv"), result.quarantine)
-    splits = result.manifest["split"].value_counts()
-    counts = {split: int(splits.get(split, 0)) for split in (*SPLITS, "held_out")}
-    classes = result.manifest["label"].nunique()
+    write_csv(job.output("data/quarantine.csv"), result.quarantine)
+    write_json(job.output("reports/data/summary.json"), report)
+    write_csv(job.output("reports/data/notes.csv"), result.notes)
+    write_csv(job.output("reports/data/near_duplicates.csv"), result.leaks)
+    for name, picture in pictures(result, source, data.max_pixels).items():
+        write_bytes(job.output(f"reports/data/{name}"), picture)
+    tell(result, report)
+    numbers = {key: report[key] for key in ("images", "classes", "quarantined", "ignored")}
+    return {**numbers, **report["splits"], "reread": result.reread}
+
+
+def tell(result: Scan, report: dict[str, object]) -> None:
+    """Say in the log what was found."""
+    counts = Counter(result.manifest["split"])
+    unchanged = result.files - result.reread
     logger.info(
-        "  %s images of %s classes: %s; %s quarantined, %s other files ignored",
+        "  %s images of %s classes: %s%s",
         f"{len(result.manifest):,}",
-        classes,
-        ", ".join(f"{n:,} {split}" for split, n in counts.items() if n),
-        len(result.quarantine),
-        result.ignored,
+        f"{report['classes']:,}",
+        ", ".join(f"{number:,} {split.replace('_', ' ')}" for split, number in sorted(counts.items())),
+        f"; {result.reread:,} files read, {unchanged:,} known from before" if unchanged else "",
     )
-    for row in result.quarantine.head(3).itertuples():
+    kinds = Counter(result.notes["kind"])
+    parts = [f"{len(result.quarantine):,} quarantined (data/quarantine.csv)"]
+    parts += [f"{number:,} {kind}" for kind, number in sorted(kinds.items())]
+    logger.info("  %s", "; ".join(parts) + (" (reports/data/notes.csv)" if kinds else ""))
+    for row in result.quarantine.head(SHOWN).itertuples():
         logger.warning("  quarantined: %s: %s", row.path, row.reason)
-    return {"images": len(result.manifest), "classes": classes, "quarantined": len(result.quarantine), **counts}
+    for row in result.leaks.head(SHOWN).itertuples():
+        logger.warning("  near copy: %s (%s) of %s (%s)", row.path, row.split, row.of, row.of_split)
+    if result.rescued:
+        logger.warning("  kept in train, having no other image there: %s", ", ".join(result.rescued[:SHOWN]))
+
+
+def link_source(root: Path, source: Path, name: str, *, relink: bool, snapshot: bool) -> None:
+    """Make data/NAME a link to `source`, or a snapshot of it in DVC's care, and say what to do next.
+
+    Raises:
+        InputError: a folder or a name that will not do.
+    """
+    params = load_params(root / "params.yaml")
+    taken = {Path(out).name for stage in load_graph(root, params).values() for out in stage.outs if out.startswith("data/")}
+    data = params.data
+    tree = preflight(source, follow_external_links=data.follow_external_links, trusted=[root / ".dvc" / "cache"])
+    if snapshot:
+        from headstart.versioning import snapshot as take_snapshot
+
+        check_name(root, tree.root, name, taken)
+        record = take_snapshot(root, tree.root, name)
+        logger.info("data/%s is a copy of %s in DVC's care", name, tree.root)
+        logger.info("  git add %s, and `dvc push` to share it", record.relative_to(root))
+    else:
+        link(root, source, name, taken, relink)
+        logger.info("data/%s -> %s", name, tree.root)
+    tops = Counter(path.partition("/")[0] for path in tree.files if "/" in path)
+    shown = ", ".join(f"{top} ({number:,})" for top, number in sorted(tops.items())[:10])
+    logger.info(
+        "  %s files in %s folders: %s%s", f"{len(tree.files):,}", f"{len(tops):,}", shown, ", …" if len(tops) > 10 else ""
+    )
+    logger.info("  to learn from it: python -m flows.pipeline --set data.source=data/%s", name)
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.link_data", description="Scan data.source into the manifest; or, with --from, link a folder."
+    )
+    parser.add_argument("--from", dest="source", type=Path, metavar="PATH", help="make data/NAME a link to PATH")
+    parser.add_argument("--name", help="the link's name; PATH's own by default")
+    parser.add_argument("--relink", action="store_true", help="replace a link that leads elsewhere")
+    parser.add_argument("--snapshot", action="store_true", help="a copy in DVC's care instead of a link")
+    parser.add_argument("--verify", action="store_true", help="scan and read every file, also those that seem unchanged")
+    options = parser.parse_args(argv)
+    if options.source is None and (options.name or options.relink or options.snapshot):
+        parser.error("--name, --relink and --snapshot belong to --from PATH")
+    return options
+
+
+def run_link(options: argparse.Namespace) -> int:
+    source = options.source.expanduser()
+    name = options.name or source.resolve().name
+    link_source(Path.cwd(), source, name, relink=options.relink, snapshot=options.snapshot)
+    return 0
 
 
 if __name__ == "__main__":
-    main("link_data", link_data)
+    options = arguments()
+    if options.source is None:
+        main("link_data", functools.partial(link_data, verify=options.verify))
+    command_line()
+    sys.exit(guarded(functools.partial(run_link, options)))

@@ -11,6 +11,7 @@ from headstart.activations.engine import Engine, fidelity
 from headstart.activations.store import write_shards
 from headstart.core.errors import InputError
 from headstart.core.files import free_bytes, sha256_file
+from headstart.core.parallel import count
 from headstart.core.progress import track
 from headstart.core.stages import Job, Summary, main
 from headstart.data.images import ImageSource
@@ -18,7 +19,7 @@ from headstart.data.manifest import read_manifest
 from headstart.data.transforms import Augmentation
 from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.weights import state_digest
-from headstart.runtime import configure, count
+from headstart.runtime import configure
 
 logger = logging.getLogger("headstart")
 SAMPLE = 8

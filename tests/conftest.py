@@ -12,6 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from headstart.data.decode import FORMATS
+from headstart.data.examine import Limits
+from headstart.data.scan import Scan, SplitRule, scan
+from headstart.data.sources import list_source
+from headstart.data.tree import preflight
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 
@@ -55,6 +61,30 @@ def write_shapes(folder: Path, classes: int = 3, each: int = 20) -> Path:
         for number in range(each):
             (folder / "abcdefgh"[label] / f"{number:03}.png").write_bytes(encode(picture(label, number)))
     return folder
+
+
+LIMITS = {"max_pixels": 10_000, "min_side": 4, "formats": list(FORMATS)}
+
+
+def scan_folder(folder: Path, *, verify: bool = False, state: Path | None = None, **changes: object) -> Scan:
+    """Pre-flight, list and scan a folder with small limits; `changes` are of `data`'s parameters."""
+    options = {"label_pattern": "none", "group_pattern": "none", "nested_folders": False, "follow_external_links": False}
+    rule = {"seed": 0, "valid_fraction": 0.2, "test_fraction": 0.2, "folds": 5, "fold": "none"}
+    rest = {"max_quarantined": 0.2, "on_label_conflict": "refuse", "near_duplicates": "hold_out", "timeout": 20.0}
+    for group in (options, rule, rest, limits := dict(LIMITS)):
+        group.update({key: changes.pop(key) for key in list(changes) if key in group})
+    assert not changes
+    tree = preflight(folder, follow_external_links=bool(options.pop("follow_external_links")))
+    return scan(
+        tree,
+        list_source(tree, **options),
+        limits=Limits(**limits),
+        rule=SplitRule(**rule),
+        workers=1,
+        state=state or folder.parent / "scan.sqlite",
+        verify=verify,
+        **rest,
+    )
 
 
 @pytest.fixture

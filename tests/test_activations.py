@@ -14,7 +14,7 @@ from headstart.activations.engine import Engine
 from headstart.activations.store import Activations, write_shards
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.data.images import ImageSource, ordered_map
+from headstart.data.images import ImageSource, image_map
 from headstart.data.transforms import Augmentation
 from headstart.models.backbones import build_backbone
 
@@ -116,7 +116,7 @@ def test_ordered_map_keeps_order_and_holds_few():
         started.append(i)
         return i * i
 
-    results = ordered_map(work, range(1000), workers=4, ahead=6)
+    results = image_map(work, range(1000), workers=4, ahead=6)
     assert [next(results) for _ in range(3)] == [0, 1, 4]
     assert len(started) <= 10
     assert list(results) == [i * i for i in range(3, 1000)]

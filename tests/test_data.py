@@ -1,9 +1,6 @@
 """Sources, manifest, splits: invariants 6 and 7 of the design."""
 
-import os
-import socket
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,23 +8,11 @@ import pytest
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.data.manifest import HELD_OUT, read_manifest, scan, split_share, write_manifest, write_quarantine
-from headstart.data.sources import list_source, preflight
-from tests.conftest import encode, picture, write_shapes
-
-OPTIONS = {
-    "seed": 0,
-    "valid_fraction": 0.2,
-    "test_fraction": 0.2,
-    "max_quarantined": 0.1,
-    "max_pixels": 10_000,
-    "workers": 2,
-}
-
-
-def scan_folder(folder: Path, **changes: object):
-    preflight(folder)
-    return scan(folder, list_source(folder), **(OPTIONS | changes))
+from headstart.data.manifest import read_manifest, write_csv, write_manifest
+from headstart.data.splits import HELD_OUT, fold_of, split_share, unusual_shares
+from headstart.data.summary import pictures, summarise
+from headstart.data.tree import preflight
+from tests.conftest import encode, picture, scan_folder, write_shapes
 
 
 def splits(frame: pd.DataFrame) -> dict[str, str]:
@@ -41,8 +26,9 @@ def test_counts_add_up_and_labels_are_the_folders(shapes):
     (shapes / "c" / ".DS_Store").write_bytes(b"x")
     result = scan_folder(shapes)
     files = sum(1 for path in shapes.rglob("*") if path.is_file())
-    assert len(result.manifest) + len(result.quarantine) + result.ignored == files
-    assert list(result.quarantine["path"]) == ["a/notes.txt"]
+    report = summarise(result)
+    assert (report["files"], report["images"], report["quarantined"], report["ignored"]) == (files, 60, 2, 2)
+    assert list(result.quarantine["path"]) == ["README", "a/notes.txt"]
     assert (result.manifest["label"] == result.manifest["path"].str.split("/").str[0]).all()
     assert (result.manifest["key"] == [sha256_file(shapes / path) for path in result.manifest["path"]]).all()
     assert set(result.manifest["split"]) == {"train", "valid", "test"}
@@ -112,127 +98,11 @@ def test_labels_csv_with_split_and_more_columns(shapes):
         number = int(path.stem)
         split = "test" if number < 3 else "valid" if number < 6 else ""
         rows.append(f"{path.relative_to(shapes).as_posix()},kind-{path.parent.name},{split},{number % 2}")
-    (shapes / "labels.csv").write_text("\ufeff" + "\n".join(rows) + "\n", encoding="utf-8")
+    (shapes / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     frame = scan_folder(shapes).manifest
     assert set(frame["label"]) == {"kind-a", "kind-b", "kind-c"}
     assert dict(Counter(frame["split"])) == {"test": 9, "valid": 9, "train": 42}
     assert set(frame["camera"]) == {"0", "1"}
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("path;label\na/000.png;x\n", "columns path;label"),
-        ("path,label\nnone.png,x\n", "row 2, column path: no file 'none.png'"),
-        ("path,label\n../x.png,x\n", "leads out"),
-        ("path,label\na/000.png,x\na/000.png,x\n", "row 3, column path: a/000.png is in row 2"),
-        ("path,label\na/000.png,\n", "row 2, column label"),
-        ("path,label,split\na/000.png,x,dev\n", "row 2, column split: 'dev'"),
-        ("path,label\na/000.png,x,y\n", "row 2: not as many cells"),
-        ("path,label,key\na/000.png,x,1\n", "reserved"),
-    ],
-)
-def test_a_faulty_labels_csv_is_refused_with_row_and_column(shapes, text, told):
-    (shapes / "labels.csv").write_text(text)
-    with pytest.raises(InputError, match="labels.csv") as error:
-        scan_folder(shapes)
-    assert told in str(error.value)
-
-
-def test_an_unreadable_image_is_quarantined_with_its_reason(shapes):
-    whole = encode(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8), "JPEG")
-    (shapes / "a" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (shapes / "a" / "big.png").write_bytes(encode(np.zeros((200, 200, 3), np.uint8)))
-    result = scan_folder(shapes)
-    assert list(result.quarantine["path"]) == ["a/big.png", "a/cut.jpg"]
-    assert "pixels" in result.quarantine["reason"][0]
-    assert not result.manifest["path"].isin(result.quarantine["path"]).any()
-
-
-def test_too_many_unreadable_images_refuse_the_run_and_name_them(shapes):
-    for number in range(12):
-        (shapes / "a" / f"{number:03}.png").write_bytes(b"junk")
-    with pytest.raises(InputError, match=r"12 of 60 files.*\n.*a/000.png"):
-        scan_folder(shapes)
-
-
-def test_one_image_with_two_labels_is_refused_with_the_pair(shapes):
-    (shapes / "b" / "same.png").write_bytes((shapes / "a" / "000.png").read_bytes())
-    with pytest.raises(InputError, match="two labels") as error:
-        scan_folder(shapes)
-    assert "a/000.png" in str(error.value)
-    assert "b/same.png" in str(error.value)
-
-
-def make_fifo(folder: Path) -> None:
-    os.mkfifo(folder / "a" / "pipe")
-
-
-def make_socket(folder: Path) -> None:
-    server = socket.socket(socket.AF_UNIX)
-    here = Path.cwd()
-    os.chdir(folder / "a")
-    try:
-        server.bind("sock")
-    finally:
-        os.chdir(here)
-        server.close()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "told"),
-    [
-        (make_fifo, "a/pipe: not a regular file"),
-        (make_socket, "a/sock: not a regular file"),
-        (lambda folder: (folder / "a" / "gone.png").symlink_to("/no/such/file"), "gone.png: a link that leads nowhere"),
-        (lambda folder: (folder / "loop").symlink_to(folder / "loop"), "loop: a link that leads nowhere"),
-        (lambda folder: (folder / "linked").symlink_to(folder / "a"), "linked: a linked sub-folder"),
-        (lambda folder: (folder / ".dvcignore").write_text("*"), ".dvcignore: DVC would"),
-        (lambda folder: Path(os.fsdecode(os.fsencode(folder / "a") + b"/\xff.png")).write_bytes(b""), "not UTF-8"),
-    ],
-)
-def test_what_would_hang_or_mislead_is_refused_unopened(shapes, spoil, told):
-    spoil(shapes)
-    with pytest.raises(InputError) as error:
-        preflight(shapes)
-    assert told in str(error.value)
-
-
-def one_class(folder: Path) -> None:
-    for label in "bc":
-        for path in (folder / label).iterdir():
-            path.unlink()
-        (folder / label).rmdir()
-
-
-def empty_class(folder: Path) -> None:
-    (folder / "d").mkdir()
-
-
-def nested(folder: Path) -> None:
-    (folder / "a" / "deep").mkdir()
-    (folder / "a" / "deep" / "x.png").write_bytes(encode(picture(0, 77)))
-
-
-def twin_case(folder: Path) -> None:
-    (folder / "A").mkdir()
-    (folder / "A" / "x.png").write_bytes(encode(picture(0, 77)))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "told"),
-    [
-        (one_class, "one class only ('a')"),
-        (empty_class, "class folder d"),
-        (nested, "a folder inside a class folder"),
-        (twin_case, "differ in case only"),
-    ],
-)
-def test_layouts_that_cannot_be_learnt_from_are_refused(shapes, spoil, told):
-    spoil(shapes)
-    with pytest.raises(InputError) as error:
-        scan_folder(shapes)
-    assert told in str(error.value)
 
 
 def test_a_wrong_path_an_empty_folder_and_a_file(tmp_path):
@@ -246,15 +116,12 @@ def test_a_wrong_path_an_empty_folder_and_a_file(tmp_path):
         preflight(tmp_path / "file")
 
 
-def test_the_manifest_round_trips_with_odd_names_and_equal_bytes(shapes, tmp_path):
-    names = ["new\nline.png", 'quo"te.png', "x" * 251 + ".png", "ünïcode.png"]
-    for i, name in enumerate(names):
-        (shapes / "a" / name).write_bytes(encode(picture(0, 200 + i)))
+def test_the_manifest_round_trips_and_equal_frames_give_equal_bytes(shapes, tmp_path):
     frame = scan_folder(shapes).manifest
     write_manifest(tmp_path / "1.parquet", frame)
     write_manifest(tmp_path / "2.parquet", frame.sample(frac=1, random_state=0))
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
-    assert {f"a/{name}" for name in names} <= set(read_manifest(tmp_path / "1.parquet")["path"])
+    pd.testing.assert_frame_equal(read_manifest(tmp_path / "1.parquet"), frame)
 
 
 def test_a_damaged_manifest_is_refused(shapes, tmp_path):
@@ -265,5 +132,167 @@ def test_a_damaged_manifest_is_refused(shapes, tmp_path):
 
 
 def test_a_cell_of_the_quarantine_list_starts_no_formula(tmp_path):
-    write_quarantine(tmp_path / "q.csv", pd.DataFrame({"path": ["=cmd()", "a.png"], "reason": ["+x", "fine"]}))
+    write_csv(tmp_path / "q.csv", pd.DataFrame({"path": ["=cmd()", "a.png"], "reason": ["+x", "fine"]}))
     assert (tmp_path / "q.csv").read_text().splitlines()[1] == "'=cmd(),'+x"
+
+
+def test_kaggles_flat_names_by_a_pattern(tmp_path):
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for label, name in ((0, "cat"), (1, "dog")):
+        for number in range(30):
+            (folder / f"{name}.{number}.png").write_bytes(encode(picture(label, number)))
+    (folder / "sampleSubmission.csv").write_text("id,label")
+    (folder / ".DS_Store").touch()
+    for pattern in (r"^(cat|dog)\.", "^[a-z]{3}(?=[.])"):
+        result = scan_folder(folder, label_pattern=pattern)
+        assert dict(Counter(result.manifest["label"])) == {"cat": 30, "dog": 30}
+        assert list(result.quarantine["path"]) == ["sampleSubmission.csv"]
+        assert "data.label_pattern" in result.quarantine["reason"][0]
+
+
+def test_a_pattern_and_split_folders(tmp_path):
+    for split, numbers in (("train", range(30)), ("val", range(30, 40))):
+        (tmp_path / "s" / split).mkdir(parents=True)
+        for label, name in ((0, "cat"), (1, "dog")):
+            for number in numbers:
+                (tmp_path / "s" / split / f"{name}.{number}.png").write_bytes(encode(picture(label, number)))
+    frame = scan_folder(tmp_path / "s", label_pattern="^(cat|dog)").manifest
+    assert (frame.loc[frame["path"].str.startswith("val/"), "split"] == "valid").all()
+    assert set(frame.loc[frame["path"].str.startswith("train/"), "split"]) == {"train", "test"}
+
+
+def test_other_names_of_split_folders(tmp_path):
+    for name in ("train", "validation", "test"):
+        write_shapes(tmp_path / "s" / name, each=4)
+    for number, path in enumerate(sorted((tmp_path / "s").rglob("*.png"))):
+        path.write_bytes(encode(picture(number % 3, 100 + number)))
+    (tmp_path / "s" / "extra").mkdir()
+    (tmp_path / "s" / "extra" / "x.png").write_bytes(encode(picture(0, 1)))
+    result = scan_folder(tmp_path / "s")
+    assert dict(Counter(result.manifest["split"])) == {"train": 12, "valid": 12, "test": 12}
+    assert result.notes.to_numpy().tolist() == [["extra/x.png", "ignored", "outside test, train, validation"]]
+    write_shapes(tmp_path / "s" / "val", each=4)
+    with pytest.raises(InputError, match="both val and validation"):
+        scan_folder(tmp_path / "s")
+
+
+def test_a_group_is_never_split_apart(tmp_path):
+    for patient in range(30):
+        for number in range(4):
+            path = tmp_path / "s" / "ab"[number % 2] / f"patient{patient:02}_{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(picture(number % 2, 10 * patient + number)))
+    (tmp_path / "s" / "a" / "stranger.png").write_bytes(encode(picture(0, 999)))
+    result = scan_folder(tmp_path / "s", group_pattern=r"patient\d+")
+    frame = result.manifest[result.manifest["group"] != ""]
+    assert set(frame["group"]) == {f"patient{patient:02}" for patient in range(30)}
+    assert (frame.groupby("group")["split"].nunique() == 1).all()
+    assert set(frame["split"]) == {"train", "valid", "test"}
+    assert result.notes.to_numpy()[:, :2].tolist() == [["a/stranger.png", "no group"]]
+    assert summarise(result)["groups"] == 30
+    alone = scan_folder(tmp_path / "s").manifest
+    assert alone.groupby(alone["path"].str.slice(2, 11))["split"].nunique().max() > 1
+
+
+def test_a_group_column_of_the_labels_file(shapes):
+    paths = sorted(path.relative_to(shapes).as_posix() for path in shapes.rglob("*.png"))
+    rows = [f"{path},{path[0]},camera{number % 7}" for number, path in enumerate(paths)]
+    (shapes / "labels.csv").write_text("path,label,group\n" + "\n".join(rows) + "\n")
+    frame = scan_folder(shapes).manifest
+    assert (frame.groupby("group")["split"].nunique() == 1).all()
+    with pytest.raises(InputError, match="keep one"):
+        scan_folder(shapes, group_pattern="camera")
+
+
+def test_labels_parquet_keeps_the_types_of_further_columns(shapes):
+    paths = sorted(path.relative_to(shapes).as_posix() for path in shapes.rglob("*.png"))
+    table = pd.DataFrame(
+        {
+            "path": paths,
+            "label": [number % 2 for number in range(60)],
+            "age": np.arange(60) / 7,
+            "taken": pd.Timestamp("2020-01-01") + pd.to_timedelta(np.arange(60), "D"),
+            "smoker": [number % 3 == 0 for number in range(60)],
+            "site": ["north", None] * 30,
+        }
+    ).sample(frac=1, random_state=0)
+    table.to_parquet(shapes / "labels.parquet")
+    frame = scan_folder(shapes).manifest.set_index("path")
+    table = table.set_index("path").loc[frame.index]
+    assert set(frame["label"]) == {"0", "1"}
+    assert (frame["label"] == table["label"].astype(str)).all()
+    for name in ("age", "taken", "smoker"):
+        assert frame[name].dtype == table[name].dtype
+        assert (frame[name] == table[name]).all()
+    assert frame["site"].isna().sum() == 30
+    write_manifest(shapes.parent / "m.parquet", frame.reset_index())
+    again = read_manifest(shapes.parent / "m.parquet")
+    pd.testing.assert_series_equal(again.set_index("path")["taken"], frame["taken"])
+
+
+def test_folds_partition_what_is_not_test_and_never_move(shapes):
+    frame = scan_folder(shapes).manifest
+    kept = frame[frame["split"] != "test"]
+    assert (frame.loc[frame["split"] == "test", "fold"] == -1).all()
+    assert set(kept["fold"]) <= set(range(5))
+    assert kept["fold"].to_numpy().tolist() == [fold_of(0, key, 5) for key in kept["key"]]
+    tests = set()
+    seen: Counter = Counter()
+    for fold in range(5):
+        other = scan_folder(shapes, fold=fold).manifest
+        tests.add(tuple(other.loc[other["split"] == "test", "path"]))
+        valid = other.loc[other["split"] == "valid"]
+        assert (valid["fold"] == fold).all()
+        seen.update(valid["path"])
+    assert len(tests) == 1, "the test split is the same in every fold"
+    assert seen == Counter(list(kept["path"])), "each other image validates once"
+
+
+def test_folds_are_even():
+    counts = Counter(fold_of(3, f"{number:064x}", 5) for number in range(10_000))
+    assert set(counts) == set(range(5))
+    assert max(abs(count - 2_000) for count in counts.values()) < 160  # four standard deviations
+
+
+def test_class_shares_are_within_sampling_tolerance_and_odd_ones_are_told():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "label": np.repeat(["a", "b", "c", "d"], [2000, 500, 100, 2000]),
+            "split": rng.choice(["train", "valid", "test"], 4600, p=[0.7, 0.1, 0.2]),
+        }
+    )
+    assert unusual_shares(frame) == []
+    frame.loc[frame.index[:120], "split"] = "valid"
+    (found,) = [row for row in unusual_shares(frame) if (row["class"], row["split"]) == ("a", "valid")]
+    assert found["images"] == int(((frame["label"] == "a") & (frame["split"] == "valid")).sum()) > found["expected"]
+
+
+def test_the_summary_and_its_pictures_are_the_same_each_time(shapes):
+    (shapes / "$a_{b}$ é中\n").mkdir()
+    for number in range(6):
+        (shapes / "$a_{b}$ é中\n" / f"{number}.png").write_bytes(encode(picture(1, 600 + number)))
+    first, second = scan_folder(shapes), scan_folder(shapes)
+    assert summarise(first) == summarise(second)
+    drawn = pictures(first, shapes, 10_000)
+    assert drawn == pictures(second, shapes, 10_000)
+    assert set(drawn) == {"classes.png", "sizes.png", "samples.png"}
+    assert all(png.startswith(b"\x89PNG") for png in drawn.values())
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_is_refused_or_changes_nothing(shapes, tmp_path):
+    frame = scan_folder(shapes).manifest
+    path = tmp_path / "m.parquet"
+    write_manifest(path, frame)
+    whole = path.read_bytes()
+    rng, refused = np.random.default_rng(0), 0
+    for place in rng.integers(0, len(whole), 300):
+        data = bytearray(whole)
+        data[place] ^= 1 << int(rng.integers(0, 8))
+        path.write_bytes(data)
+        try:
+            pd.testing.assert_frame_equal(read_manifest(path), frame)
+        except InputError:
+            refused += 1
+    assert refused > 200

@@ -8,6 +8,7 @@ from sklearn import metrics as sk
 
 from headstart.core.errors import InputError
 from headstart.evaluation import metrics, plots, report
+from headstart.evaluation.look_alikes import look_alikes
 from headstart.evaluation.predictor import Predictor
 from tests.conftest import encode, picture
 from tests.test_models import make_model
@@ -60,11 +61,30 @@ def test_file_and_class_names_are_escaped_in_the_report():
     evil = "<script>alert(1)</script>"
     item = {"path": evil, "label": evil, "predicted": evil, "confidence": 0.5, "image": ""}
     empty = {"results": [], "confused": [], "per_class": [], "params": [], "provenance": [], "classes": [evil]}
-    words = dict.fromkeys(("source", "backbone", "lr_sentence", "data_sentence", "confusion", "lr_curve", "curves"), evil)
-    html = report.render(empty | words | {"wrong": [item], "image_size": 1, "n_test": "1"})
+    words = dict.fromkeys(("source", "backbone", "lr_sentence", "confusion", "lr_curve", "curves"), evil)
+    near = {"path": evil, "label": evil, "split": "train", "of": evil, "of_label": evil, "of_split": "test"}
+    data = {
+        "sentence": evil, "classes_kept_in_train": [evil], "rows": [(evil, "1")], "near": [near], "near_total": 1,
+        "unusual_shares": [{"class": evil, "split": "test", "images": 1, "expected": 9.0}],
+        "pictures": {"samples": "", "classes": "", "sizes": ""},
+    }  # fmt: skip
+    alike = {"path": evil, "label": evil, "like": evil, "like_label": evil, "image": "", "like_image": ""}
+    more = {"wrong": [item], "image_size": 1, "n_test": "1", "data": data, "alike": [alike], "alike_total": 1}
+    html = report.render(empty | words | more)
     assert evil not in html
     assert "&lt;script&gt;" in html
     assert "http://" not in html and "https://" not in html  # opens offline
+
+
+def test_look_alikes_are_the_nearest_training_rows_whatever_the_blocks():
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.randn(50, 16, generator=generator), torch.randn(10, 16, generator=generator)
+    test[3] = train[41] + 0.05 * torch.randn(16, generator=generator)
+    test[7] = train[2]
+    for size in (50, 7, 1):
+        found = look_alikes(test, lambda size=size: iter(train.split(size)))
+        assert [(i, j) for i, j, _ in found] == [(7, 2), (3, 41)]
+        assert found[0][2] == pytest.approx(1, abs=1e-5) and found[1][2] > 0.99
 
 
 def test_the_predictor_takes_bytes_only_and_sees_what_training_saw(tmp_path):

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from headstart.activations.engine import Engine
 from headstart.core.errors import InputError
-from headstart.data.images import ImageSource, chunks, ordered_map
+from headstart.core.parallel import chunks
+from headstart.data.images import ImageSource, image_map
 
 Block = tuple[list[str], list[int], NDArray[Any]]
 DTYPES = {"float32": "float32", "bfloat16": "float16"}  # 16 bits are enough for what was computed in 16
@@ -57,5 +58,5 @@ def compute_blocks(
             )
         return list(keys), list(numbers), x_nd
 
-    for blocks in ordered_map(compute, chunks(files, size), workers, ahead=2 * workers):
+    for blocks in image_map(compute, chunks(files, size), workers, ahead=2 * workers):
         yield from blocks

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -17,7 +18,19 @@ from headstart.core.files import write_text
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 TrainingBatch = Annotated[int, Field(ge=2)]  # batch norm cannot normalise one row
+Formats = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
 LearningRate = Annotated[float, Field(gt=0, le=10)] | Literal["auto"]
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"a regular expression or `none` ({error})") from None
+    return pattern
+
+
+Pattern = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_compiles)]
 
 
 class Section(BaseModel):
@@ -31,8 +44,19 @@ class Data(Section):
     source: Annotated[str, Field(min_length=1)]
     valid_fraction: Fraction
     test_fraction: Fraction
+    folds: Annotated[int, Field(ge=2, le=100)]
+    fold: Annotated[int, Field(ge=0)] | Literal["none"]
+    label_pattern: Pattern
+    group_pattern: Pattern
+    nested_folders: bool
+    follow_external_links: bool
+    on_label_conflict: Literal["refuse", "quarantine"]
+    near_duplicates: Literal["hold_out", "keep"]
     max_quarantined: Annotated[float, Field(ge=0, le=1)]
+    formats: Annotated[list[Formats], Field(min_length=1)]
     max_pixels: PositiveInt
+    min_side: PositiveInt
+    file_timeout: Annotated[float, Field(gt=0, le=3600)]
 
     @model_validator(mode="after")
     def leave_something_to_train_on(self) -> Data:
@@ -40,6 +64,12 @@ class Data(Section):
             raise ValueError("valid_fraction + test_fraction must stay below 0.95, the rest is what is trained on")
         if not self.valid_fraction or not self.test_fraction:
             raise ValueError("valid_fraction and test_fraction must be above 0: one chooses, the other judges")
+        return self
+
+    @model_validator(mode="after")
+    def a_fold_there_is(self) -> Data:
+        if self.fold != "none" and self.fold >= self.folds:
+            raise ValueError(f"fold must be none, or 0 to {self.folds - 1} (folds is {self.folds})")
         return self
 
 

@@ -1,67 +1,239 @@
 """One function turns a file's bytes into the RGB pixels that every stage and every prediction sees.
 
-It is part of every key of cached activations: any change here is a change of all of them.
+The scan, precompute, fine-tuning, evaluation and prediction all call `decode` or `decode_image`. It is part
+of every key of cached activations: any change here is a change of all of them.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 DEFAULT_MAX_PIXELS = 50_000_000
+ORIENTATION = 0x0112  # of EXIF
+WHITE = (255, 255, 255, 255)
+ROWS_PER_STRIP, STRIP_OFFSETS, IMAGE_LENGTH = 278, 273, 257  # of TIFF
+EXTRANEOUS_SHARE = 0.01  # of a JPEG's bytes may be superfluous: some cameras write a few
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes")
 
 # What Pillow raises on damaged files, beside its own UnidentifiedImageError.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, MemoryError, struct.error)
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError,
+    AssertionError, MemoryError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 class DecodeError(ValueError):
     """The bytes are not an image we accept; the message is the reason, without the path."""
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """An image as every stage sees it, and what it was in its file.
+
+    Args:
+        pixels: [height, width, 3] uint8, upright, writable; a smaller picture of the same where one was enough.
+        width, height: of the whole upright image, pixels.
+        format: one of `FORMATS`.
+        mode: Pillow's name of the file's pixel layout, such as RGB, L, P, CMYK, I;16.
+        orientation: EXIF's, 1 to 8; 1 is upright.
+        transparent: some pixel was not opaque.
+        animated: the file has further frames or pages.
+        complaint: what the decoder found wrong and got over, or "".
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+    format: str
+    mode: str
+    orientation: int
+    transparent: bool
+    animated: bool
+    complaint: str
+
+
 def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+    """The pixels of `decode_image`, [height, width, 3] uint8."""
+    return decode_image(data, max_pixels).pixels
+
+
+def decode_image(
+    data: bytes,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    formats: Sequence[str] = FORMATS,
+    *,
+    fast: bool = True,
+    enough: int | None = None,
+) -> Decoded:
     """Decode one image file to RGB.
 
     The first frame; EXIF orientation applied; transparency composited on white; 16 bits scaled to 8.
 
     Args:
-        data: the file's bytes, in one of `FORMATS` whatever the file's name says.
+        data: the file's bytes, in one of `formats` whatever the file's name says.
         max_pixels: the largest width x height, checked from the header before pixels are decoded.
-
-    Returns:
-        Pixels, shape [height, width, 3], uint8, writable.
+        formats: those accepted, of `FORMATS`.
+        fast: decode JPEG with libjpeg-turbo itself, which is faster than through Pillow; the pixels are the same.
+        enough: a picture with sides of at least so many pixels will do. A JPEG's data are then all unpacked and checked
+            likewise, and only the last step (inverse DCT, colours) is made for fewer pixels.
 
     Raises:
         DecodeError: not an image, not an allowed format, too large, or damaged (a full decode is made).
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise DecodeError(f"{width} x {height} pixels are more than {max_pixels:,}")
-            image.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+        with Image.open(io.BytesIO(data), formats=tuple(formats)) as image:
+            return _decode_open(data, image, max_pixels, fast, enough)
     except DecodeError:
         raise
     except UnidentifiedImageError:
-        raise DecodeError(f"not an image of an accepted format ({', '.join(FORMATS)})") from None
-    except (*_DAMAGE, zlib.error, Image.DecompressionBombError) as error:
+        raise DecodeError(f"not an image of an accepted format ({', '.join(formats)})") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # twice and once Pillow's own limit
+        raise DecodeError(f"more than {max_pixels:,} pixels") from None
+    except _DAMAGE as error:
         raise DecodeError(f"damaged image: {type(error).__name__}: {error}") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _decode_open(data: bytes, image: Image.Image, max_pixels: int, fast: bool, enough: int | None) -> Decoded:
+    _check_size(image, max_pixels)
+    kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a JPEG with further pictures behind it
+    mode, animated = image.mode, bool(getattr(image, "is_animated", False))
+    pixels, complaint = _turbo(data, image, enough or 0) if kind == "JPEG" else (None, "")
+    if pixels is not None and fast and mode in ("RGB", "L"):
+        orientation = _orientation(image)
+        if orientation == 1 and mode == "RGB":
+            return Decoded(pixels, *image.size, kind, mode, orientation, False, animated, complaint)
+        size, image = image.size, Image.fromarray(pixels)
+    else:
+        _check_strips(image)
+        image.load()
+        _check_size(image, max_pixels)  # a frame may be larger than the header said
+        if kind == "PNG":
+            _check_rows(data, image)
+        size = image.size
+        orientation = _orientation(image)  # not before: a PNG may have its EXIF behind the pixels
+    rgb, transparent = _to_rgb(_upright(image, orientation))
+    width, height = size if orientation < 5 else size[::-1]  # 5 to 8 lie on their side
+    return Decoded(np.array(rgb), width, height, kind, mode, orientation, transparent, animated, complaint)
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise DecodeError(f"{width} x {height} pixels are more than {max_pixels:,}")
+
+
+def _turbo(data: bytes, image: Image.Image, enough: int) -> tuple[NDArray[np.uint8] | None, str]:
+    """A JPEG's pixels by libjpeg-turbo, and what it complains of; Pillow hides its complaints.
+
+    Returns:
+        [h, w, 3] or [h, w] uint8, or None for kinds that are left to Pillow.
+
+    Raises:
+        DecodeError: it complains of missing or superfluous data: the file is cut, or its header lies.
+    """
+    space = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}[image.mode]
+
+    def decode_jpeg(strict: bool) -> NDArray[np.uint8]:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, space, min_height=enough, min_width=enough, strict=strict)
+        return pixels[..., 0] if space == "GRAY" else pixels
+
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        if (width, height) != image.size:
+            raise DecodeError(f"damaged image: {width} x {height} pixels or {image.size}, by which header")
+        return decode_jpeg(strict=True), ""
+    except DecodeError:
+        raise
+    except ValueError as error:
+        complaint = str(error)
+    if not complaint.startswith(("Corrupt JPEG", "Premature end")):
+        return None, ""  # a kind of JPEG that it cannot; Pillow may
+    found = _EXTRANEOUS.search(complaint)
+    if found is None or int(found[1]) > EXTRANEOUS_SHARE * len(data):
+        raise DecodeError(f"damaged image: {complaint}")
+    return decode_jpeg(strict=False), complaint
+
+
+def _check_strips(image: Image.Image) -> None:
+    """Refuse a TIFF with fewer rows in its strips than its header claims; Pillow would leave the rest black."""
+    tags = getattr(image, "tag_v2", {})
+    rows, strips, height = tags.get(ROWS_PER_STRIP), tags.get(STRIP_OFFSETS), tags.get(IMAGE_LENGTH)
+    if rows and strips and height and rows * len(strips) < height:
+        raise DecodeError(f"damaged image: {height} rows by its header, {rows * len(strips)} in its strips")
+
+
+def _check_rows(data: bytes, image: Image.Image) -> None:
+    """Refuse a PNG with fewer rows than its header claims; Pillow leaves the rest black.
+
+    Only a black last row is a suspect, so that hardly any file is unpacked twice.
+    """
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    if last.getbbox(alpha_only=False) is None and _png_rows_missing(data):
+        raise DecodeError("damaged image: fewer rows of pixels than its header claims")
+
+
+def _png_rows_missing(data: bytes) -> bool:
+    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    row = -(-width * bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] // 8)
+    unpack, size, place = zlib.decompressobj(), 0, 8
+    while place + 8 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, place)
+        if name == b"IDAT":
+            size += len(unpack.decompress(data[place + 8 : place + 8 + length]))
+        place += 12 + length
+    return size < row * height  # interlaced rows have more filter bytes: a little leniency
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation; 1 where there is none, or none that can be read."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except _DAMAGE:
+        return 1
+    return value if isinstance(value, int) and 2 <= value <= 8 else 1
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    if orientation == 1:
+        return image
+    turned = image.transpose(_TURNS[orientation])
+    turned.info = image.info
+    return turned
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The image as RGB on white, and whether anything was not opaque."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB"), False
+    rgba = image.convert("RGBA")
+    lowest, _ = rgba.getchannel("A").getextrema()
+    if lowest == 255:
+        return rgba.convert("RGB"), False
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB"), True
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -75,4 +247,8 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         if values.min() < 0 or values.max() > 65535:
             raise DecodeError("32-bit pixels outside 0 to 65535")
         scaled = values / 257
-    return Image.fromarray(np.round(scaled).astype(np.uint8), mode="L")
+    gray = Image.fromarray(np.round(scaled).astype(np.uint8), mode="L")
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):  # PNG: one gray value is transparent
+        gray.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8), mode="L"))
+    return gray

@@ -1,11 +1,10 @@
-"""Read images in worker threads, in order, with bounded memory; check that each is what the manifest says."""
+"""From the manifest's rows to the network's input; each image is checked to be what the manifest says."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,9 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headstart.core.errors import InputError
-from headstart.core.files import sha256_bytes
-from headstart.data.decode import DecodeError, decode
+from headstart.core.parallel import ordered_map
+from headstart.data.reading import read_pixels
 from headstart.data.transforms import Augmentation, Preprocessing, augmented_view, plain_view, view_generator
 
 A = TypeVar("A")
@@ -62,54 +60,6 @@ class ImageSource:
         return augmented_view(pixels, self.preprocessing, self.augmentation, rng)
 
 
-def read_pixels(source: Path, path: str, key: str, max_pixels: int) -> NDArray[np.uint8]:
-    """Read and decode `source / path`, whose bytes must still have the hash `key`.
-
-    Returns:
-        [h, w, 3] uint8.
-
-    Raises:
-        InputError: the file is gone, changed, or cannot be decoded any more.
-    """
-    relink = "python -m flows.pipeline --force link_data"
-    try:
-        data = (source / path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{source / path}: {error.strerror}, though the manifest lists it", fix=relink) from None
-    if sha256_bytes(data) != key:
-        raise InputError(f"{source / path}: its bytes changed since the manifest was made", fix=relink)
-    try:
-        return decode(data, max_pixels)
-    except DecodeError as error:
-        raise InputError(f"{source / path}: {error}, though it was readable before", fix=relink) from None
-
-
-def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Iterator[B]:
-    """`map` over threads: results in order, at most `ahead` of them in memory at once.
-
-    Each worker keeps torch to one thread, so that workers do not crowd each other out.
-    """
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        waiting: deque[Future[B]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def chunks(items: Iterable[A], size: int) -> Iterator[list[A]]:
-    """Consecutive lists of `size` items; the last may be shorter."""
-    chunk: list[A] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def image_map(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Iterator[B]:
+    """`ordered_map` with torch kept to one thread in each worker, so that workers do not crowd each other out."""
+    return ordered_map(function, items, workers, ahead, partial(torch.set_num_threads, 1))

@@ -1,218 +1,215 @@
-"""What lies in a source folder: a walk that touches nothing, and the three layouts it may have."""
+"""The layouts a source folder may have: which of its files are images of which class and split."""
 
 from __future__ import annotations
 
-import csv
-import os
-import stat
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePosixPath
+
+import pandas as pd
 
 from headstart.core.errors import InputError
+from headstart.data.examine import IMAGE_EXTENSIONS
+from headstart.data.labels import labels_file, read_labels
+from headstart.data.tree import Tree, listing
 
-SPLITS = ("train", "valid", "test")
 IGNORED_NAMES = ("Thumbs.db", ".DS_Store", "desktop.ini")
 IGNORED_FOLDERS = (".ipynb_checkpoints", "__MACOSX")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-RESERVED = ("key", "class_index", "width", "height", "bytes", "declared")
-SHOWN = 10
+SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+NONE = "none"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file to learn from: its path relative to the source, its label, its split where the source names one."""
+    """One file to learn from; split and group are empty where the source names none."""
 
     path: str
     label: str
-    split: str | None = None
-    extra: tuple[tuple[str, str], ...] = ()
+    split: str = ""
+    group: str = ""
 
 
 @dataclass
 class Listing:
-    """All entries of a source, and the files that are not entries."""
+    """What every file of a source is taken for.
+
+    Args:
+        entries: images, in path order.
+        stray: (path, reason) of files to be quarantined unread.
+        ignored: (path, reason) of files that are none of ours.
+        warned: (path, kind, text).
+        extra: further columns of a labels file, indexed by path.
+    """
 
     entries: list[Entry] = field(default_factory=list)
-    stray: list[tuple[str, str]] = field(default_factory=list)  # (path, reason): to be quarantined
-    ignored: int = 0
+    stray: list[tuple[str, str]] = field(default_factory=list)
+    ignored: list[tuple[str, str]] = field(default_factory=list)
+    warned: list[tuple[str, str, str]] = field(default_factory=list)
+    extra: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
-def preflight(source: Path) -> None:
-    """Refuse by lstat alone what would hang or mislead DVC and the scan; nothing is opened.
+def list_source(tree: Tree, *, label_pattern: str = NONE, group_pattern: str = NONE, nested_folders: bool = False) -> Listing:
+    """Tell a source's layout and list its files by it.
+
+    With a label pattern, each file's name tells its label. Else a folder with labels.csv or labels.parquet
+    is read by it; else folders train/ (with valid/ or test/) hold class folders; else the folder's own
+    sub-folders are the classes. With a label pattern too, train/ and valid/ or test/ folders are splits.
+
+    Args:
+        tree: the folder's files.
+        label_pattern: a regular expression searched in the file's name; its first group, or all of the match, is the label.
+        group_pattern: likewise in the path relative to the source, for the group that is never split apart.
+        nested_folders: whether folders inside a class folder belong to its class; refused otherwise.
 
     Raises:
-        InputError: no such folder, an empty one, or one with dangling links, linked sub-folders, FIFOs,
-            sockets, devices, names that are not UTF-8, or a .dvcignore. All offenders are listed.
+        InputError: no class, one class only, an empty class folder, nested folders, class folders whose
+            names differ in case only, or a faulty labels file.
     """
-    if not source.exists():
-        link = f" (a link to {os.readlink(source)})" if source.is_symlink() else ""
-        raise InputError(
-            f"data.source {source}{link}: no such folder",
-            wanted="a folder of class folders, of train/ valid/ test/, or with labels.csv",
-            fix="ln -s /path/to/images data/NAME; then set data.source: data/NAME",
-        )
-    if not source.is_dir():
-        raise InputError(f"data.source {source}: a file, not a folder", wanted="a folder; unpack archives first")
-    offenders, count = [], 0
-    for path in _lstat_walk(source.resolve()):
-        count += 1
-        reason = _offence(path)
+    found = Listing()
+    labels = labels_file(tree)
+    if label_pattern != NONE:
+        if labels is not None:
+            raise InputError(f"{labels}: and data.label_pattern {label_pattern!r} is set too", fix="keep one of the two")
+        _by_pattern(tree, found, label_pattern)
+    elif labels is not None:
+        rows, found.extra = read_labels(labels, tree)
+        found.entries = [Entry(row.path, row.label, row.split, row.group) for row in rows]
+        listed = {row.path for row in rows}
+        found.ignored = [
+            (path, "the list of labels" if path == labels.name else f"not in {labels.name}")
+            for path in tree.files
+            if path not in listed
+        ]
+    else:
+        _by_folders(tree, found, nested_folders)
+    if group_pattern != NONE:
+        _group(tree, found, group_pattern)
+    found.entries.sort(key=lambda entry: entry.path)
+    _check_classes(tree, found, folders=label_pattern == NONE and labels is None)
+    _warn_of_twins(found)
+    assert len(found.entries) + len(found.stray) + len(found.ignored) == len(tree.files)
+    return found
+
+
+def _split_folders(tree: Tree) -> dict[str, str]:
+    """Top-level folders that are splits, and which; empty where the source is not split."""
+    top = {folder: SPLIT_FOLDERS[folder] for folder in tree.folders if folder in SPLIT_FOLDERS}
+    valid = sorted(folder for folder, split in top.items() if split == "valid")
+    if len(valid) > 1:
+        raise InputError(f"{tree.root}: both {' and '.join(valid)}", fix="keep one folder of validation images")
+    return top if "train" in top and len(top) > 1 else {}
+
+
+def _by_pattern(tree: Tree, found: Listing, pattern: str) -> None:
+    splits = _split_folders(tree)
+    for path in tree.files:
+        parts = PurePosixPath(path).parts
+        reason = _why_ignored(parts)
+        label = _match(pattern, parts[-1])
         if reason:
-            offenders.append(f"{os.fsencode(path).decode(errors='backslashreplace')}: {reason}")
-    if offenders:
-        shown = "\n    ".join(offenders[:SHOWN])
-        more = f"\n    … and {len(offenders) - SHOWN} more" if len(offenders) > SHOWN else ""
-        raise InputError(f"data.source {source} holds what cannot be read safely:\n    {shown}{more}", fix="remove them")
-    if not count:
-        raise InputError(f"data.source {source}: the folder is empty", wanted="at least two folders of images")
-
-
-def _lstat_walk(root: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(root):
-        for name in (*names, *(name for name in folders if Path(folder, name).is_symlink())):
-            yield Path(folder, name)
-
-
-def _offence(path: Path) -> str | None:
-    mode = path.lstat().st_mode
-    try:
-        path.name.encode()
-    except UnicodeEncodeError:
-        return "a name that is not UTF-8"
-    if stat.S_ISLNK(mode):
-        try:
-            target = path.stat().st_mode
-        except OSError as error:
-            return f"a link that leads nowhere ({error.strerror})"
-        return "a linked sub-folder (link the whole source instead)" if stat.S_ISDIR(target) else None
-    if not stat.S_ISREG(mode):
-        return "not a regular file"
-    return "DVC would drop files by it" if path.name == ".dvcignore" else None
-
-
-def list_source(source: Path) -> Listing:
-    """List a source's images by its layout, in path order.
-
-    A folder with labels.csv is read by it; else folders train/ (with valid/ or test/) hold class
-    folders; else the folder's own sub-folders are the classes.
-
-    Raises:
-        InputError: no class, one class only, an empty class folder, nested folders, or a faulty labels.csv.
-    """
-    if (source / "labels.csv").is_file():
-        listing = _from_csv(source)
-    elif (source / "train").is_dir() and any((source / name).is_dir() for name in SPLITS[1:]):
-        listing = Listing()
-        for split in SPLITS:
-            if (source / split).is_dir():
-                _from_class_folders(source, source / split, split, listing)
-        _stray_files(source, source, listing)
-    else:
-        listing = Listing()
-        _from_class_folders(source, source, None, listing)
-    _check_classes(source, listing)
-    listing.entries.sort(key=lambda entry: entry.path)
-    return listing
-
-
-def _from_class_folders(source: Path, parent: Path, split: str | None, listing: Listing) -> None:
-    _stray_files(source, parent, listing)
-    for folder in sorted(path for path in parent.iterdir() if path.is_dir()):
-        if folder.name in IGNORED_FOLDERS or folder.name.startswith("."):
-            listing.ignored += sum(1 for path in folder.rglob("*") if path.is_file())
-            continue
-        before = len(listing.entries)
-        for path in sorted(folder.iterdir()):
-            _class_file(source, path, folder.name, split, listing)
-        if len(listing.entries) == before:
-            raise InputError(f"class folder {folder.relative_to(source)} in {source}: no images in it", fix="fill or remove it")
-
-
-def _class_file(source: Path, path: Path, label: str, split: str | None, listing: Listing) -> None:
-    relative = path.relative_to(source).as_posix()
-    if _is_ignored(path):
-        listing.ignored += 1
-    elif path.is_dir():
-        if any(child.is_file() for child in path.rglob("*")):
-            raise InputError(
-                f"folder {relative} in {source}: a folder inside a class folder",
-                wanted="images right below their class folder",
-                fix="move the images up, or list them in a labels.csv",
-            )
-        listing.ignored += 1
-    else:
-        listing.entries.append(Entry(relative, label, split))
-
-
-def _stray_files(source: Path, folder: Path, listing: Listing) -> None:
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            continue
-        if _is_ignored(path) or path.suffix.lower() not in EXTENSIONS:
-            listing.ignored += 1  # a licence, a readme: not an image, nobody misses it
+            found.ignored.append((path, reason))
+        elif label:
+            found.entries.append(Entry(path, label, splits.get(parts[0], "") if len(parts) > 1 else ""))
         else:
-            listing.stray.append((path.relative_to(source).as_posix(), "an image outside the class folders"))
+            found.stray.append((path, f"its name does not match data.label_pattern {pattern!r}"))
 
 
-def _is_ignored(path: Path) -> bool:
-    return path.name in IGNORED_NAMES or path.name.startswith("._") or path.name in IGNORED_FOLDERS
+def _match(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    if match is None:
+        return ""
+    return str(match[1] or "") if match.re.groups else match[0]
 
 
-def _check_classes(source: Path, listing: Listing) -> None:
-    labels = {entry.label for entry in listing.entries}
+def _by_folders(tree: Tree, found: Listing, nested_folders: bool) -> None:
+    splits = _split_folders(tree)
+    depth = 1 if splits else 0
+    nested: list[str] = []
+    for path in tree.files:
+        parts = PurePosixPath(path).parts
+        reason = _why_ignored(parts)
+        if not reason and splits and len(parts) > 1 and parts[0] not in splits:
+            reason = f"outside {', '.join(splits)}"
+        if reason:
+            found.ignored.append((path, reason))
+        elif len(parts) < depth + 2:
+            found.stray.append((path, "a file outside the class folders"))
+        else:
+            found.entries.append(Entry(path, parts[depth], splits.get(parts[0], "") if depth else ""))
+            if len(parts) > depth + 2:
+                nested.append(path)
+    if nested and not nested_folders:
+        raise InputError(
+            f"{tree.root}: folders inside class folders:\n    {listing(nested)}",
+            wanted="images right below their class folder",
+            fix="move the images up, list them in a labels.csv, or set data.nested_folders: true",
+        )
+    _check_empty_folders(tree, found, splits, depth)
+
+
+def _check_empty_folders(tree: Tree, found: Listing, splits: dict[str, str], depth: int) -> None:
+    filled = {"/".join(PurePosixPath(entry.path).parts[: depth + 1]) for entry in found.entries}
+    for folder in tree.folders:
+        parts = PurePosixPath(folder).parts
+        is_class = len(parts) == depth + 1 and (not splits or parts[0] in splits)
+        if is_class and not _why_ignored((*parts, "")) and folder not in filled:
+            raise InputError(f"class folder {folder} in {tree.root}: no images in it", fix="fill or remove it")
+
+
+def _why_ignored(parts: tuple[str, ...]) -> str:
+    """Why a file is none of ours, or nothing; the last part is its name."""
+    *folders, name = parts
+    for folder in folders:
+        if folder in IGNORED_FOLDERS or folder.startswith("."):
+            return f"in {folder}"
+        if PurePosixPath(folder).suffix.lower() in IMAGE_EXTENSIONS:
+            return f"in the folder {folder}, named like an image"
+    hidden = name.startswith(".") and PurePosixPath(name).suffix.lower() not in IMAGE_EXTENSIONS
+    if name in IGNORED_NAMES or name.startswith("._") or hidden:
+        return "a system's own file"
+    return ""
+
+
+def _group(tree: Tree, found: Listing, pattern: str) -> None:
+    if any(entry.group for entry in found.entries):
+        raise InputError(f"{tree.root}: a column group, and data.group_pattern {pattern!r} is set too", fix="keep one")
+    found.entries = [Entry(e.path, e.label, e.split, _match(pattern, e.path)) for e in found.entries]
+    for entry in found.entries:
+        if not entry.group:
+            found.warned.append((entry.path, "no group", f"data.group_pattern {pattern!r} matches nothing in its path"))
+
+
+def _check_classes(tree: Tree, found: Listing, folders: bool) -> None:
+    labels = {entry.label for entry in found.entries}
     folded: dict[str, str] = {}
     for label in sorted(labels):
-        twin = folded.setdefault(label.casefold(), label)
-        if twin != label:
-            raise InputError(f"{source}: classes {twin!r} and {label!r} differ in case only", fix="rename one")
+        twin = folded.setdefault(unicodedata.normalize("NFC", label).casefold(), label)
+        if twin != label and folders:
+            raise InputError(
+                f"{tree.root}: classes {twin!r} and {label!r} differ in case or in Unicode's normal form only",
+                fix="rename one, or put their images together",
+            )
     if len(labels) < 2:
-        found = f"one class only ({labels.pop()!r})" if labels else "no images in class folders"
+        what = f"one class only ({labels.pop()!r})" if labels else "no images in class folders"
         raise InputError(
-            f"data.source {source}: {found}",
+            f"data.source {tree.root}: {what}",
             wanted="a folder per class (two or more), or train/ valid/ test/ of them, or labels.csv",
+            fix=f"first of {len(found.stray):,} files that belong nowhere: {found.stray[0][0]!r}" if found.stray else "",
         )
 
 
-def _from_csv(source: Path) -> Listing:
-    path = source / "labels.csv"
-    listing = Listing()
-    seen: dict[str, int] = {}
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, strict=True)
-        columns = reader.fieldnames or []
-        if "path" not in columns or "label" not in columns:
-            raise InputError(
-                f"{path}: columns {', '.join(columns) or 'none'}", wanted="path,label[,split][,more], comma-separated"
-            )
-        taken = sorted(set(columns) & set(RESERVED))
-        if taken or len(set(columns)) < len(columns):
-            raise InputError(f"{path}: columns {', '.join(taken or columns)}: reserved or twice", fix="rename them")
-        for number, row in enumerate(reader, start=2):
-            entry = _csv_entry(source, f"{path} row {number}", row)
-            if entry.path in seen:
-                raise InputError(f"{path} row {number}, column path: {entry.path} is in row {seen[entry.path]} already")
-            seen[entry.path] = number
-            listing.entries.append(entry)
-    listed = seen.keys() | {"labels.csv"}
-    for file in source.rglob("*"):
-        if file.is_file() and file.relative_to(source).as_posix() not in listed:
-            listing.ignored += 1
-    return listing
+def _warn_of_twins(found: Listing) -> None:
+    """Names that only a Unicode normal form tells apart: fine here, one file on another system."""
+    twins: dict[str, list[str]] = defaultdict(list)
+    for path in _not_ascii(entry.path for entry in found.entries):
+        twins[unicodedata.normalize("NFC", path)].append(path)
+    for paths in twins.values():
+        for path in paths[1:]:
+            found.warned.append((path, "name twin", "another file's name differs in Unicode's normal form only (NFC, NFD)"))
 
 
-def _csv_entry(source: Path, place: str, row: dict[str | None, str | None]) -> Entry:
-    if None in row or None in row.values():
-        raise InputError(f"{place}: not as many cells as the header has columns")
-    cells = {str(key): str(value) for key, value in row.items()}
-    name, label, split = cells.pop("path"), cells.pop("label"), cells.pop("split", "") or None
-    file = Path(os.path.normpath(source / name))
-    if not file.is_relative_to(source) or Path(name).is_absolute():
-        raise InputError(f"{place}, column path: {name!r} leads out of the folder")
-    if not file.is_file():
-        raise InputError(f"{place}, column path: no file {name!r} in {source}")
-    if not label:
-        raise InputError(f"{place}, column label: empty")
-    if split not in (None, *SPLITS):
-        raise InputError(f"{place}, column split: {split!r}", wanted="train, valid, test or empty")
-    return Entry(file.relative_to(source).as_posix(), label, split, tuple(sorted(cells.items())))
+def _not_ascii(paths: Iterable[str]) -> Iterable[str]:
+    return (path for path in paths if not path.isascii())

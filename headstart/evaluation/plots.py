@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-INK, ACCENT, QUIET = "#1f2933", "#0b6e99", "#9aa5b1"
+from headstart.plotting import ACCENT, INK, QUIET, label, plain_frame, png
+
 RULE_COLOURS = ("#b45309", "#0b6e99", "#7c3aed", "#15803d")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def lr_curve(
@@ -35,15 +27,15 @@ def lr_curve(
     for (rule, lrs), colour in zip(suggestions.items(), RULE_COLOURS, strict=False):
         for i, lr in enumerate(lrs):
             axes.axvline(lr, color=colour, linewidth=0.8, alpha=0.6, label=rule if i == 0 else None)
-    label = "default (abstained)" if abstained else "chosen"
-    axes.axvline(chosen, color=INK, linewidth=2, label=f"{label}: {chosen:.2g}")
+    how = "default (abstained)" if abstained else "chosen"
+    axes.axvline(chosen, color=INK, linewidth=2, label=f"{how}: {chosen:.2g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed")
     lowest = min(min(losses) for _, losses in curves)
     highest = max(losses[0] for _, losses in curves)
     axes.set_ylim(max(0, lowest - 0.05 * highest), highest * 1.3)
     axes.legend(fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    plain_frame(axes)
+    return png(figure)
 
 
 def confusion(counts_cc: NDArray[np.int64], classes: Sequence[str]) -> bytes:
@@ -55,14 +47,14 @@ def confusion(counts_cc: NDArray[np.int64], classes: Sequence[str]) -> bytes:
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= 40:
         ticks = range(len(classes))
-        names = [name if len(name) <= 18 else name[:17] + "…" for name in classes]
+        names = [label(name) for name in classes]
         axes.set_xticks(ticks, names, rotation=90)
         axes.set_yticks(ticks, names)
         for i, j in np.argwhere(counts_cc > 0):
             colour = "white" if share[i, j] > 0.5 else INK
             axes.text(j, i, str(counts_cc[i, j]), ha="center", va="center", fontsize=7, color=colour)
     axes.set(xlabel="predicted", ylabel="true")
-    return _png(figure)
+    return png(figure)
 
 
 def training_curves(histories: Mapping[str, NDArray[np.float64]]) -> bytes:
@@ -82,6 +74,6 @@ def training_curves(histories: Mapping[str, NDArray[np.float64]]) -> bytes:
         right.plot(epochs, history[:, 2], color=ACCENT, marker=".")
         right.set(title=f"{stage}: validation accuracy", xlabel="epoch")
         for axes in (left, right):
-            axes.spines[["top", "right"]].set_visible(False)
+            plain_frame(axes)
             axes.title.set_fontsize(10)
-    return _png(figure)
+    return png(figure)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from headstart.core.params import Params
-from headstart.data.sources import SPLITS
+from headstart.data.labels import SPLITS
 from headstart.evaluation.metrics import wilson_interval
+
+NEAR_SHOWN = 20
 
 
 def render(context: Mapping[str, Any]) -> str:
@@ -73,15 +76,30 @@ def lr_sentence(found: Mapping[str, Any]) -> str:
     return f"Suggested learning rate {found['lr']:.2g}; all rules and seeds lie within a factor of {found['spread']:.3g}."
 
 
-def data_sentence(manifest: pd.DataFrame, quarantined: int) -> str:
+def data_section(folder: Path) -> dict[str, Any]:
+    """What link_data said of the data: its counts as sentences and rows, near copies, pictures in base64."""
+    found = json.loads((folder / "summary.json").read_text())
+    copies = pd.read_csv(folder / "near_duplicates.csv", dtype=str, keep_default_na=False)
+    rows = [("images", found["images"]), ("quarantined", found["quarantined"]), ("ignored", found["ignored"])]
+    notes = [(f"accepted with a warning: {kind}", number) for kind, number in found["warned"].items()]
+    notes += [(f"normalised: {kind}", number) for kind, number in found["normalised"].items()]
+    return {
+        **found,
+        "sentence": data_sentence(found),
+        "rows": [(kind, f"{number:,}") for kind, number in (*rows, ("files in the folder", found["files"]), *notes)],
+        "near": copies.head(NEAR_SHOWN).to_dict("records"),
+        "near_total": len(copies),
+        "pictures": {name: base64_text((folder / f"{name}.png").read_bytes()) for name in ("classes", "sizes", "samples")},
+    }
+
+
+def data_sentence(found: Mapping[str, Any]) -> str:
     """How many images are where, in words."""
-    splits = manifest["split"].value_counts()
-    copies = len(manifest) - manifest["key"].nunique()
-    parts = [f"{int(splits.get(split, 0)):,} {split}" for split in SPLITS]
-    held_out = int(splits.get("held_out", 0))
+    parts = [f"{found['splits'][split]:,} {split}" for split in SPLITS]
     return (
-        f"{len(manifest):,} images: {', '.join(parts)}; {held_out:,} held out of training as copies of validation or"
-        f" test images; {copies:,} exact copies in all; {quarantined:,} files quarantined."
+        f"{found['images']:,} images: {', '.join(parts)}; {found['splits']['held_out']:,} held out of training as copies"
+        f" of validation or test images (leaks avoided: {found['held_out_exact']:,} exact,"
+        f" {found['splits']['held_out'] - found['held_out_exact']:,} near); {found['exact_copies']:,} exact copies in all."
     )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from headstart.data.images import chunks, ordered_map
+from headstart.core.parallel import chunks
+from headstart.data.images import image_map
 from headstart.data.transforms import Preprocessing, normalise
 from headstart.models.freezing import freeze_except, trained_groups, training_mode
 from headstart.training.head import steps_per_epoch
@@ -34,7 +35,7 @@ def image_batches(
     Yields:
         [n, 3, s, s] float32 on `device`.
     """
-    images = ordered_map(load, items, workers, ahead=2 * batch_size)
+    images = image_map(load, items, workers, ahead=2 * batch_size)
     for batch in chunks(images, batch_size):
         yield normalise(torch.stack(batch).to(device), preprocessing)
 

@@ -1,0 +1,130 @@
+"""What a scan costs beside decoding: `python -m bench.scan`.
+
+Both sides in alternation, each in fresh processes of the same number, over the same files: JPEG photos of
+500 x 375 and PNG of the same size, as `bench.precompute` writes them.
+- decode alone: read each file and decode it to RGB with the function that all stages use; the rates are of the
+  slowest process, imports and its first file apart.
+- scan: `headstart.data.scan` from nothing: also the hash of the bytes, the perceptual hash and thumbnail, the checks,
+  the local state, labels, splits, and the search for near copies.
+- rescan: the same once more, nothing changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.precompute import write_photos
+from headstart.core.parallel import count
+from headstart.data.decode import FORMATS
+from headstart.data.examine import Limits
+from headstart.data.scan import Scan, SplitRule, scan
+from headstart.data.sources import list_source
+from headstart.data.tree import preflight
+
+DECODE = """
+import json, sys, time
+from pathlib import Path
+from headstart.data.decode import decode
+paths = [Path(path) for path in json.load(sys.stdin)]
+decode(paths[0].read_bytes())
+start = time.monotonic()
+for path in paths:
+    decode(path.read_bytes())
+print(time.monotonic() - start)
+"""
+
+
+def decode_alone(folder: Path, workers: int) -> float:
+    """Seconds."""
+    paths = sorted(str(path) for path in folder.rglob("*.*"))
+    parts = [paths[i::workers] for i in range(workers)]
+    command = [sys.executable, "-c", DECODE]
+    started = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in parts]
+    for process, part in zip(started, parts, strict=True):
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(part))
+        process.stdin.close()
+    seconds = []
+    for process in started:
+        assert process.stdout is not None
+        seconds.append(float(process.stdout.read()))
+        process.stdout.close()
+        process.wait()
+    return max(seconds)
+
+
+def scan_once(folder: Path, state: Path, workers: int) -> tuple[float, Scan]:
+    """Seconds, and what was found; workers' start included."""
+    start = time.monotonic()
+    tree = preflight(folder)
+    result = scan(
+        tree,
+        list_source(tree),
+        limits=Limits(50_000_000, 8, FORMATS),
+        rule=SplitRule(0, 0.1, 0.2, 5, "none"),
+        max_quarantined=0.01,
+        on_label_conflict="refuse",
+        near_duplicates="keep",
+        timeout=60,
+        workers=workers,
+        state=state,
+    )
+    return time.monotonic() - start, result
+
+
+def write_classes(folder: Path, number: int, kind: str) -> None:
+    """Photos in two class folders."""
+    from PIL import Image
+
+    write_photos(folder / "all", number)
+    for label in "ab":
+        (folder / label).mkdir()
+    for i, path in enumerate(sorted((folder / "all").iterdir())):
+        target = folder / "ab"[i % 2] / path.name
+        if kind == "JPEG":
+            path.rename(target)
+        else:
+            Image.open(path).save(target.with_suffix(".png"))
+            path.unlink()
+    (folder / "all").rmdir()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.scan")
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    workers = count("auto")
+    for kind in ("JPEG", "PNG"):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "photos"
+            (folder / "all").mkdir(parents=True)
+            number = options.images if kind == "JPEG" else options.images // 4
+            write_classes(folder, number, kind)
+            decoding, scanning, again = [], [], []
+            for i in range(options.rounds):
+                state = Path(scratch) / f"{i}.sqlite"
+                decoding.append(decode_alone(folder, workers))
+                scanning.append(scan_once(folder, state, workers)[0])
+                seconds, result = scan_once(folder, state, workers)
+                assert result.reread == 0
+                again.append(seconds)
+        plain, whole, rescan = (statistics.median(side) for side in (decoding, scanning, again))
+        ratios = sorted(b / a for a, b in zip(decoding, scanning, strict=True))
+        print(
+            f"{kind}: {number:,} images of 500 x 375, {workers} processes: decode alone {plain:.2f} s"
+            f" ({number / plain:,.0f} images/s), scan {whole:.2f} s ({number / whole:,.0f} images/s),"
+            f" ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}); rescan {rescan:.2f} s"
+            f" ({number / rescan:,.0f} images/s)"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Work in threads, in order, with bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def count(number: int | Literal["auto"]) -> int:
+    """`number`, or the cores this process may use."""
+    if number != "auto":
+        return number
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ordered_map(
+    function: Callable[[A], B],
+    items: Iterable[A],
+    workers: int,
+    ahead: int,
+    initializer: Callable[[], object] | None = None,
+) -> Iterator[B]:
+    """`map` over threads: results in order, at most `ahead` of them in memory at once.
+
+    Args:
+        initializer: run once in each thread.
+    """
+    with ThreadPoolExecutor(workers, initializer=initializer) as pool:
+        waiting: deque[Future[B]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def chunks(items: Iterable[A], size: int) -> Iterator[list[A]]:
+    """Consecutive lists of `size` items; the last may be shorter."""
+    chunk: list[A] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,0 +1,159 @@
+"""Fetch an archive once, resuming where a download was cut off, and unpack regular files alone."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import requests
+
+from headstart.core.errors import InputError
+from headstart.core.files import fsync, remove
+
+logger = logging.getLogger("headstart")
+CONNECT_SECONDS, READ_SECONDS = 20, 60
+ATTEMPTS = 5
+CHUNK_BYTES = 1 << 16  # what is lost at most where a download breaks off
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to download: its address, and the checksum that its publisher states, as `algorithm:hex`."""
+
+    url: str
+    checksum: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Caps:
+    """What an archive may hold: files, bytes of all of them, and bytes per byte of the archive."""
+
+    files: int = 1_000_000
+    bytes: int = 100 << 30
+    ratio: int = 100
+
+
+def download(archive: Archive, folder: Path) -> Path:
+    """Download an archive to `folder`, or take the whole one that lies there.
+
+    A part that an earlier download left (`NAME.part`) is continued where the server can.
+
+    Returns:
+        The archive's path; its checksum is right.
+
+    Raises:
+        InputError: no network, the server refuses, or the checksum is wrong (the part is deleted then).
+    """
+    path = folder / archive.name
+    if path.is_file():
+        if _checksum(path, archive.checksum) == archive.checksum:
+            return path
+        raise InputError(f"{path}: its checksum is not {archive.checksum}", fix="delete it, then run again")
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{archive.name}.part"
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _continue(archive.url, part)
+            break
+        except requests.RequestException as error:
+            broke_off = isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError)
+            if attempt == ATTEMPTS or not (broke_off and part.exists() and part.stat().st_size):
+                raise InputError(
+                    f"{archive.url} cannot be downloaded: {error}",
+                    wanted=f"a network, or the file at {path}",
+                    fix="run again, which continues the download; or put the file there; or set data.builtin: digits",
+                ) from None
+            time.sleep(min(attempt, 3))
+    if _checksum(part, archive.checksum) != archive.checksum:
+        remove(part)
+        raise InputError(f"{archive.url}: what was downloaded has not the checksum {archive.checksum}", fix="run again")
+    fsync(part)
+    os.replace(part, path)
+    return path
+
+
+def _continue(url: str, part: Path) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {"Accept-Encoding": "identity"}
+    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as reply:
+        if reply.status_code == requests.codes.requested_range_not_satisfiable:
+            return  # all of it is there; the checksum will tell
+        reply.raise_for_status()
+        resumed = reply.status_code == requests.codes.partial_content
+        total = (have if resumed else 0) + int(reply.headers.get("Content-Length", 0))
+        with part.open("ab" if resumed else "wb") as stream:
+            for chunk in _told(reply.iter_content(CHUNK_BYTES), url, have if resumed else 0, total):
+                stream.write(chunk)
+
+
+def _told(pieces: Iterator[bytes], url: str, done: int, total: int) -> Iterator[bytes]:
+    start = said = time.monotonic()
+    begun = done
+    for piece in pieces:
+        yield piece
+        done += len(piece)
+        now = time.monotonic()
+        if now - said >= SECONDS_BETWEEN_LINES:
+            said, rate = now, (done - begun) / (now - start)
+            left = f", {(total - done) / rate:,.0f} s left" if total else ""
+            logger.info("  %s: %s of %s MB%s", url.rpartition("/")[2], f"{done / 1e6:,.0f}", f"{total / 1e6:,.0f}", left)
+
+
+def _checksum(path: Path, wanted: str) -> str:
+    algorithm = wanted.partition(":")[0]
+    with path.open("rb") as stream:
+        return f"{algorithm}:{hashlib.file_digest(stream, algorithm).hexdigest()}"
+
+
+def unpack(archive: Path, folder: Path, caps: Caps | None = None) -> int:
+    """Unpack a tar archive's regular files into `folder`; links, devices and the like are refused.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        InputError: not a tar archive or a damaged one, a member that is neither file nor folder or leads
+            out of `folder`, or more files or bytes than `caps` allow. `folder` is deleted then.
+    """
+    caps = caps or Caps()
+    try:
+        return _unpack(archive, folder, caps)
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        remove(folder)
+        if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno):
+            raise
+        raise InputError(f"{archive}: not a tar archive, or a damaged one: {error}", fix="delete it, then run again") from None
+
+
+def _unpack(archive: Path, folder: Path, caps: Caps) -> int:
+    files = size = 0
+    most = min(caps.bytes, caps.ratio * archive.stat().st_size)
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            parts = PurePosixPath(member.name).parts
+            if member.isdir() and ".." not in parts:
+                continue
+            if not member.isreg() or ".." in parts or member.name.startswith("/"):
+                raise InputError(f"{archive}: {member.name!r} is a link or a device, or leads out of the folder")
+            files, size = files + 1, size + member.size
+            if files > caps.files or size > most:
+                raise InputError(f"{archive}: more than {caps.files:,} files or {most:,} bytes in it")
+            stream = tar.extractfile(member)
+            assert stream is not None
+            target = folder.joinpath(*parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb") as out:
+                while data := stream.read(CHUNK_BYTES):
+                    out.write(data)
+    return files

@@ -1,0 +1,152 @@
+"""What the scan learns of one file: its hash, a full decode, its shape and kind, and what near copies are found by."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePath
+from typing import Any
+
+import imagehash
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from headstart.core.files import sha256_bytes
+from headstart.data.containers import trailing_bytes
+from headstart.data.decode import Decoded, DecodeError, decode_image
+
+THUMB_SIDE = 8
+LOOK_SIDE = 64  # pixels that hash and thumbnail are made from, at least; from 32, recall falls by 3 %
+MAX_BYTES_PER_PIXEL = 8  # an uncompressed image of four 16-bit channels
+SLACK_BYTES = 10_000_000  # for headers, profiles, thumbnails
+EXTENSIONS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif", ".avifs"),
+}
+IMAGE_EXTENSIONS = frozenset(extension for extensions in EXTENSIONS.values() for extension in extensions)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file must keep to.
+
+    Args:
+        max_pixels: the largest width x height.
+        min_side: the smallest width and height.
+        formats: those accepted, of `decode.FORMATS`.
+    """
+
+    max_pixels: int
+    min_side: int
+    formats: Sequence[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Unusable(Exception):
+    """The file is to be quarantined; the message is the reason."""
+
+
+class Gone(Exception):
+    """The file was there when the folder was listed and is not any more."""
+
+
+def examine(path: str, limits: Limits) -> dict[str, Any]:
+    """Read, hash and fully decode one file.
+
+    Returns:
+        key, width, height, bytes, format, mode, orientation, phash (64 bits as 16 hex digits), thumb
+        (base64 of [8, 8, 3] uint8) and notes, a list of [kind, text] to warn of. All are JSON values.
+
+    Raises:
+        Unusable: the file is to be quarantined.
+        Gone: there is no such file.
+    """
+    data = _read(path, limits.max_pixels * MAX_BYTES_PER_PIXEL + SLACK_BYTES)
+    try:
+        image = decode_image(data, limits.max_pixels, limits.formats, enough=LOOK_SIDE)
+    except DecodeError as error:
+        raise Unusable(str(error)) from None
+    if min(image.width, image.height) < limits.min_side:
+        raise Unusable(f"{image.width} x {image.height} pixels: a side below {limits.min_side} (data.min_side)")
+    phash, thumb = look(image.pixels)
+    return {
+        "key": sha256_bytes(data),
+        "width": image.width,
+        "height": image.height,
+        "bytes": len(data),
+        "format": image.format,
+        "mode": image.mode,
+        "orientation": image.orientation,
+        "phash": phash,
+        "thumb": base64.b64encode(thumb.tobytes()).decode(),
+        "notes": _notes(path, data, image, limits),
+    }
+
+
+def look(pixels: NDArray[np.uint8]) -> tuple[str, NDArray[np.uint8]]:
+    """What near copies share.
+
+    Args:
+        pixels: [h, w, 3] uint8.
+
+    Returns:
+        The perceptual hash (ImageHash's DCT hash, 64 bits in hex) and a thumbnail [8, 8, 3] uint8.
+    """
+    image = Image.fromarray(pixels)
+    factor = min(image.size) // LOOK_SIDE
+    if factor > 1:
+        image = image.reduce(factor)  # a box mean: much faster than the hash's own resizing of the whole image
+    filter_ = Image.Resampling.BOX if min(image.size) >= THUMB_SIDE else Image.Resampling.BILINEAR
+    return str(imagehash.phash(image)), np.asarray(image.resize((THUMB_SIDE, THUMB_SIDE), filter_))
+
+
+def _read(path: str, max_bytes: int) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block
+        with open(descriptor, "rb") as stream:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise Unusable("not a regular file")
+            if status.st_size > max_bytes:
+                raise Unusable(f"{status.st_size:,} bytes: more than any image of data.max_pixels has")
+            return stream.read()
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise Gone(path) from None
+        raise Unusable(f"cannot be read: {os.strerror(error.errno or 0)}") from None
+
+
+def _notes(path: str, data: bytes, image: Decoded, limits: Limits) -> list[tuple[str, str]]:
+    notes = []
+    extension = PurePath(path).suffix.lower()
+    if extension not in EXTENSIONS[image.format]:
+        notes.append(("extension", f"{image.format} in a file named {extension or 'without extension'}"))
+    behind = trailing_bytes(data, image.format)
+    if behind:
+        notes.append(("trailing bytes", f"{behind:,} bytes after the end of the image"))
+    if image.complaint:
+        notes.append(("decoder", image.complaint))
+    if image.animated:
+        notes.append(("frames", "animated or of several pages: the first one is used"))
+    if image.transparent:
+        notes.append(("transparent", "transparent pixels: composited on white"))
+    if _is_constant(image.pixels) and _is_constant(decode_image(data, limits.max_pixels).pixels):
+        notes.append(("constant", "all pixels are equal"))
+    return notes
+
+
+def _is_constant(pixels: NDArray[np.uint8]) -> bool:
+    first = pixels[0, 0]
+    return bool((pixels[0] == first).all() and (pixels == first).all())

@@ -1,0 +1,60 @@
+"""Make data/NAME a symbolic link to a folder of images: data sets are linked, not copied, and never written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from headstart.core.errors import InputError
+from headstart.core.files import fsync
+
+
+def link(root: Path, source: Path, name: str, taken: Collection[str], relink: bool) -> Path:
+    """Make `root/data/NAME` a link to `source`, or leave the link that is there and leads there.
+
+    Args:
+        root: the project.
+        source: an existing folder.
+        name: of the link.
+        taken: names below data/ that the pipeline writes itself.
+        relink: replace a link that leads elsewhere.
+
+    Returns:
+        The link.
+
+    Raises:
+        InputError: an impossible or taken name, a folder that is or holds this project, something at
+            the link's place that is no link, or a link that leads elsewhere and is not to be replaced.
+    """
+    target = source.resolve()
+    check_name(root, target, name, taken)
+    place = root / "data" / name
+    if place.is_symlink():
+        old = os.readlink(place)
+        if place.resolve() == target:
+            return place
+        if not relink:
+            raise InputError(f"{place} links to {old} already", fix="--relink replaces the link, or choose another --name")
+    elif place.exists():
+        raise InputError(f"{place} is there already and is no link", fix="choose another --name")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{name}.{os.getpid()}.tmp")
+    os.symlink(target, temporary, target_is_directory=True)
+    os.replace(temporary, place)  # the old link goes, what it pointed to is not touched
+    fsync(place.parent)
+    return place
+
+
+def check_name(root: Path, target: Path, name: str, taken: Collection[str]) -> None:
+    """Refuse a name that cannot be, and a folder that cannot be a data set of this project.
+
+    Raises:
+        InputError: as `link` says.
+    """
+    if name != Path(name).name or name.startswith((".", "-")) or not name.isprintable():
+        raise InputError(f"--name {name!r}", wanted="a plain file name", fix="for example --name photos")
+    if name in taken:
+        raise InputError(f"--name {name}: the pipeline writes data/{name} itself", fix=f"--name my-{name}")
+    if root.resolve().is_relative_to(target) or target.is_relative_to(root.resolve() / "data"):
+        raise InputError(f"--from {target}: it holds this project, or lies in its data/", wanted="a folder of images elsewhere")

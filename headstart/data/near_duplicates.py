@@ -1,0 +1,99 @@
+"""Near copies of an image: recompressed or resized, found by a perceptual hash and confirmed on a small thumbnail.
+
+The hash (64 bits of ImageHash's DCT hash) alone takes look-alikes for copies, such as two digits; the thumbnail
+(8 x 8 pixels in colour) alone takes images of one layout and other detail. Both together were measured
+(`python -m bench.duplicates`, docs/measurements.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+HASH_DISTANCE = 8  # bits of 64
+BLURRED_HASH_DISTANCE, BLURRED_DIFFERENCE = 20, 0.75  # a blurred image's hash is noisy, and its thumbnail hardly changes
+CONTRAST_SHARE = 0.12  # root mean square difference of thumbnails, as a share of their contrast …
+NOISE = 2.0  # … and this many gray levels of 255, less where there is hardly any contrast
+BLOCK_PAIRS = 4_000_000  # pairs compared at once: 32 MB
+
+
+def near_duplicates(
+    left_hash_n: NDArray[np.uint64],
+    left_thumb_nd: NDArray[np.uint8],
+    right_hash_m: NDArray[np.uint64],
+    right_thumb_md: NDArray[np.uint8],
+) -> pd.DataFrame:
+    """All pairs of a left and a right image that are near copies.
+
+    Args:
+        left_hash_n, right_hash_m: perceptual hashes, [n] and [m].
+        left_thumb_nd, right_thumb_md: thumbnails, flattened, [n, d] and [m, d].
+
+    Returns:
+        Columns left, right (indices), bits (hash distance), difference (of the thumbnails, gray levels).
+    """
+    parts = []
+    left_mean_n, right_mean_m = left_thumb_nd.mean(1), right_thumb_md.mean(1)
+    for start, near_bm in _hash_blocks(left_hash_n, right_hash_m):
+        left, right = np.nonzero(near_bm <= BLURRED_HASH_DISTANCE)
+        bits, left = near_bm[left, right].astype(np.int64), left + start
+        # thumbnails differ by no less than their means do: spares looking at nearly all pairs that only a blur could explain
+        worth = (bits <= HASH_DISTANCE) | (np.abs(left_mean_n[left] - right_mean_m[right]) <= BLURRED_DIFFERENCE)
+        left, right, bits = left[worth], right[worth], bits[worth]
+        same, difference = _same(bits, left_thumb_nd[left], right_thumb_md[right])
+        columns = {"left": left, "right": right, "bits": bits, "difference": difference.round(2)}
+        parts.append(pd.DataFrame(columns)[same])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["left", "right", "bits", "difference"])
+
+
+def _same(
+    bits_p: NDArray[np.int64], left_pd: NDArray[np.uint8], right_pd: NDArray[np.uint8]
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Which of p pairs are near copies, and their thumbnails' difference in gray levels."""
+    a_pd, b_pd = left_pd.astype(np.float32), right_pd.astype(np.float32)
+    difference = np.sqrt(((a_pd - b_pd) ** 2).mean(1))
+    contrast = np.minimum(_contrast(a_pd), _contrast(b_pd))
+    limit = CONTRAST_SHARE * contrast
+    blurred = difference <= np.minimum(limit, BLURRED_DIFFERENCE)
+    sharp = (bits_p <= HASH_DISTANCE) & (difference <= limit + np.minimum(NOISE, contrast / 4))
+    return blurred | sharp, difference
+
+
+def _contrast(thumb_pd: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Root mean square deviation of each channel from its own mean: a flat colour has none."""
+    pixels = thumb_pd.reshape(len(thumb_pd), thumb_pd.shape[1] // 3, 3)
+    contrast: NDArray[np.float32] = np.sqrt(pixels.var(axis=1).mean(axis=1))
+    return contrast
+
+
+def _hash_blocks(left_n: NDArray[np.uint64], right_m: NDArray[np.uint64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    step = max(1, BLOCK_PAIRS // max(1, len(right_m)))
+    for start in range(0, len(left_n), step):
+        yield start, np.bitwise_count(left_n[start : start + step, None] ^ right_m[None])
+
+
+def leaks(frame: pd.DataFrame, thumb_nd: NDArray[np.uint8]) -> pd.DataFrame:
+    """Training images that nearly copy a validation or test image, and validation images that copy a test image.
+
+    Args:
+        frame: columns path, label, split, phash.
+        thumb_nd: their thumbnails, in the frame's order.
+
+    Returns:
+        One row per image and its nearest counterpart: path, label, split, of, of_label, of_split, bits, difference.
+    """
+    hash_n = np.array([int(text, 16) for text in frame["phash"]], np.uint64)
+    names = frame[["path", "label", "split"]].reset_index(drop=True)
+    found = []
+    for own, others in (("train", ("valid", "test")), ("valid", ("test",))):
+        left, right = np.flatnonzero(names["split"] == own), np.flatnonzero(names["split"].isin(others))
+        pairs = near_duplicates(hash_n[left], thumb_nd[left], hash_n[right], thumb_nd[right])
+        nearest = pairs.sort_values(["left", "difference", "bits", "right"]).drop_duplicates("left")
+        mine = names.iloc[left[nearest["left"].to_numpy(int)]].reset_index(drop=True)
+        other = names.iloc[right[nearest["right"].to_numpy(int)]].reset_index(drop=True)
+        other = other.rename(columns={"path": "of", "label": "of_label", "split": "of_split"})
+        found.append(pd.concat([mine, other, nearest[["bits", "difference"]].reset_index(drop=True)], axis=1))
+    return pd.concat(found, ignore_index=True)

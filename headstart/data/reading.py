@@ -1,0 +1,34 @@
+"""Read an image that the manifest lists, and no other in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.core.errors import InputError
+from headstart.core.files import sha256_bytes
+from headstart.data.decode import DecodeError, decode
+
+
+def read_pixels(source: Path, path: str, key: str, max_pixels: int) -> NDArray[np.uint8]:
+    """Read and decode `source / path`, whose bytes must still have the hash `key`.
+
+    Returns:
+        [h, w, 3] uint8.
+
+    Raises:
+        InputError: the file is gone, changed, or cannot be decoded any more.
+    """
+    relink = "relink: python -m tasks.link_data --verify, then python -m flows.pipeline --force link_data"
+    try:
+        data = (source / path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{source / path}: {error.strerror}, though the manifest lists it", fix=relink) from None
+    if sha256_bytes(data) != key:
+        raise InputError(f"{source / path}: its bytes changed since the manifest was made", fix=relink)
+    try:
+        return decode(data, max_pixels)
+    except DecodeError as error:
+        raise InputError(f"{source / path}: {error}, though it was readable before", fix=relink) from None

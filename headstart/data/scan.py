@@ -1,0 +1,243 @@
+"""Scan a source: examine every file, quarantine what cannot be used, and give each image its label, split and fold."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from headstart.core.errors import InputError
+from headstart.core.progress import track
+from headstart.data import splits
+from headstart.data.examine import IMAGE_EXTENSIONS, Limits
+from headstart.data.manifest import COLUMNS, class_order
+from headstart.data.near_duplicates import leaks
+from headstart.data.scan_state import ScanState, scan_state
+from headstart.data.sources import Listing
+from headstart.data.tree import SHOWN, Tree, listing
+from headstart.data.workers import examine_all
+
+REMEMBER = 2_000  # answers kept in one transaction: what a killed scan need not repeat
+FIELDS = ("key", "width", "height", "bytes", "format", "mode", "orientation", "phash")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a scan found.
+
+    Args:
+        manifest: a row per image, columns `manifest.COLUMNS` and the source's own.
+        quarantine: path, reason.
+        notes: path, kind (ignored, or what is warned of), text.
+        leaks: near copies across splits, see `near_duplicates.leaks`.
+        rescued: classes that got an image back into train.
+        files: files in the folder.
+        reread: files that were read this time, the others being unchanged.
+    """
+
+    manifest: pd.DataFrame
+    quarantine: pd.DataFrame
+    notes: pd.DataFrame
+    leaks: pd.DataFrame
+    rescued: list[str]
+    files: int
+    reread: int
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How splits are carved; see `splits.assign`."""
+
+    seed: int
+    valid_fraction: float
+    test_fraction: float
+    folds: int
+    fold: int | Literal["none"]
+
+
+def scan(
+    tree: Tree,
+    found: Listing,
+    *,
+    limits: Limits,
+    rule: SplitRule,
+    max_quarantined: float,
+    on_label_conflict: str,
+    near_duplicates: str,
+    timeout: float,
+    workers: int,
+    state: Path,
+    verify: bool = False,
+) -> Scan:
+    """Hash and fully decode every file of a listing, and give each image its split.
+
+    Args:
+        max_quarantined: the largest share of files that may be unusable.
+        on_label_conflict: "refuse" or "quarantine" the same bytes under two labels.
+        near_duplicates: "hold_out" or "keep" training images that nearly copy a validation or test image.
+        timeout: seconds for one file.
+        workers: processes.
+        state: where answers for unchanged files are kept.
+        verify: read every file, whatever the state says.
+
+    Raises:
+        InputError: too many unusable files, a class without any, the same bytes under two labels, files that
+            vanished meanwhile, or (verifying) bytes that changed though the file's status did not.
+    """
+    answers, reread = _answers(tree, found, limits, timeout, workers, state, verify)
+    quarantine = list(found.stray)
+    notes = [(path, "ignored", reason) for path, reason in found.ignored] + found.warned
+    rows: list[dict[str, Any]] = []
+    for entry, answer in zip(found.entries, answers, strict=True):
+        reason = answer.get("reason") or answer.get("failed")
+        if reason:
+            quarantine.append((entry.path, reason))
+            continue
+        source = {"path": entry.path, "label": entry.label, "group": entry.group, "declared": entry.split}
+        rows.append({name: answer[name] for name in (*FIELDS, "thumb")} | source)
+        notes += [(entry.path, kind, text) for kind, text in answer["notes"]]
+    frame = pd.DataFrame(rows, columns=[*FIELDS, "thumb", "path", "label", "group", "declared"])
+    frame, clashes = _settle_labels(frame, on_label_conflict)
+    quarantine += clashes
+    _check_quarantine(tree, found, quarantine, max_quarantined, set(frame["label"]))
+    assigned, folds, rescued = splits.assign(frame, **rule.__dict__)
+    frame = frame.assign(split=assigned, fold=np.array(folds, np.int16))
+    copies = leaks(frame, _thumbs(frame))
+    if near_duplicates == "hold_out":
+        held = set(copies.loc[copies["split"] == "train", "path"])
+        frame["split"] = frame["split"].where(~frame["path"].isin(held), splits.HELD_OUT)
+    splits.check(tree.root, frame)
+    kept = set(frame["path"])
+    return Scan(
+        _finish(frame, found.extra),
+        _table(quarantine, ["path", "reason"]),
+        _table([note for note in notes if note[1] == "ignored" or note[0] in kept], ["path", "kind", "text"]),
+        copies,
+        rescued,
+        len(tree.files),
+        reread,
+    )
+
+
+def _table(rows: list[Any], columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(sorted(rows), columns=columns)
+
+
+def _finish(frame: pd.DataFrame, extra: pd.DataFrame) -> pd.DataFrame:
+    """The manifest's columns in order, and the source's own."""
+    classes = {label: i for i, label in enumerate(class_order(frame["label"]))}
+    frame = frame.assign(class_index=frame["label"].map(classes).astype("int32"))
+    frame = frame.astype({"width": "int32", "height": "int32", "orientation": "int8", "bytes": "int64"})
+    ours = frame[list(COLUMNS)].sort_values("path", ignore_index=True)
+    if extra.empty:
+        return ours
+    return pd.concat([ours, extra.loc[list(ours["path"])].reset_index(drop=True)], axis=1)
+
+
+def _thumbs(frame: pd.DataFrame) -> NDArray[np.uint8]:
+    data = b"".join(base64.b64decode(text) for text in frame["thumb"])
+    return np.frombuffer(data, np.uint8).reshape(len(frame), -1)
+
+
+def _answers(
+    tree: Tree, found: Listing, limits: Limits, timeout: float, workers: int, state: Path, verify: bool
+) -> tuple[list[dict[str, Any]], int]:
+    """What `examine` says of each entry, in order, and how many files were read for it."""
+    now_ns = time.time_ns()
+    with scan_state(state, _namespace(limits)) as known:
+        status = {entry.path: tree.files[entry.path].status for entry in found.entries}
+        answers = {path: known.known(str(tree.root / path), status[path]) for path in status}
+        unknown = [path for path, answer in answers.items() if verify or answer is None]
+        rotten: list[str] = []
+        fresh: list[tuple[str, os.stat_result, dict[str, Any]]] = []
+        for path, answer in _examined(tree, unknown, limits, timeout, workers):
+            if answers[path] is not None and answers[path] != answer:
+                rotten.append(path)
+            answers[path] = answer
+            if "failed" not in answer:
+                fresh.append((str(tree.root / path), status[path], answer))
+            if len(fresh) >= REMEMBER:
+                known.remember(fresh, now_ns)
+                fresh.clear()
+        _refuse_rotten(tree, rotten, known)
+        known.remember(fresh, now_ns)
+    return [answer for answer in answers.values() if answer is not None], len(unknown)
+
+
+def _examined(
+    tree: Tree, paths: list[str], limits: Limits, timeout: float, workers: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    files = [str(tree.root / path) for path in paths]
+    answers = track(examine_all(files, limits, timeout, workers), "reading images", len(paths))
+    for path, answer in zip(paths, answers, strict=True):
+        if "gone" in answer:
+            raise InputError(f"{tree.root / path}: was there when the folder was listed, and is not any more", fix="run again")
+        yield path, answer
+
+
+def _refuse_rotten(tree: Tree, rotten: list[str], known: ScanState) -> None:
+    if rotten:
+        known.forget(str(tree.root / path) for path in rotten)
+        raise InputError(
+            f"{tree.root}: the bytes of {len(rotten)} file(s) changed, and size and times did not (bit rot?):\n"
+            f"    {listing(rotten)}",
+            fix="restore them from a copy; or relink, which takes them as they are: python -m flows.pipeline --force link_data",
+        )
+
+
+def _namespace(limits: Limits) -> str:
+    """What an answer depends on beside the file: limits, the code that makes it, the libraries it uses."""
+    folder = Path(__file__).parent
+    code = [(folder / f"{name}.py").read_bytes() for name in ("containers", "decode", "examine")]
+    versions = [importlib.metadata.version(name) for name in ("pillow", "numpy", "ImageHash")]
+    text = json.dumps([limits.as_dict(), versions]).encode()
+    return hashlib.sha256(b"\0".join([*code, text])).hexdigest()
+
+
+def _settle_labels(frame: pd.DataFrame, on_conflict: str) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+    """Refuse the same bytes under two labels, or take them out."""
+    clashing = frame[frame.groupby("key")["label"].transform("nunique") > 1].sort_values(["key", "path"])
+    if clashing.empty:
+        return frame, []
+    if on_conflict == "refuse":
+        raise InputError(
+            f"the same bytes have two labels, {clashing['key'].nunique()} times:\n    "
+            + listing([f"{row.path!r} is {row.label!r}" for row in clashing.itertuples()]),
+            fix="keep one of each, or set data.on_label_conflict: quarantine",
+        )
+    labels = clashing.groupby("key")["label"].transform(lambda own: ", ".join(sorted(set(own))))
+    reasons = [
+        (str(path), f"the same bytes under the labels {own}") for path, own in zip(clashing["path"], labels, strict=True)
+    ]
+    return frame.drop(clashing.index).reset_index(drop=True), reasons
+
+
+def _check_quarantine(tree: Tree, found: Listing, quarantine: list[tuple[str, str]], limit: float, usable: set[str]) -> None:
+    """A file beside the class folders that is no image by name (a licence) does not count against the limit."""
+    entries = {entry.path for entry in found.entries}
+    counted = [row for row in quarantine if row[0] in entries or Path(row[0]).suffix.lower() in IMAGE_EXTENSIONS]
+    total = len(found.entries) + len(found.stray)
+    lines = [f"{path!r}: {reason}" for path, reason in sorted(quarantine)]
+    if len(counted) > limit * total:
+        raise InputError(
+            f"{len(counted)} of {total} files in {tree.root} cannot be used:\n    {listing(lines)}",
+            wanted=f"at most {limit:.1%} (data.max_quarantined)",
+            fix="mend or remove these files, or raise data.max_quarantined",
+        )
+    emptied = sorted({entry.label for entry in found.entries} - usable)
+    if emptied:
+        raise InputError(
+            f"no usable file is left of class {', '.join(emptied[:SHOWN])} in {tree.root}:\n    {listing(lines)}",
+            fix="mend these files, add others, or remove the class",
+        )

@@ -1,0 +1,146 @@
+"""Train, valid, test and folds by a hash: an image stays on its side for ever, whatever is added."""
+
+from __future__ import annotations
+
+import hashlib
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from headstart.core.errors import InputError
+from headstart.data.labels import SPLITS
+from headstart.data.tree import listing
+
+HELD_OUT = "held_out"
+_RANK = {split: i for i, split in enumerate(SPLITS)}
+
+
+def split_share(seed: int, key: str) -> float:
+    """A number in [0, 1) that depends on the seed and the image's bytes (or its group) alone: the same for ever."""
+    return int.from_bytes(_digest(seed, key)[:8]) / 2**64
+
+
+def fold_of(seed: int, key: str, folds: int) -> int:
+    """One of k folds, by other bits of the same hash."""
+    return int.from_bytes(_digest(seed, key)[8:16]) % folds
+
+
+def _digest(seed: int, key: str) -> bytes:
+    return hashlib.sha256(f"split\0{seed}\0{key}".encode()).digest()
+
+
+def assign(
+    frame: pd.DataFrame,
+    *,
+    seed: int,
+    valid_fraction: float,
+    test_fraction: float,
+    folds: int,
+    fold: int | Literal["none"],
+) -> tuple[list[str], list[int], list[str]]:
+    """Each image's split and fold.
+
+    A source's own split is kept; what it lacks is carved from train by the hash of `group`, or of `key`
+    where the group is empty. A class left without a training image gets the image (with its group) that
+    the hash puts nearest to train. Of copies in two splits, test's count before valid's before train's.
+
+    Args:
+        frame: columns key, group, label, declared (the source's own split, or "").
+        folds: number of folds; test images are in fold -1.
+        fold: the fold that is the validation split, instead of `valid_fraction`.
+
+    Returns:
+        Splits (train, valid, test, held_out), folds, and the classes that got an image back from valid or test.
+    """
+    declared = set(frame["declared"]) - {""}
+    units = frame["group"].where(frame["group"] != "", frame["key"])
+    shares = {unit: split_share(seed, unit) for unit in units.unique()}
+    numbers = {unit: fold_of(seed, unit, folds) for unit in units.unique()}
+
+    def split_of(unit: str, own: str) -> str:
+        if own in ("valid", "test"):
+            return own
+        share = shares[unit]
+        if "test" not in declared and share < test_fraction:
+            return "test"
+        if "valid" in declared:
+            return "train"
+        if fold != "none":
+            return "valid" if numbers[unit] == fold else "train"
+        start = 0 if "test" in declared else test_fraction
+        return "valid" if share < start + valid_fraction else "train"
+
+    splits = pd.Series([split_of(*pair) for pair in zip(units, frame["declared"], strict=True)], index=frame.index)
+    rescued = _rescue(frame, units, splits, shares)
+    splits = _one_split_each(frame["key"], splits)
+    number = np.where(splits == "test", -1, units.map(numbers)).astype(int)
+    return list(splits), list(number), rescued
+
+
+def _rescue(frame: pd.DataFrame, units: pd.Series, splits: pd.Series, shares: dict[str, float]) -> list[str]:
+    """Put one image (and its group) of each class without training images into train; the classes."""
+    rescued = sorted(set(frame["label"]) - set(frame.loc[splits == "train", "label"]))
+    moved = []
+    for label in rescued:
+        candidates = units[(frame["label"] == label) & ~frame["declared"].isin(["valid", "test"])]
+        if len(candidates):
+            unit = max(candidates.unique(), key=lambda one: (shares[one], one))
+            splits[(units == unit) & ~frame["declared"].isin(["valid", "test"])] = "train"
+            moved.append(label)
+    return moved
+
+
+def _one_split_each(keys: pd.Series, splits: pd.Series) -> pd.Series:
+    rank = splits.map(_RANK)
+    best = rank.groupby(keys).transform("max")
+    return splits.where(rank == best, HELD_OUT)
+
+
+def check(source: object, frame: pd.DataFrame) -> None:
+    """Refuse a manifest that cannot be trained on or judged by.
+
+    Raises:
+        InputError: a split without images, or a class without training images.
+    """
+    for split in SPLITS:
+        if not (frame["split"] == split).any():
+            raise InputError(
+                f"{source}: no image fell into the {split} split ({len(frame)} images in all)",
+                wanted="at least one in each of train, valid, test",
+                fix="add images, or raise data.valid_fraction / data.test_fraction",
+            )
+    missing = sorted(set(frame["label"]) - set(frame.loc[frame["split"] == "train", "label"]))
+    if missing:
+        raise InputError(
+            f"{source}: no training image of {len(missing)} class(es):\n    {listing(missing)}",
+            wanted="one or more that is no copy of a validation or test image",
+            fix="add images of them",
+        )
+
+
+def unusual_shares(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Classes whose share of a split is off by more than chance would have it.
+
+    A two-sided normal test of each class and split against the whole's shares, at .001 over all of them
+    (Bonferroni). Expected with groups, and with a source's own splits.
+
+    Returns:
+        Dictionaries of class, split, images, expected (a float).
+    """
+    counts = pd.crosstab(frame["label"], frame["split"]).reindex(columns=list(SPLITS), fill_value=0)
+    whole = counts.sum(axis=1)
+    shares = counts.sum() / counts.to_numpy().sum()
+    limit = NormalDist().inv_cdf(1 - 0.0005 / counts.size)
+    unusual = []
+    for split in SPLITS:
+        expected = whole * shares[split]
+        deviation = np.sqrt(np.maximum(expected * (1 - shares[split]), 1e-9))
+        # half an image of continuity correction: small classes are discrete
+        off = (counts[split] - expected).abs() - 0.5 > limit * deviation
+        unusual += [
+            {"class": name, "split": split, "images": int(number), "expected": round(float(wanted), 1)}
+            for name, number, wanted in zip(counts.index[off], counts.loc[off, split], expected[off], strict=True)
+        ]
+    return unusual

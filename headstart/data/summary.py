@@ -1,0 +1,155 @@
+"""The data report: what became of every file, how classes and splits are filled, and pictures of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from headstart.data.labels import SPLITS
+from headstart.data.reading import read_pixels
+from headstart.data.scan import Scan
+from headstart.data.splits import HELD_OUT, unusual_shares
+from headstart.plotting import ACCENT, QUIET, label, plain_frame, png
+
+NORMALISED = {
+    "1": "1-bit to RGB",
+    "L": "gray to RGB",
+    "LA": "gray with alpha to RGB",
+    "P": "palette to RGB",
+    "PA": "palette with alpha to RGB",
+    "RGBA": "alpha on white",
+    "CMYK": "CMYK to RGB",
+    "I": "16 bits to 8",
+    "F": "floating point to 8 bits",
+}
+COLOURS = {"train": ACCENT, "valid": "#b45309", "test": "#15803d", HELD_OUT: QUIET}
+MAX_BARS = 40
+ROWS, SAMPLES, SAMPLE_SIDE = 10, 8, 96  # rows, pictures in each, pixels
+LISTED = 20
+
+
+def summarise(scan: Scan) -> dict[str, Any]:
+    """The counts of a scan, as JSON values; `files` is the sum of images, quarantined and ignored."""
+    manifest, kinds = scan.manifest, Counter(scan.notes["kind"])
+    ignored = kinds.pop("ignored", 0)
+    assert scan.files == len(manifest) + len(scan.quarantine) + ignored
+    unusual = unusual_shares(manifest)
+    near = scan.leaks[scan.leaks["split"] == "train"]
+    held_out = int((manifest["split"] == HELD_OUT).sum())
+    return {
+        "files": scan.files,
+        "images": len(manifest),
+        "quarantined": len(scan.quarantine),
+        "ignored": ignored,
+        "warned": dict(sorted(kinds.items())),
+        "normalised": _normalised(manifest),
+        "classes": int(manifest["label"].nunique()),
+        "groups": int(manifest.loc[manifest["group"] != "", "group"].nunique()),
+        "splits": {split: int((manifest["split"] == split).sum()) for split in (*SPLITS, HELD_OUT)},
+        "folds": {str(fold): int((manifest["fold"] == fold).sum()) for fold in sorted(set(manifest["fold"]) - {-1})},
+        "exact_copies": len(manifest) - int(manifest["key"].nunique()),
+        "held_out_exact": held_out - int((manifest["path"].isin(near["path"]) & (manifest["split"] == HELD_OUT)).sum()),
+        "near_copies_in_train": len(near),
+        "near_copies_in_valid": len(scan.leaks) - len(near),
+        "near_copies_with_another_label": int((scan.leaks["label"] != scan.leaks["of_label"]).sum()),
+        "classes_kept_in_train": scan.rescued[:LISTED],
+        "unusual_shares": unusual[:LISTED],
+    }
+
+
+def _normalised(manifest: pd.DataFrame) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for mode, number in manifest["mode"].value_counts().items():
+        if mode != "RGB":
+            kind = "I" if str(mode).startswith("I;16") else str(mode)
+            counts[NORMALISED.get(kind, f"{mode} to RGB")] += int(number)
+    turned = int((manifest["orientation"] != 1).sum())
+    return dict(sorted(counts.items())) | ({"EXIF orientation applied": turned} if turned else {})
+
+
+def pictures(scan: Scan, source: Path, max_pixels: int) -> dict[str, bytes]:
+    """classes.png, sizes.png and samples.png."""
+    return {
+        "classes.png": class_balance(scan.manifest),
+        "sizes.png": size_histogram(scan.manifest),
+        "samples.png": sample_grid(scan.manifest, source, max_pixels),
+    }
+
+
+def class_balance(manifest: pd.DataFrame) -> bytes:
+    """Images of each class, by split; for many classes a curve of their sizes."""
+    counts = pd.crosstab(manifest["label"], manifest["split"]).reindex(columns=list(COLOURS), fill_value=0)
+    if len(counts) > MAX_BARS:
+        return _many_classes(counts.sum(axis=1))
+    figure = Figure(figsize=(7, 1.2 + 0.24 * len(counts)), layout="constrained")
+    axes = figure.subplots()
+    left = np.zeros(len(counts))
+    for split, colour in COLOURS.items():
+        if counts[split].any():
+            axes.barh(range(len(counts)), counts[split], left=left, color=colour, label=split.replace("_", " "))
+        left += counts[split].to_numpy()
+    axes.set_yticks(range(len(counts)), [label(str(name)) for name in counts.index])
+    axes.invert_yaxis()
+    axes.set(xlabel="images")
+    axes.legend(fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    plain_frame(axes)
+    return png(figure)
+
+
+def _many_classes(sizes: pd.Series) -> bytes:
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(np.arange(1, len(sizes) + 1), np.sort(sizes.to_numpy())[::-1], color=ACCENT)
+    axes.set(xlabel=f"class, of {len(sizes):,}, largest first", ylabel="images", ylim=(0, None))
+    plain_frame(axes)
+    return png(figure)
+
+
+def size_histogram(manifest: pd.DataFrame) -> bytes:
+    """Shorter sides in pixels, and proportions."""
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    shorter = manifest[["width", "height"]].min(axis=1).to_numpy()
+    proportion = (manifest["width"] / manifest["height"]).to_numpy()
+    for axes, values, text in ((left, shorter, "shorter side, pixels"), (right, proportion, "width / height")):
+        axes.hist(values, bins=np.geomspace(values.min() * 0.8, values.max() * 1.25, 30), color=ACCENT)
+        axes.set(xscale="log", xlabel=text, ylabel="images")
+        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis(ScalarFormatter())
+        axes.tick_params(axis="x", which="both", labelsize=7, rotation=45)
+        plain_frame(axes)
+    return png(figure)
+
+
+def sample_grid(manifest: pd.DataFrame, source: Path, max_pixels: int) -> bytes:
+    """Up to eight images of each of up to ten classes, as the pipeline sees them, chosen by their hash."""
+    names = sorted(set(manifest["label"]))
+    chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(ROWS, len(names))).round().astype(int))]
+    rows = [_sample_row(manifest[manifest["label"] == name], source, max_pixels) for name in chosen]
+    figure = Figure(figsize=(7, 0.75 * len(rows) + 0.2), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(np.concatenate(rows))
+    axes.set_yticks([SAMPLE_SIDE * (i + 0.5) for i in range(len(rows))], [label(name) for name in chosen])
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return png(figure)
+
+
+def _sample_row(images: pd.DataFrame, source: Path, max_pixels: int) -> NDArray[np.uint8]:
+    row = np.full((SAMPLE_SIDE, SAMPLE_SIDE * SAMPLES, 3), 255, np.uint8)
+    first = images.drop_duplicates("key").sort_values("key").head(SAMPLES)
+    for i, (path, key) in enumerate(zip(first["path"], first["key"], strict=True)):
+        picture = Image.fromarray(read_pixels(source, path, key, max_pixels))
+        side = SAMPLE_SIDE - 4
+        small = np.asarray(ImageOps.pad(picture, (side, side), color=(255, 255, 255)))
+        row[2:-2, SAMPLE_SIDE * i + 2 : SAMPLE_SIDE * (i + 1) - 2] = small
+    return row

@@ -1,0 +1,162 @@
+"""Examine many files in processes of their own: a file that hangs or crashes a decoder costs that file, not the run.
+
+Plain child processes with a pipe each, and not multiprocessing's or a library's pool: those import the caller's
+main module into every child (Prefect's, for a flow) or fork a process that has threads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+from headstart.core.parallel import chunks
+from headstart.data.examine import Limits
+
+COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.data.worker")
+START_SECONDS = 120.0
+CHUNK = 32  # files sent to a worker at once
+
+Answer = dict[str, Any]
+
+
+class _Failure(Exception):
+    """A worker gave no answer; the message is the reason. `again`: it may be the machine's fault, not the file's."""
+
+    def __init__(self, reason: str, again: bool) -> None:
+        super().__init__(reason)
+        self.again = again
+
+
+def examine_all(
+    paths: Sequence[str], limits: Limits, timeout: float, workers: int, command: Sequence[str] = COMMAND
+) -> Iterator[Answer]:
+    """Examine files in worker processes.
+
+    Args:
+        paths: absolute paths.
+        limits: passed to `examine`.
+        timeout: seconds after which a file is given up.
+        workers: processes.
+        command: what a worker is started by; the descriptor and the limits are appended.
+
+    Yields:
+        For each path, in order, what `worker.answer` says; {"failed": reason} for a file on which the worker
+        hung, or died twice.
+    """
+    parts = list(chunks(paths, CHUNK))
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    started = [_Worker(command, limits, timeout) for _ in range(min(workers, len(parts)))]
+    for worker in started:
+        idle.put(worker)
+
+    def examine_part(part: list[str]) -> list[Answer]:
+        worker = idle.get()
+        try:
+            return worker.examine(part)
+        finally:
+            idle.put(worker)
+
+    with ThreadPoolExecutor(len(started) or 1) as pool:
+        try:
+            for answers in pool.map(examine_part, parts):
+                yield from answers
+        finally:  # also when told to stop: the threads end with their processes
+            for worker in started:
+                worker.end()
+
+
+class _Worker:
+    """One child process, started when it is needed and again when it hung or died."""
+
+    def __init__(self, command: Sequence[str], limits: Limits, timeout: float) -> None:
+        self.command, self.limits, self.timeout = command, limits, timeout
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ended = False
+
+    def examine(self, paths: Sequence[str]) -> list[Answer]:
+        answers: list[Answer] = []
+        waiting, failed_on = deque(paths), None
+        while waiting and not self.ended:
+            try:
+                self._serve(waiting, answers)
+            except _Failure as failure:
+                if not failure.again or waiting[0] == failed_on:
+                    answers.append({"failed": str(failure)})
+                    waiting.popleft()
+                else:
+                    failed_on = waiting[0]
+        return answers
+
+    def _serve(self, waiting: deque[str], answers: list[Answer]) -> None:
+        """Move answers over, until all are there or one does not come."""
+        if self.process is None:
+            self._start()
+        try:
+            self.connection.send_bytes(json.dumps(list(waiting)).encode())
+            while waiting:
+                if not self.connection.poll(self.timeout):
+                    self._kill()
+                    raise _Failure(f"not decoded within {self.timeout:g} seconds (data.file_timeout)", again=False)
+                answers.append(json.loads(self.connection.recv_bytes()))
+                waiting.popleft()
+        except (EOFError, OSError):
+            raise _Failure(f"the decoder crashed ({self._kill()})", again=True) from None
+
+    def _start(self) -> None:
+        self.connection, theirs = Pipe()
+        with tempfile.TemporaryFile() as errors:
+            self.process = subprocess.Popen(
+                [*self.command, str(theirs.fileno()), json.dumps(self.limits.as_dict())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env=os.environ | {"PYTHONPATH": _import_path(), "OPENBLAS_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C is for the run, which then ends its workers
+            )
+            theirs.close()
+            try:
+                if not self.connection.poll(START_SECONDS):
+                    raise EOFError
+                self.connection.recv_bytes()
+            except (EOFError, OSError):
+                how = self._kill()
+                errors.seek(0)
+                said = errors.read()[-2000:].decode(errors="replace")
+                raise RuntimeError(f"a worker could not be started ({how}): {said}") from None
+
+    def _kill(self) -> str:
+        """End the process if it has not ended; how it ended, in words."""
+        assert self.process is not None
+        self.connection.close()
+        try:
+            code = self.process.wait(1.0)  # the connection is closed: whoever can ends by itself
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        self.process = None
+        return signal.Signals(-code).name if code < 0 else f"exit {code}"
+
+    def end(self) -> None:
+        """Stop for good, from any thread."""
+        self.ended = True
+        process = self.process
+        if process is not None:
+            process.kill()
+            process.wait()
+
+
+def _import_path() -> str:
+    root = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])

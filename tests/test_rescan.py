@@ -1,0 +1,111 @@
+"""A rescan reads what changed and nothing else; the same manifest comes out as from nothing."""
+
+import os
+import sqlite3
+import time
+
+import pandas as pd
+import pytest
+
+from headstart.core.errors import InputError
+from headstart.data.scan_state import COARSE_NS, FINE_NS, scan_state
+from tests.conftest import encode, picture, scan_folder
+
+
+def settle() -> None:
+    """Let files become old enough to be trusted by their times."""
+    time.sleep(2.5 * FINE_NS / 1e9)
+
+
+@pytest.fixture
+def scanned(shapes):
+    settle()
+    first = scan_folder(shapes)
+    assert first.reread == 60
+    return shapes
+
+
+def same(left, right) -> bool:
+    pd.testing.assert_frame_equal(left.manifest, right.manifest)
+    pd.testing.assert_frame_equal(left.quarantine, right.quarantine)
+    pd.testing.assert_frame_equal(left.notes, right.notes)
+    return True
+
+
+def test_unchanged_files_are_not_opened(scanned):
+    assert scan_folder(scanned).reread == 0
+
+
+def test_incremental_equals_from_scratch(scanned, tmp_path):
+    (scanned / "a" / "new.png").write_bytes(encode(picture(0, 500)))
+    (scanned / "a" / "000.png").unlink()
+    (scanned / "b" / "000.png").write_bytes(encode(picture(1, 501)))
+    (scanned / "c" / "001.png").write_bytes(b"junk")
+    (scanned / "c" / "000.png").rename(scanned / "c" / "renamed.png")
+    incremental = scan_folder(scanned)
+    assert incremental.reread == 4
+    assert same(incremental, scan_folder(scanned, state=tmp_path / "other.sqlite"))
+
+
+def test_an_edit_that_keeps_size_and_mtime_is_seen_by_ctime(scanned):
+    path = scanned / "a" / "000.png"
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert scan_folder(scanned).reread == 1
+
+
+def test_other_limits_are_other_answers(scanned):
+    assert scan_folder(scanned, max_pixels=9_999).reread == 60
+
+
+def test_verify_reads_all_and_finds_bit_rot(scanned):
+    assert scan_folder(scanned, verify=True).reread == 60
+    path = scanned / "a" / "003.png"
+    with scan_state(scanned.parent / "scan.sqlite", namespace_of(scanned)) as state:
+        answer = state.known(str(path.resolve()), path.stat())
+        path.write_bytes(encode(picture(2, 999)))
+        # what rot looks like: the answer for the former bytes, kept under the status of the present ones
+        state.remember([(str(path.resolve()), path.stat(), answer)], time.time_ns() + COARSE_NS)
+    assert scan_folder(scanned).reread == 0, "by status alone it cannot be seen"
+    with pytest.raises(InputError, match=r"bytes of 1 file\(s\) changed.*\n.*a/003.png"):
+        scan_folder(scanned, verify=True)
+    assert scan_folder(scanned).reread == 1, "and then it is taken as it is"
+
+
+def namespace_of(folder) -> str:
+    database = sqlite3.connect(folder.parent / "scan.sqlite")
+    (namespace,) = database.execute("SELECT DISTINCT namespace FROM files").fetchone()
+    database.close()
+    return namespace
+
+
+def test_a_file_changed_just_before_the_scan_is_read_again(shapes):
+    (shapes / "a" / "late.png").write_bytes(encode(picture(0, 700)))
+    scan_folder(shapes)
+    os.utime(shapes / "a" / "late.png")
+    scan_folder(shapes)
+    settle()
+    assert scan_folder(shapes).reread >= 1
+    assert scan_folder(shapes).reread == 0
+
+
+@pytest.mark.parametrize("damage", [b"no database at all", b""])
+def test_a_damaged_state_is_made_anew(scanned, damage):
+    path = scanned.parent / "scan.sqlite"
+    whole = path.read_bytes()
+    path.write_bytes(damage or whole[: len(whole) // 2])
+    assert scan_folder(scanned).reread == 60
+    assert scan_folder(scanned).reread == 0
+
+
+def test_a_flipped_bit_in_an_answer_is_noticed(scanned):
+    path = scanned.parent / "scan.sqlite"
+    database = sqlite3.connect(path)
+    with database:
+        database.execute("UPDATE files SET answer = replace(answer, 'RGB', 'RGC') WHERE path LIKE '%a/000.png'")
+    database.close()
+    assert scan_folder(scanned).reread == 1
