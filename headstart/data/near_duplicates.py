@@ -37,35 +37,31 @@ def near_duplicates(
     """
     parts = []
     left_mean_n, right_mean_m = left_thumb_nd.mean(1), right_thumb_md.mean(1)
+    left_contrast_n, right_contrast_m = _contrast(left_thumb_nd), _contrast(right_thumb_md)
     for start, near_bm in _hash_blocks(left_hash_n, right_hash_m):
         left, right = np.nonzero(near_bm <= BLURRED_HASH_DISTANCE)
         bits, left = near_bm[left, right].astype(np.int64), left + start
         # thumbnails differ by no less than their means do: spares looking at nearly all pairs that only a blur could explain
         worth = (bits <= HASH_DISTANCE) | (np.abs(left_mean_n[left] - right_mean_m[right]) <= BLURRED_DIFFERENCE)
         left, right, bits = left[worth], right[worth], bits[worth]
-        same, difference = _same(bits, left_thumb_nd[left], right_thumb_md[right])
+        difference = np.sqrt(((left_thumb_nd[left].astype(np.float32) - right_thumb_md[right]) ** 2).mean(1))
+        same = _same(bits, difference, np.minimum(left_contrast_n[left], right_contrast_m[right]))
         columns = {"left": left, "right": right, "bits": bits, "difference": difference.round(2)}
         parts.append(pd.DataFrame(columns)[same])
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["left", "right", "bits", "difference"])
 
 
-def _same(
-    bits_p: NDArray[np.int64], left_pd: NDArray[np.uint8], right_pd: NDArray[np.uint8]
-) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Which of p pairs are near copies, and their thumbnails' difference in gray levels."""
-    a_pd, b_pd = left_pd.astype(np.float32), right_pd.astype(np.float32)
-    difference = np.sqrt(((a_pd - b_pd) ** 2).mean(1))
-    contrast = np.minimum(_contrast(a_pd), _contrast(b_pd))
-    limit = CONTRAST_SHARE * contrast
-    blurred = difference <= np.minimum(limit, BLURRED_DIFFERENCE)
-    sharp = (bits_p <= HASH_DISTANCE) & (difference <= limit + np.minimum(NOISE, contrast / 4))
-    return blurred | sharp, difference
+def _same(bits_p: NDArray[np.int64], difference_p: NDArray[np.float32], contrast_p: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which of p pairs are near copies."""
+    limit_p = CONTRAST_SHARE * contrast_p
+    sharp_p = (bits_p <= HASH_DISTANCE) & (difference_p <= limit_p + np.minimum(NOISE, contrast_p / 4))
+    return sharp_p | (difference_p <= np.minimum(limit_p, BLURRED_DIFFERENCE))
 
 
-def _contrast(thumb_pd: NDArray[np.float32]) -> NDArray[np.float32]:
+def _contrast(thumb_nd: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Root mean square deviation of each channel from its own mean: a flat colour has none."""
-    pixels = thumb_pd.reshape(len(thumb_pd), thumb_pd.shape[1] // 3, 3)
-    contrast: NDArray[np.float32] = np.sqrt(pixels.var(axis=1).mean(axis=1))
+    pixels = thumb_nd.reshape(len(thumb_nd), thumb_nd.shape[1] // 3, 3)
+    contrast: NDArray[np.float32] = np.sqrt(pixels.var(axis=1, dtype=np.float32).mean(axis=1))
     return contrast
 
 

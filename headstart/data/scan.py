@@ -157,7 +157,7 @@ def _answers(
     now_ns = time.time_ns()
     with scan_state(state, _namespace(limits)) as known:
         status = {entry.path: tree.files[entry.path].status for entry in found.entries}
-        answers = {path: known.known(str(tree.root / path), status[path]) for path in status}
+        answers = {path: known.known(f"{tree.root}/{path}", status[path]) for path in status}
         unknown = [path for path, answer in answers.items() if verify or answer is None]
         rotten: list[str] = []
         fresh: list[tuple[str, os.stat_result, dict[str, Any]]] = []
@@ -166,7 +166,7 @@ def _answers(
                 rotten.append(path)
             answers[path] = answer
             if "failed" not in answer:
-                fresh.append((str(tree.root / path), status[path], answer))
+                fresh.append((f"{tree.root}/{path}", status[path], answer))
             if len(fresh) >= REMEMBER:
                 known.remember(fresh, now_ns)
                 fresh.clear()
@@ -178,7 +178,7 @@ def _answers(
 def _examined(
     tree: Tree, paths: list[str], limits: Limits, timeout: float, workers: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    files = [str(tree.root / path) for path in paths]
+    files = [f"{tree.root}/{path}" for path in paths]
     answers = track(examine_all(files, limits, timeout, workers), "reading images", len(paths))
     for path, answer in zip(paths, answers, strict=True):
         if "gone" in answer:
@@ -188,7 +188,7 @@ def _examined(
 
 def _refuse_rotten(tree: Tree, rotten: list[str], known: ScanState) -> None:
     if rotten:
-        known.forget(str(tree.root / path) for path in rotten)
+        known.forget(f"{tree.root}/{path}" for path in rotten)
         raise InputError(
             f"{tree.root}: the bytes of {len(rotten)} file(s) changed, and size and times did not (bit rot?):\n"
             f"    {listing(rotten)}",

@@ -26,6 +26,8 @@ from headstart.data.examine import Limits
 COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.data.worker")
 START_SECONDS = 120.0
 CHUNK = 32  # files sent to a worker at once
+# glibc keeps freed memory, see runtime.keep_freed_memory; one thread a process
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30), "OPENBLAS_NUM_THREADS": "1"}
 
 Answer = dict[str, Any]
 
@@ -122,7 +124,7 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                env=os.environ | {"PYTHONPATH": _import_path(), "OPENBLAS_NUM_THREADS": "1"},
+                env=os.environ | ENVIRONMENT | {"PYTHONPATH": _import_path()},
                 start_new_session=True,  # Ctrl-C is for the run, which then ends its workers
             )
             theirs.close()
