@@ -88,7 +88,7 @@ def write_classes(folder: Path, number: int, kind: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.scan")
-    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     workers = count("auto")
@@ -96,7 +96,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "photos"
             (folder / "all").mkdir(parents=True)
-            number = options.images if kind == "JPEG" else options.images // 5
+            number = options.images if kind == "JPEG" else options.images // 10
             write_classes(folder, number, kind)
             decoding, scanning, again = [], [], []
             for i in range(options.rounds):

@@ -9,7 +9,7 @@ import pytest
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.data.manifest import read_manifest, write_csv, write_manifest
-from headstart.data.splits import HELD_OUT, fold_of, split_share, unusual_shares
+from headstart.data.splits import HELD_OUT, share_and_fold, split_share, unusual_shares
 from headstart.data.summary import pictures, summarise
 from headstart.data.tree import preflight
 from tests.conftest import encode, picture, scan_folder, write_shapes
@@ -236,7 +236,7 @@ def test_folds_partition_what_is_not_test_and_never_move(shapes):
     kept = frame[frame["split"] != "test"]
     assert (frame.loc[frame["split"] == "test", "fold"] == -1).all()
     assert set(kept["fold"]) <= set(range(5))
-    assert kept["fold"].to_numpy().tolist() == [fold_of(0, key, 5) for key in kept["key"]]
+    assert kept["fold"].to_numpy().tolist() == [share_and_fold(0, key, 5)[1] for key in kept["key"]]
     tests = set()
     seen: Counter = Counter()
     for fold in range(5):
@@ -250,7 +250,7 @@ def test_folds_partition_what_is_not_test_and_never_move(shapes):
 
 
 def test_folds_are_even():
-    counts = Counter(fold_of(3, f"{number:064x}", 5) for number in range(10_000))
+    counts = Counter(share_and_fold(3, f"{number:064x}", 5)[1] for number in range(10_000))
     assert set(counts) == set(range(5))
     assert max(abs(count - 2_000) for count in counts.values()) < 160  # four standard deviations
 

@@ -66,7 +66,7 @@ def test_verify_reads_all_and_finds_bit_rot(scanned):
     assert scan_folder(scanned, verify=True).reread == 60
     path = scanned / "a" / "003.png"
     with scan_state(scanned.parent / "scan.sqlite", namespace_of(scanned)) as state:
-        answer = state.known(str(path.resolve()), path.stat())
+        (answer,) = state.known([(str(path.resolve()), path.stat())])
         path.write_bytes(encode(picture(2, 999)))
         # what rot looks like: the answer for the former bytes, kept under the status of the present ones
         state.remember([(str(path.resolve()), path.stat(), answer)], time.time_ns() + COARSE_NS)

@@ -81,7 +81,7 @@ def leaks(frame: pd.DataFrame, thumb_nd: NDArray[np.uint8]) -> pd.DataFrame:
     Returns:
         One row per image and its nearest counterpart: path, label, split, of, of_label, of_split, bits, difference.
     """
-    hash_n = np.array([int(text, 16) for text in frame["phash"]], np.uint64)
+    hash_n = np.array([int(text, 16) for text in frame["phash"].tolist()], np.uint64)
     names = frame[["path", "label", "split"]].reset_index(drop=True)
     found = []
     for own, others in (("train", ("valid", "test")), ("valid", ("test",))):

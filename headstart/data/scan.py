@@ -146,7 +146,7 @@ def _finish(frame: pd.DataFrame, extra: pd.DataFrame) -> pd.DataFrame:
 
 
 def _thumbs(frame: pd.DataFrame) -> NDArray[np.uint8]:
-    data = b"".join(base64.b64decode(text) for text in frame["thumb"])
+    data = b"".join(base64.b64decode(text) for text in frame["thumb"].tolist())
     return np.frombuffer(data, np.uint8).reshape(len(frame), -1)
 
 
@@ -157,7 +157,8 @@ def _answers(
     now_ns = time.time_ns()
     with scan_state(state, _namespace(limits)) as known:
         status = {entry.path: tree.files[entry.path].status for entry in found.entries}
-        answers = {path: known.known(f"{tree.root}/{path}", status[path]) for path in status}
+        kept = known.known((f"{tree.root}/{path}", one) for path, one in status.items())
+        answers = dict(zip(status, kept, strict=True))
         unknown = [path for path, answer in answers.items() if verify or answer is None]
         rotten: list[str] = []
         fresh: list[tuple[str, os.stat_result, dict[str, Any]]] = []

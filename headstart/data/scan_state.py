@@ -35,13 +35,16 @@ class ScanState:
         columns = "path TEXT PRIMARY KEY, stamp TEXT, namespace TEXT, answer TEXT, checksum TEXT"
         database.execute(f"CREATE TABLE IF NOT EXISTS files ({columns})")
 
-    def known(self, path: str, status: os.stat_result) -> dict[str, Any] | None:
-        """The answer given when the file had this status, or None."""
-        row = self.database.execute("SELECT * FROM files WHERE path = ?", (path,)).fetchone()
-        if row is None or row[1:3] != (stamp(status), self.namespace) or row[4] != _checksum(row[:4]):
-            return None
-        answer: dict[str, Any] = json.loads(row[3])
-        return answer
+    def known(self, files: Iterable[tuple[str, os.stat_result]]) -> list[dict[str, Any] | None]:
+        """For each file the answer given when it had this status, or None."""
+        query = "SELECT path, stamp, namespace, answer, checksum FROM files WHERE namespace = ?"
+        rows = {row[0]: row for row in self.database.execute(query, (self.namespace,))}
+        answers: list[dict[str, Any] | None] = []
+        for path, status in files:
+            row = rows.get(path)
+            sound = row is not None and row[1] == stamp(status) and row[4] == _checksum(row[:4])
+            answers.append(json.loads(row[3]) if row is not None and sound else None)
+        return answers
 
     def remember(self, answers: Iterable[tuple[str, os.stat_result, dict[str, Any]]], now_ns: int) -> None:
         """Keep answers, but for files changed just before `now_ns`, the time their status was taken."""

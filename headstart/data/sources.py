@@ -7,7 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from posixpath import splitext
 
 import pandas as pd
 
@@ -106,7 +106,7 @@ def _split_folders(tree: Tree) -> dict[str, str]:
 def _by_pattern(tree: Tree, found: Listing, pattern: str) -> None:
     splits = _split_folders(tree)
     for path in tree.files:
-        parts = PurePosixPath(path).parts
+        parts = path.split("/")
         reason = _why_ignored(parts)
         label = _match(pattern, parts[-1])
         if reason:
@@ -129,7 +129,7 @@ def _by_folders(tree: Tree, found: Listing, nested_folders: bool) -> None:
     depth = 1 if splits else 0
     nested: list[str] = []
     for path in tree.files:
-        parts = PurePosixPath(path).parts
+        parts = path.split("/")
         reason = _why_ignored(parts)
         if not reason and splits and len(parts) > 1 and parts[0] not in splits:
             reason = f"outside {', '.join(splits)}"
@@ -151,23 +151,23 @@ def _by_folders(tree: Tree, found: Listing, nested_folders: bool) -> None:
 
 
 def _check_empty_folders(tree: Tree, found: Listing, splits: dict[str, str], depth: int) -> None:
-    filled = {"/".join(PurePosixPath(entry.path).parts[: depth + 1]) for entry in found.entries}
+    filled = {"/".join(entry.path.split("/")[: depth + 1]) for entry in found.entries}
     for folder in tree.folders:
-        parts = PurePosixPath(folder).parts
+        parts = folder.split("/")
         is_class = len(parts) == depth + 1 and (not splits or parts[0] in splits)
-        if is_class and not _why_ignored((*parts, "")) and folder not in filled:
+        if is_class and not _why_ignored([*parts, ""]) and folder not in filled:
             raise InputError(f"class folder {folder} in {tree.root}: no images in it", fix="fill or remove it")
 
 
-def _why_ignored(parts: tuple[str, ...]) -> str:
+def _why_ignored(parts: list[str]) -> str:
     """Why a file is none of ours, or nothing; the last part is its name."""
     *folders, name = parts
     for folder in folders:
         if folder in IGNORED_FOLDERS or folder.startswith("."):
             return f"in {folder}"
-        if PurePosixPath(folder).suffix.lower() in IMAGE_EXTENSIONS:
+        if splitext(folder)[1].lower() in IMAGE_EXTENSIONS:
             return f"in the folder {folder}, named like an image"
-    hidden = name.startswith(".") and PurePosixPath(name).suffix.lower() not in IMAGE_EXTENSIONS
+    hidden = name.startswith(".") and splitext(name)[1].lower() not in IMAGE_EXTENSIONS
     if name in IGNORED_NAMES or name.startswith("._") or hidden:
         return "a system's own file"
     return ""

@@ -19,16 +19,13 @@ _RANK = {split: i for i, split in enumerate(SPLITS)}
 
 def split_share(seed: int, key: str) -> float:
     """A number in [0, 1) that depends on the seed and the image's bytes (or its group) alone: the same for ever."""
-    return int.from_bytes(_digest(seed, key)[:8]) / 2**64
+    return share_and_fold(seed, key, 1)[0]
 
 
-def fold_of(seed: int, key: str, folds: int) -> int:
-    """One of k folds, by other bits of the same hash."""
-    return int.from_bytes(_digest(seed, key)[8:16]) % folds
-
-
-def _digest(seed: int, key: str) -> bytes:
-    return hashlib.sha256(f"split\0{seed}\0{key}".encode()).digest()
+def share_and_fold(seed: int, key: str, folds: int) -> tuple[float, int]:
+    """`split_share`, and one of k folds by other bits of the same hash."""
+    digest = hashlib.sha256(f"split\0{seed}\0{key}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64, int.from_bytes(digest[8:16]) % folds
 
 
 def assign(
@@ -55,9 +52,9 @@ def assign(
         Splits (train, valid, test, held_out), folds, and the classes that got an image back from valid or test.
     """
     declared = set(frame["declared"]) - {""}
-    units = frame["group"].where(frame["group"] != "", frame["key"])
-    shares = {unit: split_share(seed, unit) for unit in units.unique()}
-    numbers = {unit: fold_of(seed, unit, folds) for unit in units.unique()}
+    units = frame["group"].where(frame["group"] != "", frame["key"]).astype(object)
+    hashed = {unit: share_and_fold(seed, unit, folds) for unit in units.unique()}
+    shares, numbers = ({unit: pair[i] for unit, pair in hashed.items()} for i in (0, 1))
 
     def split_of(unit: str, own: str) -> str:
         if own in ("valid", "test"):
@@ -72,7 +69,9 @@ def assign(
         start = 0 if "test" in declared else test_fraction
         return "valid" if share < start + valid_fraction else "train"
 
-    splits = pd.Series([split_of(*pair) for pair in zip(units, frame["declared"], strict=True)], index=frame.index)
+    splits = pd.Series(
+        [split_of(*pair) for pair in zip(units.tolist(), frame["declared"].tolist(), strict=True)], index=frame.index
+    )
     rescued = _rescue(frame, units, splits, shares)
     splits = _one_split_each(frame["key"], splits)
     number = np.where(splits == "test", -1, units.map(numbers)).astype(int)

@@ -1,6 +1,6 @@
 """A process that examines files: `python -m headstart.data.worker DESCRIPTOR LIMITS`, see `workers.py`.
 
-It gets a JSON list of paths over the connection at DESCRIPTOR and answers one JSON object per path, in order:
+It gets lines of JSON, a list of paths each, over the socket at DESCRIPTOR and answers a line of JSON per path, in order:
 what `examine` found, or {"reason": …}, or {"gone": true}. It ends when the connection does.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import socket
 import sys
-from multiprocessing.connection import Connection
 from typing import Any
 
 from headstart.data.examine import Gone, Limits, Unusable, examine
@@ -33,11 +33,16 @@ def main(descriptor: int, limits: Limits) -> None:
     if sys.platform == "linux":
         size = BASE_BYTES + BYTES_PER_PIXEL * limits.max_pixels
         resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    with Connection(descriptor) as connection, contextlib.suppress(EOFError, ConnectionError):
-        connection.send_bytes(b"ready")
-        while True:
-            for path in json.loads(connection.recv_bytes()):
-                connection.send_bytes(json.dumps(answer(path, limits)).encode())
+    with (
+        socket.socket(fileno=descriptor) as connection,
+        connection.makefile("rb") as wanted,
+        contextlib.suppress(ConnectionError),
+    ):
+        connection.sendall(b"ready\n")
+        for line in wanted:
+            for path in json.loads(line):
+                # at once, so that the other side knows which file the next silence is about
+                connection.sendall(json.dumps(answer(path, limits)).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Examine many files in processes of their own: a file that hangs or crashes a decoder costs that file, not the run.
 
-Plain child processes with a pipe each, and not multiprocessing's or a library's pool: those import the caller's
+Plain child processes with a socket each, and not multiprocessing's or a library's pool: those import the caller's
 main module into every child (Prefect's, for a flow) or fork a process that has threads.
 """
 
@@ -10,13 +10,13 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +105,27 @@ class _Worker:
         if self.process is None:
             self._start()
         try:
-            self.connection.send_bytes(json.dumps(list(waiting)).encode())
+            self.connection.sendall(json.dumps(list(waiting)).encode() + b"\n")
             while waiting:
-                if not self.connection.poll(self.timeout):
-                    self._kill()
-                    raise _Failure(f"not decoded within {self.timeout:g} seconds (data.file_timeout)", again=False)
-                answers.append(json.loads(self.connection.recv_bytes()))
+                answers.append(json.loads(self._line()))
                 waiting.popleft()
-        except (EOFError, OSError):
+        except TimeoutError:
+            self._kill()
+            raise _Failure(f"not decoded within {self.timeout:g} seconds (data.file_timeout)", again=False) from None
+        except (EOFError, ConnectionError):
             raise _Failure(f"the decoder crashed ({self._kill()})", again=True) from None
 
+    def _line(self) -> bytes:
+        line = self.stream.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return line
+
     def _start(self) -> None:
-        self.connection, theirs = Pipe()
-        with tempfile.TemporaryFile() as errors:
+        self.connection, theirs = socket.socketpair()
+        self.connection.settimeout(START_SECONDS)
+        self.stream = self.connection.makefile("rb")
+        with tempfile.TemporaryFile() as errors, theirs:
             self.process = subprocess.Popen(
                 [*self.command, str(theirs.fileno()), json.dumps(self.limits.as_dict())],
                 pass_fds=[theirs.fileno()],
@@ -129,18 +137,18 @@ class _Worker:
             )
             theirs.close()
             try:
-                if not self.connection.poll(START_SECONDS):
-                    raise EOFError
-                self.connection.recv_bytes()
+                self._line()
             except (EOFError, OSError):
                 how = self._kill()
                 errors.seek(0)
                 said = errors.read()[-2000:].decode(errors="replace")
                 raise RuntimeError(f"a worker could not be started ({how}): {said}") from None
+        self.connection.settimeout(self.timeout)
 
     def _kill(self) -> str:
         """End the process if it has not ended; how it ended, in words."""
         assert self.process is not None
+        self.stream.close()
         self.connection.close()
         try:
             code = self.process.wait(1.0)  # the connection is closed: whoever can ends by itself
