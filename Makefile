@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run repro test ui bench seeds lock clean
+.PHONY: help install run repro test fuzz ui bench seeds lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
@@ -26,11 +26,17 @@ test: install ## lint, types, tests
 	mypy
 	pytest -q
 
+fuzz: install ## fuzz every reader and the decoder, a minute each way and target (about 15 minutes)
+	@python -m tests.fuzz --seconds 60
+	@pytest -q --hypothesis-profile=fuzz tests/test_fuzz.py -k "not guided"
+
 ui: install ## open MLflow's and Prefect's UIs on loopback, until Ctrl-C
 	@python -m flows.ui
 
-bench: install ## precompute against a plain timm loop, and the flow's own overhead
+bench: install ## precompute against a plain timm loop, scanning, near duplicates, the flow's own overhead
 	@python -m bench.precompute
+	@python -m bench.scan
+	@python -m bench.duplicates
 	@python -m bench.overhead
 
 seeds: install ## test accuracy of the embedded default over 5 seeds (about 8 minutes)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headstart.core.errors import InputError
-from headstart.core.files import write_json
+from headstart.core.files import remove, write_json
 
 logger = logging.getLogger("headstart")
 
@@ -60,8 +60,20 @@ def snapshot(root: Path, source: Path, name: str) -> Path:
     target, record = root / "data" / name, root / "data" / f"{name}.dvc"
     if target.is_symlink() or (target.exists() and not record.exists()):
         raise InputError(f"{target} is there already and is no snapshot", fix="choose another --name")
+    aside = root / ".headstart" / "tmp" / f"snapshot-{name}"  # DVC would put the copy *into* a folder that is there
+    aside.parent.mkdir(parents=True, exist_ok=True)
     with workspace(root) as space:
-        space.repo.add([str(source)], out=str(target))
+        remove(aside)
+        if target.exists():
+            target.rename(aside)
+        try:
+            space.repo.add([str(source)], out=str(target))
+        except BaseException:
+            remove(target)
+            if aside.exists():
+                aside.rename(target)
+            raise
+        remove(aside)
     return record
 
 

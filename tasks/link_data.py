@@ -97,17 +97,17 @@ def link_source(root: Path, source: Path, name: str, *, relink: bool, snapshot: 
     """
     params = load_params(root / "params.yaml")
     taken = {Path(out).name for stage in load_graph(root, params).values() for out in stage.outs if out.startswith("data/")}
+    check_name(root, source, name, taken)
     data = params.data
     tree = preflight(source, follow_external_links=data.follow_external_links, trusted=[root / ".dvc" / "cache"])
     if snapshot:
         from headstart.versioning import snapshot as take_snapshot
 
-        check_name(root, tree.root, name, taken)
         record = take_snapshot(root, tree.root, name)
         logger.info("data/%s is a copy of %s in DVC's care", name, tree.root)
         logger.info("  git add %s, and `dvc push` to share it", record.relative_to(root))
     else:
-        link(root, source, name, taken, relink)
+        link(root, source, name, relink)
         logger.info("data/%s -> %s", name, tree.root)
     tops = Counter(path.partition("/")[0] for path in tree.files if "/" in path)
     shown = ", ".join(f"{top} ({number:,})" for top, number in sorted(tops.items())[:10])

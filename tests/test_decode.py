@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.data.decode import DecodeError, decode
+from headstart.data.decode import DecodeError, decode, decode_image
 from tests.conftest import encode
 
 RNG = np.random.default_rng(0)
@@ -104,3 +104,49 @@ def test_a_bomb_is_refused_from_its_header():
         decode(bytes(header))
     with pytest.raises(DecodeError, match="12 pixels are more than 100"):
         decode(encode(RGB), max_pixels=100)
+
+
+JPEGS = {
+    f"{name}, quality {quality}, {how}": save(image, "JPEG", quality=quality, **options)
+    for name, image in (
+        ("rgb", Image.fromarray(RNG.integers(0, 256, (61, 83, 3), dtype=np.uint8))),
+        ("smooth", Image.linear_gradient("L").resize((123, 97)).convert("RGB")),
+        ("gray", Image.fromarray(RNG.integers(0, 256, (40, 57), dtype=np.uint8))),
+        ("cmyk", Image.fromarray(RNG.integers(0, 256, (33, 47, 3), dtype=np.uint8)).convert("CMYK")),
+        ("tiny", Image.fromarray(RGB[:1, :1])),
+    )
+    for quality in (30, 90)
+    for how, options in {
+        "4:4:4": {"subsampling": 0},
+        "4:2:2": {"subsampling": 1},
+        "4:2:0": {"subsampling": 2},
+        "progressive": {"progressive": True},
+        "restarts": {"restart_marker_blocks": 2},
+    }.items()
+}
+
+
+@pytest.mark.parametrize("name", JPEGS)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_fast_path_and_the_slow_one_give_identical_pixels(name, orientation):
+    data = JPEGS[name]
+    if orientation != 1:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        body = exif.tobytes()
+        data = data[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2) + body + data[2:]
+    fast, slow = decode_image(data), decode_image(data, fast=False)
+    assert fast.orientation == slow.orientation == orientation
+    assert np.array_equal(fast.pixels, slow.pixels)
+    reduced = decode_image(data, enough=10)
+    assert (reduced.width, reduced.height) == (fast.width, fast.height) == fast.pixels.shape[1::-1]
+
+
+def test_a_few_superfluous_bytes_are_got_over_and_told():
+    data = save(Image.fromarray(RNG.integers(0, 256, (200, 200, 3), dtype=np.uint8)), "JPEG")
+    tables = data.index(b"\xff\xc4")
+    image = decode_image(data[:tables] + b"\0\0\0" + data[tables:])
+    assert "extraneous bytes" in image.complaint
+    assert np.array_equal(image.pixels, decode(data))
+    with pytest.raises(DecodeError, match="2000 extraneous bytes"):
+        decode(data[:tables] + bytes(2000) + data[tables:])

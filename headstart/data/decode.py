@@ -137,32 +137,29 @@ def _turbo(data: bytes, image: Image.Image, enough: int) -> tuple[NDArray[np.uin
     """A JPEG's pixels by libjpeg-turbo, and what it complains of; Pillow hides its complaints.
 
     Returns:
-        [h, w, 3] or [h, w] uint8, or None for kinds that are left to Pillow.
+        [h, w, 3] or [h, w] uint8, or None for what is left to Pillow: kinds that it cannot decode, and files with a
+        few superfluous bytes, after which it would hide further complaints.
 
     Raises:
         DecodeError: it complains of missing or superfluous data: the file is cut, or its header lies.
     """
     space = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}[image.mode]
-
-    def decode_jpeg(strict: bool) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, space, min_height=enough, min_width=enough, strict=strict)
-        return pixels[..., 0] if space == "GRAY" else pixels
-
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         if (width, height) != image.size:
             raise DecodeError(f"damaged image: {width} x {height} pixels or {image.size}, by which header")
-        return decode_jpeg(strict=True), ""
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, space, min_height=enough, min_width=enough)
+        return (pixels[..., 0] if space == "GRAY" else pixels), ""
     except DecodeError:
         raise
     except ValueError as error:
         complaint = str(error)
     if not complaint.startswith(("Corrupt JPEG", "Premature end")):
-        return None, ""  # a kind of JPEG that it cannot; Pillow may
+        return None, ""
     found = _EXTRANEOUS.search(complaint)
     if found is None or int(found[1]) > EXTRANEOUS_SHARE * len(data):
         raise DecodeError(f"damaged image: {complaint}")
-    return decode_jpeg(strict=False), complaint
+    return None, complaint
 
 
 def _check_strips(image: Image.Image) -> None:

@@ -159,6 +159,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[list[str]]:
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)  # text that is not UTF-8, and the like
         _check_columns(path, table.column_names)
         nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
         if nested:

@@ -10,25 +10,23 @@ from headstart.core.errors import InputError
 from headstart.core.files import fsync
 
 
-def link(root: Path, source: Path, name: str, taken: Collection[str], relink: bool) -> Path:
+def link(root: Path, source: Path, name: str, relink: bool) -> Path:
     """Make `root/data/NAME` a link to `source`, or leave the link that is there and leads there.
 
     Args:
         root: the project.
         source: an existing folder.
-        name: of the link.
-        taken: names below data/ that the pipeline writes itself.
+        name: of the link, checked by `check_name`.
         relink: replace a link that leads elsewhere.
 
     Returns:
         The link.
 
     Raises:
-        InputError: an impossible or taken name, a folder that is or holds this project, something at
-            the link's place that is no link, or a link that leads elsewhere and is not to be replaced.
+        InputError: something at the link's place that is no link, or a link that leads elsewhere and is
+            not to be replaced.
     """
     target = source.resolve()
-    check_name(root, target, name, taken)
     place = root / "data" / name
     if place.is_symlink():
         old = os.readlink(place)
@@ -46,12 +44,16 @@ def link(root: Path, source: Path, name: str, taken: Collection[str], relink: bo
     return place
 
 
-def check_name(root: Path, target: Path, name: str, taken: Collection[str]) -> None:
+def check_name(root: Path, source: Path, name: str, taken: Collection[str]) -> None:
     """Refuse a name that cannot be, and a folder that cannot be a data set of this project.
 
+    Args:
+        taken: names below data/ that the pipeline writes itself.
+
     Raises:
-        InputError: as `link` says.
+        InputError: an impossible or taken name, or a folder that holds this project or lies in its data/.
     """
+    target = source.resolve()
     if name != Path(name).name or name.startswith((".", "-")) or not name.isprintable():
         raise InputError(f"--name {name!r}", wanted="a plain file name", fix="for example --name photos")
     if name in taken:

@@ -47,6 +47,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
     """
     try:
         table = pq.read_table(path)
+        table.validate(full=True)
         whole = (table.schema.metadata or {}).get(CHECKSUM) == _checksum(table)
         frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas()
     except FileNotFoundError:

@@ -7,14 +7,12 @@ The hash (64 bits of ImageHash's DCT hash) alone takes look-alikes for copies, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 HASH_DISTANCE = 8  # bits of 64
-BLURRED_HASH_DISTANCE, BLURRED_DIFFERENCE = 20, 0.75  # a blurred image's hash is noisy, and its thumbnail hardly changes
+FAINT, FAINT_HASH_DISTANCE, FAINT_DIFFERENCE = 8.0, 20, 0.75  # with little contrast the hash is noisy, the thumbnail is not
 CONTRAST_SHARE = 0.12  # root mean square difference of thumbnails, as a share of their contrast …
 NOISE = 2.0  # … and this many gray levels of 255, less where there is hardly any contrast
 BLOCK_PAIRS = 4_000_000  # pairs compared at once: 32 MB
@@ -35,27 +33,27 @@ def near_duplicates(
     Returns:
         Columns left, right (indices), bits (hash distance), difference (of the thumbnails, gray levels).
     """
-    parts = []
-    left_mean_n, right_mean_m = left_thumb_nd.mean(1), right_thumb_md.mean(1)
     left_contrast_n, right_contrast_m = _contrast(left_thumb_nd), _contrast(right_thumb_md)
-    for start, near_bm in _hash_blocks(left_hash_n, right_hash_m):
-        left, right = np.nonzero(near_bm <= BLURRED_HASH_DISTANCE)
-        bits, left = near_bm[left, right].astype(np.int64), left + start
-        # thumbnails differ by no less than their means do: spares looking at nearly all pairs that only a blur could explain
-        worth = (bits <= HASH_DISTANCE) | (np.abs(left_mean_n[left] - right_mean_m[right]) <= BLURRED_DIFFERENCE)
-        left, right, bits = left[worth], right[worth], bits[worth]
-        difference = np.sqrt(((left_thumb_nd[left].astype(np.float32) - right_thumb_md[right]) ** 2).mean(1))
-        same = _same(bits, difference, np.minimum(left_contrast_n[left], right_contrast_m[right]))
-        columns = {"left": left, "right": right, "bits": bits, "difference": difference.round(2)}
-        parts.append(pd.DataFrame(columns)[same])
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["left", "right", "bits", "difference"])
+    sharp = _pairs_within(HASH_DISTANCE, left_hash_n, right_hash_m)
+    faint_left, faint_right = np.flatnonzero(left_contrast_n <= FAINT), np.flatnonzero(right_contrast_m <= FAINT)
+    faint = _pairs_within(FAINT_HASH_DISTANCE, left_hash_n[faint_left], right_hash_m[faint_right])
+    pairs_p2 = np.concatenate([sharp, np.stack([faint_left[faint[:, 0]], faint_right[faint[:, 1]]], 1)])
+    left, right = pairs_p2.T
+    contrast = np.minimum(left_contrast_n[left], right_contrast_m[right])
+    # thumbnails differ by no less than their means do: spares looking at most pairs
+    worth = np.abs(left_thumb_nd.mean(1)[left] - right_thumb_md.mean(1)[right]) <= CONTRAST_SHARE * contrast + NOISE
+    left, right, contrast = left[worth], right[worth], contrast[worth]
+    bits = np.bitwise_count(left_hash_n[left] ^ right_hash_m[right]).astype(np.int64)
+    difference = np.sqrt(((left_thumb_nd[left].astype(np.float32) - right_thumb_md[right]) ** 2).mean(1))
+    found = pd.DataFrame({"left": left, "right": right, "bits": bits, "difference": difference.round(2)})
+    return found[_same(bits, difference, contrast)].drop_duplicates(ignore_index=True)
 
 
 def _same(bits_p: NDArray[np.int64], difference_p: NDArray[np.float32], contrast_p: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which of p pairs are near copies."""
     limit_p = CONTRAST_SHARE * contrast_p
     sharp_p = (bits_p <= HASH_DISTANCE) & (difference_p <= limit_p + np.minimum(NOISE, contrast_p / 4))
-    return sharp_p | (difference_p <= np.minimum(limit_p, BLURRED_DIFFERENCE))
+    return sharp_p | (difference_p <= np.minimum(limit_p, FAINT_DIFFERENCE))
 
 
 def _contrast(thumb_nd: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -65,10 +63,14 @@ def _contrast(thumb_nd: NDArray[np.uint8]) -> NDArray[np.float32]:
     return contrast
 
 
-def _hash_blocks(left_n: NDArray[np.uint64], right_m: NDArray[np.uint64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _pairs_within(distance: int, left_n: NDArray[np.uint64], right_m: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """All pairs [p, 2] of hashes that differ in at most `distance` bits."""
     step = max(1, BLOCK_PAIRS // max(1, len(right_m)))
+    found = [np.empty((0, 2), np.int64)]
     for start in range(0, len(left_n), step):
-        yield start, np.bitwise_count(left_n[start : start + step, None] ^ right_m[None])
+        near_bm = np.bitwise_count(left_n[start : start + step, None] ^ right_m[None]) <= distance
+        found.append(np.argwhere(near_bm) + (start, 0))
+    return np.concatenate(found)
 
 
 def leaks(frame: pd.DataFrame, thumb_nd: NDArray[np.uint8]) -> pd.DataFrame:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from posixpath import splitext
 
@@ -107,7 +108,7 @@ def _by_pattern(tree: Tree, found: Listing, pattern: str) -> None:
     splits = _split_folders(tree)
     for path in tree.files:
         parts = path.split("/")
-        reason = _why_ignored(parts)
+        reason = _why_ignored(parts[:-1], parts[-1])
         label = _match(pattern, parts[-1])
         if reason:
             found.ignored.append((path, reason))
@@ -130,7 +131,7 @@ def _by_folders(tree: Tree, found: Listing, nested_folders: bool) -> None:
     nested: list[str] = []
     for path in tree.files:
         parts = path.split("/")
-        reason = _why_ignored(parts)
+        reason = _why_ignored(parts[:-1], parts[-1])
         if not reason and splits and len(parts) > 1 and parts[0] not in splits:
             reason = f"outside {', '.join(splits)}"
         if reason:
@@ -155,22 +156,24 @@ def _check_empty_folders(tree: Tree, found: Listing, splits: dict[str, str], dep
     for folder in tree.folders:
         parts = folder.split("/")
         is_class = len(parts) == depth + 1 and (not splits or parts[0] in splits)
-        if is_class and not _why_ignored([*parts, ""]) and folder not in filled:
+        if is_class and not _why_ignored(parts, "") and folder not in filled:
             raise InputError(f"class folder {folder} in {tree.root}: no images in it", fix="fill or remove it")
 
 
-def _why_ignored(parts: list[str]) -> str:
-    """Why a file is none of ours, or nothing; the last part is its name."""
-    *folders, name = parts
+def _why_ignored(folders: Sequence[str], name: str) -> str:
+    """Why a file is none of ours, or nothing."""
     for folder in folders:
         if folder in IGNORED_FOLDERS or folder.startswith("."):
             return f"in {folder}"
-        if splitext(folder)[1].lower() in IMAGE_EXTENSIONS:
+        if _named_like_an_image(folder):
             return f"in the folder {folder}, named like an image"
-    hidden = name.startswith(".") and splitext(name)[1].lower() not in IMAGE_EXTENSIONS
-    if name in IGNORED_NAMES or name.startswith("._") or hidden:
-        return "a system's own file"
-    return ""
+    hidden = name.startswith(".") and not _named_like_an_image(name)
+    return "a system's own file" if name in IGNORED_NAMES or name.startswith("._") or hidden else ""
+
+
+@functools.lru_cache(maxsize=1024)  # asked of the same folders again and again
+def _named_like_an_image(name: str) -> bool:
+    return "." in name and splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 def _group(tree: Tree, found: Listing, pattern: str) -> None:

@@ -11,10 +11,12 @@ import json
 import resource
 import socket
 import sys
+import time
 from typing import Any
 
 from headstart.data.examine import Gone, Limits, Unusable, examine
 
+SECONDS_OF_SILENCE = 0.02
 BASE_BYTES, BYTES_PER_PIXEL = 3 << 30, 60  # of address space: a decoder that wants more gets a MemoryError
 
 
@@ -40,9 +42,13 @@ def main(descriptor: int, limits: Limits) -> None:
     ):
         connection.sendall(b"ready\n")
         for line in wanted:
+            told, said = bytearray(), time.monotonic()
             for path in json.loads(line):
-                # at once, so that the other side knows which file the next silence is about
-                connection.sendall(json.dumps(answer(path, limits)).encode() + b"\n")
+                told += json.dumps(answer(path, limits)).encode() + b"\n"
+                if time.monotonic() - said > SECONDS_OF_SILENCE:  # the other side waits for one file at a time
+                    connection.sendall(told)
+                    told, said = bytearray(), time.monotonic()
+            connection.sendall(told)
 
 
 if __name__ == "__main__":

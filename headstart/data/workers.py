@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,14 +31,6 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_":
 Answer = dict[str, Any]
 
 
-class _Failure(Exception):
-    """A worker gave no answer; the message is the reason. `again`: it may be the machine's fault, not the file's."""
-
-    def __init__(self, reason: str, again: bool) -> None:
-        super().__init__(reason)
-        self.again = again
-
-
 def examine_all(
     paths: Sequence[str], limits: Limits, timeout: float, workers: int, command: Sequence[str] = COMMAND
 ) -> Iterator[Answer]:
@@ -48,13 +39,13 @@ def examine_all(
     Args:
         paths: absolute paths.
         limits: passed to `examine`.
-        timeout: seconds after which a file is given up.
+        timeout: seconds without an answer after which a file is given up.
         workers: processes.
         command: what a worker is started by; the descriptor and the limits are appended.
 
     Yields:
         For each path, in order, what `worker.answer` says; {"failed": reason} for a file on which the worker
-        hung, or died twice.
+        hung or died twice.
     """
     parts = list(chunks(paths, CHUNK))
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -87,33 +78,32 @@ class _Worker:
         self.ended = False
 
     def examine(self, paths: Sequence[str]) -> list[Answer]:
+        """All at once; after a failure the rest one by one, so that the file at fault is known and others are not lost."""
         answers: list[Answer] = []
-        waiting, failed_on = deque(paths), None
-        while waiting and not self.ended:
-            try:
-                self._serve(waiting, answers)
-            except _Failure as failure:
-                if not failure.again or waiting[0] == failed_on:
-                    answers.append({"failed": str(failure)})
-                    waiting.popleft()
-                else:
-                    failed_on = waiting[0]
+        at_once, died_on = len(paths), ""
+        while len(answers) < len(paths) and not self.ended:
+            part = paths[len(answers) :][:at_once]
+            hung, died = self._serve(part, answers)
+            if len(part) == 1 and (hung or (died and part[0] == died_on)):  # a death may be the machine's fault: once more
+                answers.append({"failed": hung or died})
+            elif hung or died:
+                at_once, died_on = 1, part[0] if len(part) == 1 else ""
         return answers
 
-    def _serve(self, waiting: deque[str], answers: list[Answer]) -> None:
-        """Move answers over, until all are there or one does not come."""
+    def _serve(self, paths: Sequence[str], answers: list[Answer]) -> tuple[str, str]:
+        """Append an answer for each path as far as they come; then why no more come: it hung, or it died."""
         if self.process is None:
             self._start()
         try:
-            self.connection.sendall(json.dumps(list(waiting)).encode() + b"\n")
-            while waiting:
+            self.connection.sendall(json.dumps(paths).encode() + b"\n")
+            for _ in paths:
                 answers.append(json.loads(self._line()))
-                waiting.popleft()
         except TimeoutError:
             self._kill()
-            raise _Failure(f"not decoded within {self.timeout:g} seconds (data.file_timeout)", again=False) from None
+            return f"not decoded within {self.timeout:g} seconds (data.file_timeout)", ""
         except (EOFError, ConnectionError):
-            raise _Failure(f"the decoder crashed ({self._kill()})", again=True) from None
+            return "", f"the decoder crashed ({self._kill()})"
+        return "", ""
 
     def _line(self) -> bytes:
         line = self.stream.readline()

@@ -1,0 +1,93 @@
+"""Readers and the decoder on bytes that nobody meant: Hypothesis here, and a bounded run of the guided fuzzer.
+
+`make fuzz` runs both for a minute a target.
+"""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import REPOSITORY
+from tests.fuzz import TARGETS, labels_csv, params, seeds
+
+settings.register_profile(
+    "default", max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck]
+)
+settings.register_profile(
+    "fuzz", max_examples=15_000, deadline=None, database=None, suppress_health_check=[*HealthCheck]
+)  # about a minute each
+if settings.get_current_profile_name() != "fuzz":
+    settings.load_profile("default")
+
+SEEDS = {target: seeds(target) for target in TARGETS}
+EDIT = st.tuples(st.floats(0, 1), st.sampled_from(["flip", "cut", "insert", "delete"]), st.binary(min_size=1, max_size=9))
+
+
+def edited(data: bytes, edits: list[tuple[float, str, bytes]]) -> bytes:
+    """A whole file, damaged here and there."""
+    for where, how, new in edits:
+        place = int(where * len(data))
+        if how == "flip" and place < len(data):
+            data = data[:place] + bytes([data[place] ^ new[0]]) + data[place + 1 :]
+        elif how == "cut":
+            data = data[:place] if new[0] < 40 else data
+        elif how == "insert":
+            data = data[:place] + new + data[place:]
+        else:
+            data = data[:place] + data[place + len(new) :]
+    return data
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@given(data=st.data())
+def test_damaged_files_are_read_or_refused(target, data):
+    whole = data.draw(st.sampled_from(SEEDS[target]))
+    TARGETS[target](edited(whole, data.draw(st.lists(EDIT, max_size=6))))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@given(data=st.binary(max_size=300))
+def test_any_bytes_are_read_or_refused(target, data):
+    TARGETS[target](data)
+
+
+CELL = st.one_of(st.text(max_size=12), st.sampled_from(["path", "label", "split", "a/1.png", "b/3.jpg", "train", "..", "a"]))
+
+
+@given(
+    st.lists(st.lists(CELL, max_size=5), max_size=6), st.sampled_from([",", ";", "\t"]), st.sampled_from(["\n", "\r\n", "\r"])
+)
+def test_any_table_of_labels_is_read_or_refused(rows, comma, end):
+    labels_csv(end.join(comma.join(row) for row in rows).encode(errors="surrogatepass"))
+
+
+SCALAR = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10), st.sampled_from(["auto", "none"])
+)
+KEY = st.one_of(st.text(max_size=10), st.sampled_from(["seed", "data", "folds", "fold", "formats", "precompute", "augment"]))
+TREE = st.recursive(SCALAR, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEY, inner, max_size=5)))
+
+
+@given(TREE)
+def test_any_tree_of_params_is_checked_or_refused(tree):
+    import json
+
+    params(json.dumps(tree).encode())  # JSON is YAML
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="Atheris has no package for this system")
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_guided_fuzzer_finds_nothing_in_a_bounded_run(target):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", target, "--runs", "3000"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "nothing found" in done.stdout

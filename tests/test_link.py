@@ -1,0 +1,169 @@
+"""`python -m tasks.link_data --from`: links, snapshots, and the source that is never written."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from headstart.core.params import set_params
+from tests.conftest import encode, picture, write_shapes
+from tests.test_pipeline import run
+
+
+def link_data(project: Path, *arguments: str, code: int = 0) -> str:
+    return run(project, sys.executable, "-m", "tasks.link_data", *arguments, code=code)
+
+
+def content(folder: Path) -> dict[str, tuple[str, int, int]]:
+    """Hash, time and inode of every file below a folder, and the folders themselves."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder",
+            path.lstat().st_mtime_ns,
+            path.lstat().st_ino,
+        )
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    return write_shapes(tmp_path / "my photos")
+
+
+def test_a_link_is_made_shown_and_named_and_the_source_not_written(project, photos):
+    before = content(photos)
+    said = link_data(project, "--from", str(photos), "--name", "photos")
+    link = project / "data/photos"
+    assert link.is_symlink() and link.resolve() == photos.resolve()
+    assert f"data/photos -> {photos}" in said
+    assert "60 files in 3 folders: a (20), b (20), c (20)" in said
+    assert "--set data.source=data/photos" in said
+    set_params(project / "params.yaml", ["data.source=data/photos"])
+    link_data(project)
+    assert len(pd.read_parquet(project / "data/manifest.parquet")) == 60
+    assert content(photos) == before
+
+
+def test_the_name_is_the_folders_own_by_default_and_paths_may_be_relative(project, photos):
+    link_data(project, "--from", "../my photos")
+    assert (project / "data/my photos").resolve() == photos.resolve()
+
+
+def test_a_link_elsewhere_is_replaced_only_if_asked_and_never_followed(project, photos, tmp_path):
+    other = write_shapes(tmp_path / "other", each=3)
+    link_data(project, "--from", str(photos), "--name", "x")
+    link_data(project, "--from", str(photos), "--name", "x")  # leads there already
+    before = content(photos)
+    told = link_data(project, "--from", str(other), "--name", "x", code=2)
+    assert "links to" in told and "--relink" in told
+    assert (project / "data/x").resolve() == photos.resolve()
+    link_data(project, "--from", str(other), "--name", "x", "--relink")
+    assert (project / "data/x").resolve() == other.resolve()
+    assert content(photos) == before
+    photos.rename(tmp_path / "moved")
+    (project / "data/x").unlink()
+    (project / "data/x").symlink_to(photos)  # a dangling one
+    link_data(project, "--from", str(other), "--name", "x", "--relink")
+    assert (project / "data/x").resolve() == other.resolve()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--from", "/no/such/folder"], "no such folder"),
+        (["--from", "{photos}", "--name", "../x"], "wanted: a plain file name"),
+        (["--from", "{photos}", "--name", ".."], "wanted: a plain file name"),
+        (["--from", "{photos}", "--name", "digits"], "the pipeline writes data/digits itself"),
+        (["--from", "{photos}", "--name", "manifest.parquet"], "the pipeline writes"),
+        (["--from", "{photos}", "--name", "folder"], "is there already and is no link"),
+        (["--from", "."], "it holds this project"),
+        (["--from", "data/folder"], "lies in its data/"),
+        (["--name", "x"], "belong to --from"),
+        (["--from", "{photos}/a/000.png"], "a file, not a folder"),
+    ],
+)
+def test_what_cannot_be_linked_is_told(project, photos, arguments, told):
+    (project / "data/folder").mkdir()
+    (project / "data/folder/x").write_text("mine")
+    said = link_data(project, *(argument.replace("{photos}", str(photos)) for argument in arguments), code=2)
+    assert told in said and "Traceback" not in said
+    assert (project / "data/folder/x").read_text() == "mine"
+    assert {path.name for path in (project / "data").iterdir()} == {"folder", "shapes"}
+
+
+def test_a_folder_that_dvc_would_hang_on_is_not_linked(project, photos):
+    os.mkfifo(photos / "a" / "pipe")
+    assert "a/pipe: not a regular file" in link_data(project, "--from", str(photos), code=2)
+
+
+def test_fetch_data_does_not_write_through_a_link_at_its_out(project, photos):
+    (project / "data/digits").symlink_to(photos)
+    before = content(photos)
+    assert "symbolic link" in run(project, sys.executable, "-m", "tasks.fetch_data", code=2)
+    assert content(photos) == before
+
+
+def test_a_read_only_mount_is_enough(project, photos):
+    mounted = subprocess.run(["mount", "--bind", "-o", "ro", photos, photos], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount here: {mounted.stderr.strip()}")
+    try:
+        with pytest.raises(OSError, match="Read-only"):
+            (photos / "x").touch()
+        link_data(project, "--from", str(photos), "--name", "photos")
+        set_params(project / "params.yaml", ["data.source=data/photos"])
+        link_data(project)
+        link_data(project, "--verify")
+        assert "up to date" not in run(project, "dvc", "status", "link_data")  # it runs there too, and hangs on nothing
+    finally:
+        subprocess.run(["umount", photos], check=True)
+    assert len(pd.read_parquet(project / "data/manifest.parquet")) == 60
+
+
+def test_a_snapshot_is_pushed_and_pulled(project, photos, tmp_path):
+    before = content(photos)
+    said = link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    assert content(photos) == before
+    assert "in DVC's care" in said and "git add data/photos.dvc" in said
+    copy = project / "data/photos"
+    assert copy.is_dir() and not copy.is_symlink()
+    assert [path.name for path in sorted(copy.iterdir())] == ["a", "b", "c"]
+    set_params(project / "params.yaml", ["data.source=data/photos"])
+    link_data(project)
+    manifest = (project / "data/manifest.parquet").read_bytes()
+    run(project, "dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
+    run(project, "dvc", "push", "data/photos")
+    for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "snapshot"]):
+        run(project, "git", *command)
+    shutil.rmtree(photos)
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "-q", str(project), str(clone))
+    assert "dvc pull photos.dvc" in link_data(clone, code=2)
+    run(clone, "dvc", "pull", "data/photos")
+    link_data(clone)
+    assert (clone / "data/manifest.parquet").read_bytes() == manifest
+
+
+def test_a_snapshot_takes_the_place_of_nothing_but_a_snapshot(project, photos, tmp_path):
+    (project / "data/photos").symlink_to(photos)
+    said = link_data(project, "--from", str(photos), "--name", "photos", "--snapshot", code=2)
+    assert "is no snapshot" in said
+    (project / "data/photos").unlink()
+    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    (photos / "a" / "new.png").write_bytes(encode(picture(0, 999)))
+    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    assert (project / "data/photos/a/new.png").is_file()
+
+
+def test_verify_reads_every_file(project):
+    link_data(project)
+    manifest = (project / "data/manifest.parquet").read_bytes()
+    assert "0 files read, 60 known from before" in link_data(project)
+    assert "known from before" not in link_data(project, "--verify")
+    assert (project / "data/manifest.parquet").read_bytes() == manifest
