@@ -28,7 +28,7 @@ test: install ## lint, types, tests
 
 fuzz: install ## fuzz every reader and the decoder, a minute each way and target (about 15 minutes)
 	@python -m tests.fuzz --seconds 60
-	@pytest -q --hypothesis-profile=fuzz tests/test_fuzz.py -k "not guided"
+	@FUZZ_EXAMPLES=15000 pytest -q tests/test_fuzz.py -k "not guided"
 
 ui: install ## open MLflow's and Prefect's UIs on loopback, until Ctrl-C
 	@python -m flows.ui

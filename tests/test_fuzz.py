@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -14,14 +15,16 @@ from hypothesis import strategies as st
 from tests.conftest import REPOSITORY
 from tests.fuzz import TARGETS, labels_csv, params, seeds
 
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # of each test; the same 150 each time where it is not set
 settings.register_profile(
-    "default", max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck]
+    "readers",
+    max_examples=EXAMPLES or 150,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=[*HealthCheck],
 )
-settings.register_profile(
-    "fuzz", max_examples=15_000, deadline=None, database=None, suppress_health_check=[*HealthCheck]
-)  # about a minute each
-if settings.get_current_profile_name() != "fuzz":
-    settings.load_profile("default")
+settings.load_profile("readers")
 
 SEEDS = {target: seeds(target) for target in TARGETS}
 EDIT = st.tuples(st.floats(0, 1), st.sampled_from(["flip", "cut", "insert", "delete"]), st.binary(min_size=1, max_size=9))

@@ -62,6 +62,11 @@ def test_set_of_nothing_writes_nothing(path):
         ("find_lr.lr_min=.nan", ["find_lr.lr_min = nan", "finite"]),
         ("train_head.epoch=3", ["train_head.epoch", "batch_size, epochs, head, lr"]),
         ("no.such=3", ["no.such", "train_head"]),
+        ("data.label_pattern=(", ["data.label_pattern = '('", "regular expression"]),
+        ("data.fold=5", ["fold must be none, or 0 to 4"]),
+        ("data.formats=[JPEG, SVG]", ["data.formats", "'AVIF'"]),
+        ("data.formats=[]", ["data.formats", "at least 1"]),
+        ("data.file_timeout=0", ["data.file_timeout", "greater than 0"]),
         ("seed", ["no '='"]),
         ("seed=[", ["not YAML"]),
     ],
@@ -91,4 +96,7 @@ def test_missing_or_broken_file(tmp_path):
         load_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("- just\n- a list\n")
     with pytest.raises(InputError):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("&a [1, *a]\n")
+    with pytest.raises(InputError, match="contains itself"):
         load_params(tmp_path / "params.yaml")

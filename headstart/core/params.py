@@ -15,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 from headstart.core.errors import InputError
 from headstart.core.files import write_text
 
+MAX_SHOWN = 200  # characters of a wrong value
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 TrainingBatch = Annotated[int, Field(ge=2)]  # batch norm cannot normalise one row
@@ -242,9 +243,17 @@ def _explain(error: ValidationError, path: Path) -> str:
         values[place] = item.get("input")
     lines = [f"{path}: {len(seen)} wrong:"]
     for place, allowed in seen.items():
-        shown = "" if isinstance(values[place], Mapping) else f" = {values[place]!r}"
+        shown = "" if isinstance(values[place], Mapping) else f" = {_shown(values[place])}"
         lines.append(f"  {place or 'params'}{shown}: {' or '.join(dict.fromkeys(allowed))}")
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except RecursionError:  # YAML can make a list that holds itself
+        return "a value that contains itself"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _allowed(item: Any) -> str:
