@@ -97,6 +97,6 @@ def test_missing_or_broken_file(tmp_path):
     (tmp_path / "params.yaml").write_text("- just\n- a list\n")
     with pytest.raises(InputError):
         load_params(tmp_path / "params.yaml")
-    (tmp_path / "params.yaml").write_text("&a [1, *a]\n")
+    (tmp_path / "params.yaml").write_text("- 1\n- &a {b: *a}\n")
     with pytest.raises(InputError, match="contains itself"):
         load_params(tmp_path / "params.yaml")
