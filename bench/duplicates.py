@@ -16,11 +16,13 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 from skimage import data as pictures
 from sklearn.datasets import load_digits
 
+from headstart.core import parallel
 from headstart.core.files import sha256_bytes
 from headstart.data.decode import decode_image
 from headstart.data.examine import LOOK_SIDE, look
@@ -94,10 +96,10 @@ def looks(files: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint8]
 
 def measure(name: str, originals: Sequence[bytes], copies: Sequence[bytes]) -> None:
     left, right = looks(copies), looks(originals)
-    found = near_duplicates(*left, *right)
+    found = pd.concat(near_duplicates(*left, *right))
     hits = int((found["left"] == found["right"]).sum())
     false = len(found) - hits
-    among = near_duplicates(*right, *right)
+    among = pd.concat(near_duplicates(*right, *right))
     strangers = int((among["left"] < among["right"]).sum())
     print(
         f"{name:<20} {len(originals):>6,} strangers, {len(copies):>6,} copies: recall {hits / len(copies):.4f}"
@@ -120,7 +122,8 @@ def speed(count: int) -> None:
     thumbs = rng.integers(0, 256, (count, 192)).astype(np.uint8)
     part = int(0.7 * count)
     start = time.monotonic()
-    near_duplicates(hashes[:part], thumbs[:part], hashes[part:], thumbs[part:])
+    for _ in near_duplicates(hashes[:part], thumbs[:part], hashes[part:], thumbs[part:], parallel.count("auto")):
+        pass
     print(f"speed                {count:,} images, 30 % of them in valid and test: {time.monotonic() - start:.1f} s")
 
 

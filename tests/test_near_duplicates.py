@@ -1,6 +1,7 @@
 """Near copies of validation and test images are held out of training; strangers are not."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from skimage import data as pictures
@@ -92,18 +93,27 @@ def test_blocks_give_what_all_pairs_at_once_give(monkeypatch):
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 1 << 12, 200).astype(np.uint64)
     thumbs = np.repeat(rng.integers(0, 256, (20, 192)), 10, axis=0).astype(np.uint8)
-    whole = near_duplicates(hashes[:120], thumbs[:120], hashes[120:], thumbs[120:])
+    whole = pd.concat(near_duplicates(hashes[:120], thumbs[:120], hashes[120:], thumbs[120:]))
     pairs = {(i, j) for i in range(120) for j in range(80)
              if bin(int(hashes[i] ^ hashes[120 + j])).count("1") <= 8 and (thumbs[i] == thumbs[120 + j]).all()}  # fmt: skip
     assert {(row.left, row.right) for row in whole.itertuples()} == pairs
     monkeypatch.setattr(module, "BLOCK_PAIRS", 300)
-    assert near_duplicates(hashes[:120], thumbs[:120], hashes[120:], thumbs[120:]).equals(whole)
+    monkeypatch.setattr(module, "BLOCK_THUMBS", 2)
+    blocks = list(near_duplicates(hashes[:120], thumbs[:120], hashes[120:], thumbs[120:]))
+    assert len(blocks) == 40 and pd.concat(blocks, ignore_index=True).equals(whole)
 
 
 def test_validation_copies_of_test_images_are_listed_and_stay(tmp_path):
-    import pandas as pd
-
     thumbs = np.stack([np.asarray(Image.fromarray(picture(i, i)).resize((8, 8))).ravel() for i in (0, 1, 0)])
     frame = pd.DataFrame({"path": ["t", "x", "v"], "label": ["a", "b", "a"], "split": ["test", "train", "valid"]})
     found = leaks(frame.assign(phash=["00ff00ff00ff00ff", "123456789abcdef0", "00ff00ff00ff00fe"]), thumbs)
     assert found[["path", "of", "split", "of_split"]].to_numpy().tolist() == [["v", "t", "valid", "test"]]
+
+
+def test_without_images_on_a_side_there_are_no_pairs():
+    hashes, thumbs = np.zeros(3, np.uint64), np.zeros((3, 192), np.uint8)
+    for left, right in ((3, 0), (0, 3), (0, 0)):
+        (found,) = near_duplicates(hashes[:left], thumbs[:left], hashes[:right], thumbs[:right])
+        assert found.empty
+    frame = pd.DataFrame({"path": list("abc"), "label": "x", "split": "train", "phash": "0" * 16})
+    assert leaks(frame, thumbs).empty

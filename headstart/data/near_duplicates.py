@@ -7,15 +7,20 @@ The hash (64 bits of ImageHash's DCT hash) alone takes look-alikes for copies, s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from headstart.core.parallel import ordered_map
 
 HASH_DISTANCE = 8  # bits of 64
 FAINT, FAINT_HASH_DISTANCE, FAINT_DIFFERENCE = 8.0, 20, 0.75  # with little contrast the hash is noisy, the thumbnail is not
 CONTRAST_SHARE = 0.12  # root mean square difference of thumbnails, as a share of their contrast …
 NOISE = 2.0  # … and this many gray levels of 255, less where there is hardly any contrast
-BLOCK_PAIRS = 4_000_000  # pairs compared at once: 32 MB
+BLOCK_PAIRS = 4_000_000  # pairs whose hashes are compared at once: 32 MB
+BLOCK_THUMBS = 4096  # pairs whose thumbnails are: 3 MB, which stay in a core's cache
 
 
 def near_duplicates(
@@ -23,30 +28,62 @@ def near_duplicates(
     left_thumb_nd: NDArray[np.uint8],
     right_hash_m: NDArray[np.uint64],
     right_thumb_md: NDArray[np.uint8],
-) -> pd.DataFrame:
-    """All pairs of a left and a right image that are near copies.
+    workers: int = 1,
+) -> Iterator[pd.DataFrame]:
+    """All pairs of a left and a right image that are near copies, block by block of left images.
 
     Args:
         left_hash_n, right_hash_m: perceptual hashes, [n] and [m].
         left_thumb_nd, right_thumb_md: thumbnails, flattened, [n, d] and [m, d].
+        workers: threads.
 
     Returns:
-        Columns left, right (indices), bits (hash distance), difference (of the thumbnails, gray levels).
+        Tables of the columns left, right (indices), bits (hash distance), difference (of the thumbnails, gray levels).
     """
     left_contrast_n, right_contrast_m = _contrast(left_thumb_nd), _contrast(right_thumb_md)
-    sharp = _pairs_within(HASH_DISTANCE, left_hash_n, right_hash_m)
-    faint_left, faint_right = np.flatnonzero(left_contrast_n <= FAINT), np.flatnonzero(right_contrast_m <= FAINT)
-    faint = _pairs_within(FAINT_HASH_DISTANCE, left_hash_n[faint_left], right_hash_m[faint_right])
-    pairs_p2 = np.concatenate([sharp, np.stack([faint_left[faint[:, 0]], faint_right[faint[:, 1]]], 1)])
-    left, right = pairs_p2.T
-    contrast = np.minimum(left_contrast_n[left], right_contrast_m[right])
-    # thumbnails differ by no less than their means do: spares looking at most pairs
-    worth = np.abs(left_thumb_nd.mean(1)[left] - right_thumb_md.mean(1)[right]) <= CONTRAST_SHARE * contrast + NOISE
-    left, right, contrast = left[worth], right[worth], contrast[worth]
-    bits = np.bitwise_count(left_hash_n[left] ^ right_hash_m[right]).astype(np.int64)
-    difference = np.sqrt(((left_thumb_nd[left].astype(np.float32) - right_thumb_md[right]) ** 2).mean(1))
-    found = pd.DataFrame({"left": left, "right": right, "bits": bits, "difference": difference.round(2)})
-    return found[_same(bits, difference, contrast)].drop_duplicates(ignore_index=True)
+    left_mean_n, right_mean_m = left_thumb_nd.mean(1), right_thumb_md.mean(1)
+    left_nd, right_md = left_thumb_nd.astype(np.float32), right_thumb_md.astype(np.float32)
+    faint_right = np.flatnonzero(right_contrast_m <= FAINT)
+    step = max(1, BLOCK_PAIRS // max(1, len(right_hash_m)))
+
+    def search(start: int) -> pd.DataFrame:
+        block = np.arange(start, min(start + step, len(left_hash_n)))
+        faint = block[left_contrast_n[block] <= FAINT]
+        sharp_left, sharp = _within(HASH_DISTANCE, left_hash_n[block], right_hash_m)
+        faint_left, more = _within(FAINT_HASH_DISTANCE, left_hash_n[faint], right_hash_m[faint_right])
+        left = np.concatenate([block[sharp_left], faint[faint_left]])
+        right = np.concatenate([sharp, faint_right[more]])
+        contrast = np.minimum(left_contrast_n[left], right_contrast_m[right])
+        # thumbnails differ by no less than their means do: spares looking at some pairs
+        worth = np.abs(left_mean_n[left] - right_mean_m[right]) <= CONTRAST_SHARE * contrast + NOISE
+        left, right, contrast = left[worth], right[worth], contrast[worth]
+        bits = np.bitwise_count(left_hash_n[left] ^ right_hash_m[right]).astype(np.int64)
+        difference = _difference(left_nd, right_md, left, right)
+        found = pd.DataFrame({"left": left, "right": right, "bits": bits, "difference": difference.round(2)})
+        return found[_same(bits, difference, contrast)].drop_duplicates(ignore_index=True)
+
+    starts = range(0, max(1, len(left_hash_n)), step)  # one block at least, be it empty
+    return ordered_map(search, starts, workers, 2 * workers)
+
+
+def _within(
+    distance: int, left_n: NDArray[np.uint64], right_m: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Left and right indices of all pairs of hashes that differ in at most `distance` bits."""
+    near_nm = np.bitwise_count(left_n[:, None] ^ right_m[None]) <= distance
+    return np.divmod(np.flatnonzero(near_nm), max(1, len(right_m)))
+
+
+def _difference(
+    left_nd: NDArray[np.float32], right_md: NDArray[np.float32], left_p: NDArray[np.int64], right_p: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Root mean square difference of p pairs of thumbnails, gray levels."""
+    found_p = np.empty(len(left_p), np.float32)
+    for start in range(0, len(left_p), BLOCK_THUMBS):
+        part = slice(start, start + BLOCK_THUMBS)
+        apart = left_nd[left_p[part]] - right_md[right_p[part]]
+        found_p[part] = np.sqrt(np.einsum("pd,pd->p", apart, apart) / left_nd.shape[1])
+    return found_p
 
 
 def _same(bits_p: NDArray[np.int64], difference_p: NDArray[np.float32], contrast_p: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -63,22 +100,13 @@ def _contrast(thumb_nd: NDArray[np.uint8]) -> NDArray[np.float32]:
     return contrast
 
 
-def _pairs_within(distance: int, left_n: NDArray[np.uint64], right_m: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """All pairs [p, 2] of hashes that differ in at most `distance` bits."""
-    step = max(1, BLOCK_PAIRS // max(1, len(right_m)))
-    found = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(left_n), step):
-        near_bm = np.bitwise_count(left_n[start : start + step, None] ^ right_m[None]) <= distance
-        found.append(np.argwhere(near_bm) + (start, 0))
-    return np.concatenate(found)
-
-
-def leaks(frame: pd.DataFrame, thumb_nd: NDArray[np.uint8]) -> pd.DataFrame:
+def leaks(frame: pd.DataFrame, thumb_nd: NDArray[np.uint8], workers: int = 1) -> pd.DataFrame:
     """Training images that nearly copy a validation or test image, and validation images that copy a test image.
 
     Args:
         frame: columns path, label, split, phash.
         thumb_nd: their thumbnails, in the frame's order.
+        workers: threads.
 
     Returns:
         One row per image and its nearest counterpart: path, label, split, of, of_label, of_split, bits, difference.
@@ -88,8 +116,9 @@ def leaks(frame: pd.DataFrame, thumb_nd: NDArray[np.uint8]) -> pd.DataFrame:
     found = []
     for own, others in (("train", ("valid", "test")), ("valid", ("test",))):
         left, right = np.flatnonzero(names["split"] == own), np.flatnonzero(names["split"].isin(others))
-        pairs = near_duplicates(hash_n[left], thumb_nd[left], hash_n[right], thumb_nd[right])
-        nearest = pairs.sort_values(["left", "difference", "bits", "right"]).drop_duplicates("left")
+        pairs = near_duplicates(hash_n[left], thumb_nd[left], hash_n[right], thumb_nd[right], workers)
+        order = ["left", "difference", "bits", "right"]
+        nearest = pd.concat([block.sort_values(order).drop_duplicates("left") for block in pairs])
         mine = names.iloc[left[nearest["left"].to_numpy(int)]].reset_index(drop=True)
         other = names.iloc[right[nearest["right"].to_numpy(int)]].reset_index(drop=True)
         other = other.rename(columns={"path": "of", "label": "of_label", "split": "of_split"})

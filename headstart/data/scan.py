@@ -87,7 +87,7 @@ def scan(
         on_label_conflict: "refuse" or "quarantine" the same bytes under two labels.
         near_duplicates: "hold_out" or "keep" training images that nearly copy a validation or test image.
         timeout: seconds for one file.
-        workers: processes.
+        workers: processes that read, threads that compare.
         state: where answers for unchanged files are kept.
         verify: read every file, whatever the state says.
 
@@ -110,10 +110,10 @@ def scan(
     frame = pd.DataFrame(rows, columns=[*FIELDS, "thumb", "path", "label", "group", "declared"])
     frame, clashes = _settle_labels(frame, on_label_conflict)
     quarantine += clashes
-    _check_quarantine(tree, found, quarantine, max_quarantined, set(frame["label"]))
+    _check_quarantine(tree, found, quarantine, max_quarantined, set(frame["label"].unique()))
     assigned, folds, rescued = splits.assign(frame, **rule.__dict__)
     frame = frame.assign(split=assigned, fold=np.array(folds, np.int16))
-    copies = leaks(frame, _thumbs(frame))
+    copies = leaks(frame, _thumbs(frame), workers)
     if near_duplicates == "hold_out":
         held = set(copies.loc[copies["split"] == "train", "path"])
         frame["split"] = frame["split"].where(~frame["path"].isin(held), splits.HELD_OUT)

@@ -6,7 +6,6 @@ One changed so shortly before it was read that a further change might leave the 
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import xxhash
 
 FINE_NS, COARSE_NS = 20_000_000, 2_000_000_000  # times of a file are at least this fine: by kernel ticks, or seconds
@@ -29,6 +29,7 @@ class ScanState:
 
     def __init__(self, database: sqlite3.Connection, namespace: str) -> None:
         self.database, self.namespace = database, namespace
+        database.execute("PRAGMA synchronous = OFF")  # after a power failure the checks below find the damage
         (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if sound != "ok":
             raise sqlite3.DatabaseError(sound)
@@ -43,13 +44,13 @@ class ScanState:
         for path, status in files:
             row = rows.get(path)
             sound = row is not None and row[1] == stamp(status) and row[4] == _checksum(row[:4])
-            answers.append(json.loads(row[3]) if row is not None and sound else None)
+            answers.append(orjson.loads(row[3]) if row is not None and sound else None)
         return answers
 
     def remember(self, answers: Iterable[tuple[str, os.stat_result, dict[str, Any]]], now_ns: int) -> None:
         """Keep answers, but for files changed just before `now_ns`, the time their status was taken."""
         rows = [
-            (path, stamp(status), self.namespace, json.dumps(answer))
+            (path, stamp(status), self.namespace, orjson.dumps(answer).decode())
             for path, status, answer in answers
             if not _is_recent(status, now_ns)
         ]

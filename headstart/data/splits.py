@@ -51,7 +51,7 @@ def assign(
     Returns:
         Splits (train, valid, test, held_out), folds, and the classes that got an image back from valid or test.
     """
-    declared = set(frame["declared"]) - {""}
+    declared = set(frame["declared"].unique()) - {""}
     units = frame["group"].where(frame["group"] != "", frame["key"]).astype(object)
     hashed = {unit: share_and_fold(seed, unit, folds) for unit in units.unique()}
     shares, numbers = ({unit: pair[i] for unit, pair in hashed.items()} for i in (0, 1))
@@ -80,7 +80,7 @@ def assign(
 
 def _rescue(frame: pd.DataFrame, units: pd.Series, splits: pd.Series, shares: dict[str, float]) -> list[str]:
     """Put one image (and its group) of each class without training images into train; the classes."""
-    rescued = sorted(set(frame["label"]) - set(frame.loc[splits == "train", "label"]))
+    rescued = sorted(set(frame["label"].unique()) - set(frame.loc[splits == "train", "label"].unique()))
     moved = []
     for label in rescued:
         candidates = units[(frame["label"] == label) & ~frame["declared"].isin(["valid", "test"])]
@@ -110,7 +110,7 @@ def check(source: object, frame: pd.DataFrame) -> None:
                 wanted="at least one in each of train, valid, test",
                 fix="add images, or raise data.valid_fraction / data.test_fraction",
             )
-    missing = sorted(set(frame["label"]) - set(frame.loc[frame["split"] == "train", "label"]))
+    missing = sorted(set(frame["label"].unique()) - set(frame.loc[frame["split"] == "train", "label"].unique()))
     if missing:
         raise InputError(
             f"{source}: no training image of {len(missing)} class(es):\n    {listing(missing)}",

@@ -14,6 +14,8 @@ import sys
 import time
 from typing import Any
 
+import orjson
+
 from headstart.data.examine import Gone, Limits, Unusable, examine
 
 SECONDS_OF_SILENCE = 0.02
@@ -43,8 +45,8 @@ def main(descriptor: int, limits: Limits) -> None:
         connection.sendall(b"ready\n")
         for line in wanted:
             told, said = bytearray(), time.monotonic()
-            for path in json.loads(line):
-                told += json.dumps(answer(path, limits)).encode() + b"\n"
+            for path in orjson.loads(line):
+                told += orjson.dumps(answer(path, limits)) + b"\n"
                 if time.monotonic() - said > SECONDS_OF_SILENCE:  # the other side waits for one file at a time
                     connection.sendall(told)
                     told, said = bytearray(), time.monotonic()

@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from headstart.core.parallel import chunks
 from headstart.data.examine import Limits
 
@@ -95,9 +97,9 @@ class _Worker:
         if self.process is None:
             self._start()
         try:
-            self.connection.sendall(json.dumps(paths).encode() + b"\n")
+            self.connection.sendall(orjson.dumps(paths) + b"\n")
             for _ in paths:
-                answers.append(json.loads(self._line()))
+                answers.append(orjson.loads(self._line()))
         except TimeoutError:
             self._kill()
             return f"not decoded within {self.timeout:g} seconds (data.file_timeout)", ""
