@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -98,6 +99,7 @@ def main() -> None:
             (folder / "all").mkdir(parents=True)
             number = options.images if kind == "JPEG" else options.images // 10
             write_classes(folder, number, kind)
+            os.sync()  # what is still being written would disturb whoever is measured first
             decoding, scanning, again = [], [], []
             for i in range(options.rounds):
                 state = Path(scratch) / f"{i}.sqlite"

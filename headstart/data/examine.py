@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import errno
 import os
 import stat
@@ -63,12 +62,12 @@ class Gone(Exception):
     """The file was there when the folder was listed and is not any more."""
 
 
-def examine(path: str, limits: Limits) -> dict[str, Any]:
+def examine(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded]:
     """Read, hash and fully decode one file.
 
     Returns:
-        key, width, height, bytes, format, mode, orientation, phash (64 bits as 16 hex digits), thumb
-        (base64 of [8, 8, 3] uint8) and notes, a list of [kind, text] to warn of. All are JSON values.
+        key, width, height, bytes, format, mode, orientation, and notes, a list of (kind, text) to warn of, all of
+        them JSON values; and a picture for `look`.
 
     Raises:
         Unusable: the file is to be quarantined.
@@ -81,8 +80,7 @@ def examine(path: str, limits: Limits) -> dict[str, Any]:
         raise Unusable(str(error)) from None
     if min(image.width, image.height) < limits.min_side:
         raise Unusable(f"{image.width} x {image.height} pixels: a side below {limits.min_side} (data.min_side)")
-    phash, thumb = look(image)
-    return {
+    found = {
         "key": sha256_bytes(data),
         "width": image.width,
         "height": image.height,
@@ -90,10 +88,9 @@ def examine(path: str, limits: Limits) -> dict[str, Any]:
         "format": image.format,
         "mode": image.mode,
         "orientation": image.orientation,
-        "phash": phash,
-        "thumb": base64.b64encode(thumb.tobytes()).decode(),
         "notes": _notes(path, data, image, limits),
     }
+    return found, image
 
 
 def look(image: Decoded) -> tuple[str, NDArray[np.uint8]]:
