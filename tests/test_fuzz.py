@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headstart.data.labels import read_labels
 from tests.conftest import REPOSITORY
-from tests.fuzz import TARGETS, labels_csv, params, seeds
+from tests.fuzz import SCRATCH, TARGETS, TREE, labels_csv, params, seeds
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # of each test; the same 150 each time where it is not set
 settings.register_profile(
@@ -68,14 +70,25 @@ def test_any_table_of_labels_is_read_or_refused(rows, comma, end):
     labels_csv(end.join(comma.join(row) for row in rows).encode(errors="surrogatepass"))
 
 
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=6), min_size=3, max_size=3))
+def test_any_label_comes_back_from_a_table_of_labels(labels):
+    # a carriage return alone, which to_csv leaves unquoted, ends a row
+    path = SCRATCH / "labels.csv"
+    frame = pd.DataFrame({"path": list(TREE.files), "label": labels, "more": labels[::-1]})
+    frame.to_csv(path, index=False)
+    rows, extra = read_labels(path, TREE)
+    assert [row.label for row in rows] == labels
+    assert list(extra["more"]) == labels[::-1]
+
+
 SCALAR = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10), st.sampled_from(["auto", "none"])
 )
 KEY = st.one_of(st.text(max_size=10), st.sampled_from(["seed", "data", "folds", "fold", "formats", "precompute", "augment"]))
-TREE = st.recursive(SCALAR, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEY, inner, max_size=5)))
+NESTED = st.recursive(SCALAR, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEY, inner, max_size=5)))
 
 
-@given(TREE)
+@given(NESTED)
 def test_any_tree_of_params_is_checked_or_refused(tree):
     import json
 

@@ -68,7 +68,7 @@ def test_set_of_nothing_writes_nothing(path):
         ("data.formats=[]", ["data.formats", "at least 1"]),
         ("data.file_timeout=0", ["data.file_timeout", "greater than 0"]),
         ("seed", ["no '='"]),
-        ("seed=[", ["not YAML"]),
+        ("seed=[", ["cannot be read as YAML"]),
     ],
 )
 def test_bad_values_are_refused_with_key_value_and_what_is_allowed(path, assignment, told):
@@ -96,6 +96,9 @@ def test_missing_or_broken_file(tmp_path):
         load_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("- just\n- a list\n")
     with pytest.raises(InputError):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("seed:  # a comment that ruamel.yaml cannot keep in its place\n  0\n\nmore: 1\n")
+    with pytest.raises(InputError, match="cannot be read as YAML"):
         load_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("- 1\n- &a {b: *a}\n")
     with pytest.raises(InputError, match="contains itself"):

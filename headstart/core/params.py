@@ -155,7 +155,7 @@ def load_params(path: Path) -> Params:
     """Read and check params.yaml.
 
     Raises:
-        InputError: no such file, not YAML, an unknown key, or a bad value; all of them are listed.
+        InputError: no such file, no readable YAML, an unknown key, or a bad value; all of them are listed.
     """
     return check_params(_read_yaml(path), path)
 
@@ -203,6 +203,10 @@ def _assign(document: Any, key: str, value: Any, path: Path) -> None:
     node[last] = value
 
 
+# What ruamel.yaml raises on faulty text, beside its own YAMLError.
+_NOT_YAML = (YAMLError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
 def _yaml() -> YAML:
     yaml = YAML()
     yaml.preserve_quotes = True
@@ -220,8 +224,8 @@ def dump_yaml(document: Any) -> str:
 def _parse_yaml(text: str, name: str) -> Any:
     try:
         return _yaml().load(text)
-    except YAMLError as error:
-        raise InputError(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
+    except _NOT_YAML as error:
+        raise InputError(f"{name}: cannot be read as YAML: {(str(error) or type(error).__name__).splitlines()[0]}") from None
 
 
 def _read_yaml(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -147,7 +148,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[list[str]]:
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # not splitlines, which ends lines at U+2028 and others
     try:
         for row in reader:
             if row:

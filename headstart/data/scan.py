@@ -201,7 +201,7 @@ def _namespace(limits: Limits) -> str:
     """What an answer depends on beside the file: limits, the code that makes it, the libraries it uses."""
     folder = Path(__file__).parent
     code = [(folder / f"{name}.py").read_bytes() for name in ("containers", "decode", "examine", "worker")]
-    versions = [importlib.metadata.version(name) for name in ("pillow", "numpy", "ImageHash")]
+    versions = [importlib.metadata.version(name) for name in ("pillow", "simplejpeg", "numpy", "scipy", "ImageHash")]
     text = json.dumps([limits.as_dict(), versions]).encode()
     return hashlib.sha256(b"\0".join([*code, text])).hexdigest()
 
