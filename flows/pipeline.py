@@ -6,6 +6,7 @@ The stages run in this process. DVC decides which of them are fresh, and records
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import importlib
 import json
@@ -22,7 +23,7 @@ from headstart.core.files import free_bytes
 from headstart.core.params import Params, load_params, set_params
 from headstart.core.stages import Stage, command_line, last_record, load_graph, run_stage
 from headstart.data.tree import preflight
-from headstart.versioning import Workspace, workspace
+from headstart.versioning import Workspace, cache_folders, workspace
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
@@ -149,7 +150,7 @@ def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
         preflight(
             root / params.data.source,
             follow_external_links=params.data.follow_external_links,
-            trusted=[root / ".dvc" / "cache"],
+            trusted=functools.partial(cache_folders, root),
         )
 
 

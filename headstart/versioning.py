@@ -48,6 +48,17 @@ class Workspace:
         self.repo.commit(stage, force=True)
 
 
+def cache_folders(root: Path) -> list[Path]:
+    """Where this project's DVC cache is; links into it are DVC's own."""
+    from dvc.config import Config
+
+    dvc_dir = root / ".dvc"
+    if not dvc_dir.is_dir():
+        return []
+    configured = Config(str(dvc_dir)).get("cache", {}).get("dir")  # as DVC resolves it: relative to its config file
+    return [dvc_dir / "cache", *([dvc_dir / configured] if configured else [])]
+
+
 def snapshot(root: Path, source: Path, name: str) -> Path:
     """Put a copy of a folder's content under DVC as data/NAME: `dvc add -o data/NAME SOURCE`.
 
@@ -55,7 +66,7 @@ def snapshot(root: Path, source: Path, name: str) -> Path:
         The .dvc file, which git is to keep; `dvc push` and `dvc pull` move the content.
 
     Raises:
-        InputError: something is at data/NAME that is no snapshot.
+        InputError: something is at data/NAME that is no snapshot, or a snapshot that somebody changed.
     """
     target, record = root / "data" / name, root / "data" / f"{name}.dvc"
     if target.is_symlink() or (target.exists() and not record.exists()):
@@ -65,6 +76,8 @@ def snapshot(root: Path, source: Path, name: str) -> Path:
     with workspace(root) as space:
         remove(aside)
         if target.exists():
+            if space.repo.status(targets=[str(record)]):
+                raise InputError(f"{target} was changed since it was made a snapshot", fix=f"keep that: dvc commit {record}")
             target.rename(aside)
         try:
             space.repo.add([str(source)], out=str(target))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ from headstart.core.params import load_params
 from headstart.core.stages import Job, Summary, command_line, load_graph, main
 from headstart.data.examine import Limits
 from headstart.data.link import check_name, link
-from headstart.data.manifest import write_csv, write_manifest
+from headstart.data.manifest import read_manifest, write_csv, write_manifest
 from headstart.data.scan import Scan, SplitRule, scan
 from headstart.data.sources import list_source
 from headstart.data.summary import pictures, summarise
-from headstart.data.tree import preflight
+from headstart.data.tree import check_folder, preflight, printable
+from headstart.versioning import cache_folders
+from headstart.versioning import snapshot as take_snapshot
 
 logger = logging.getLogger("headstart")
 SHOWN = 3
@@ -36,7 +39,9 @@ def link_data(job: Job, verify: bool = False) -> Summary:
     """
     data = job.params.data
     source = job.root / data.source
-    tree = preflight(source, follow_external_links=data.follow_external_links, trusted=[job.root / ".dvc" / "cache"])
+    tree = preflight(
+        source, follow_external_links=data.follow_external_links, trusted=functools.partial(cache_folders, job.root)
+    )
     found = list_source(
         tree, label_pattern=data.label_pattern, group_pattern=data.group_pattern, nested_folders=data.nested_folders
     )
@@ -52,6 +57,7 @@ def link_data(job: Job, verify: bool = False) -> Summary:
         workers=count(job.params.runtime.workers),
         state=job.root / ".headstart" / "scan.sqlite",
         verify=verify,
+        expected=_hashes(job.root / "data/manifest.parquet") if verify else {},
     )
     report = summarise(result)
     write_manifest(job.output("data/manifest.parquet"), result.manifest)
@@ -64,6 +70,14 @@ def link_data(job: Job, verify: bool = False) -> Summary:
     tell(result, report)
     numbers = {key: report[key] for key in ("images", "classes", "quarantined", "ignored")}
     return {**numbers, **report["splits"], "reread": result.reread}
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """Of the files of the present manifest, by path."""
+    if not path.exists():
+        return {}
+    frame = read_manifest(path)
+    return dict(zip(frame["path"], frame["key"], strict=True))
 
 
 def tell(result: Scan, report: dict[str, object]) -> None:
@@ -82,27 +96,30 @@ def tell(result: Scan, report: dict[str, object]) -> None:
     parts += [f"{number:,} {kind}" for kind, number in sorted(kinds.items())]
     logger.info("  %s", "; ".join(parts) + (" (reports/data/notes.csv)" if kinds else ""))
     for row in result.quarantine.head(SHOWN).itertuples():
-        logger.warning("  quarantined: %s: %s", row.path, row.reason)
+        logger.warning("  quarantined: %s: %s", *map(printable, (str(row.path), str(row.reason))))
     for row in result.leaks.head(SHOWN).itertuples():
-        logger.warning("  near copy: %s (%s) of %s (%s)", row.path, row.split, row.of, row.of_split)
+        path, of = map(printable, (str(row.path), str(row.of)))
+        logger.warning("  near copy: %s (%s) of %s (%s)", path, row.split, of, row.of_split)
     if result.rescued:
-        logger.warning("  kept in train, having no other image there: %s", ", ".join(result.rescued[:SHOWN]))
+        logger.warning("  kept in train, having no other image there: %s", printable(", ".join(result.rescued[:SHOWN])))
 
 
-def link_source(root: Path, source: Path, name: str, *, relink: bool, snapshot: bool) -> None:
+def link_source(root: Path, source: Path, name: str | None, *, relink: bool, snapshot: bool) -> None:
     """Make data/NAME a link to `source`, or a snapshot of it in DVC's care, and say what to do next.
+
+    Args:
+        name: the folder's own where it is None.
 
     Raises:
         InputError: a folder or a name that will not do.
     """
     params = load_params(root / "params.yaml")
+    name = name or check_folder(source).name
     taken = {Path(out).name for stage in load_graph(root, params).values() for out in stage.outs if out.startswith("data/")}
     check_name(root, source, name, taken)
     data = params.data
-    tree = preflight(source, follow_external_links=data.follow_external_links, trusted=[root / ".dvc" / "cache"])
+    tree = preflight(source, follow_external_links=data.follow_external_links, trusted=functools.partial(cache_folders, root))
     if snapshot:
-        from headstart.versioning import snapshot as take_snapshot
-
         record = take_snapshot(root, tree.root, name)
         logger.info("data/%s is a copy of %s in DVC's care", name, tree.root)
         logger.info("  git add %s, and `dvc push` to share it", record.relative_to(root))
@@ -110,11 +127,11 @@ def link_source(root: Path, source: Path, name: str, *, relink: bool, snapshot: 
         link(root, source, name, relink)
         logger.info("data/%s -> %s", name, tree.root)
     tops = Counter(path.partition("/")[0] for path in tree.files if "/" in path)
-    shown = ", ".join(f"{top} ({number:,})" for top, number in sorted(tops.items())[:10])
+    shown = ", ".join(f"{printable(top)} ({number:,})" for top, number in sorted(tops.items())[:10])
     logger.info(
         "  %s files in %s folders: %s%s", f"{len(tree.files):,}", f"{len(tops):,}", shown, ", …" if len(tops) > 10 else ""
     )
-    logger.info("  to learn from it: python -m flows.pipeline --set data.source=data/%s", name)
+    logger.info("  to learn from it: python -m flows.pipeline --set %s", shlex.quote(f"data.source=data/{name}"))
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -133,9 +150,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run_link(options: argparse.Namespace) -> int:
-    source = options.source.expanduser()
-    name = options.name or source.resolve().name
-    link_source(Path.cwd(), source, name, relink=options.relink, snapshot=options.snapshot)
+    link_source(Path.cwd(), options.source.expanduser(), options.name, relink=options.relink, snapshot=options.snapshot)
     return 0
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,14 @@ def write_shapes(folder: Path, classes: int = 3, each: int = 20) -> Path:
 LIMITS = {"max_pixels": 10_000, "min_side": 4, "formats": list(FORMATS)}
 
 
-def scan_folder(folder: Path, *, verify: bool = False, state: Path | None = None, **changes: object) -> Scan:
+def scan_folder(
+    folder: Path,
+    *,
+    verify: bool = False,
+    expected: Mapping[str, str] | None = None,
+    state: Path | None = None,
+    **changes: object,
+) -> Scan:
     """Pre-flight, list and scan a folder with small limits; `changes` are of `data`'s parameters."""
     options = {"label_pattern": "none", "group_pattern": "none", "nested_folders": False, "follow_external_links": False}
     rule = {"seed": 0, "valid_fraction": 0.2, "test_fraction": 0.2, "folds": 5, "fold": "none"}
@@ -83,6 +91,7 @@ def scan_folder(folder: Path, *, verify: bool = False, state: Path | None = None
         workers=1,
         state=state or folder.parent / "scan.sqlite",
         verify=verify,
+        expected=expected or {},
         **rest,
     )
 

@@ -26,15 +26,23 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, bits: int, colour: int, rows: bytes, more: bytes = b"") -> bytes:
+def png(width: int, height: int, bits: int, colour: int, rows: bytes, more: bytes = b"", interlaced: int = 0) -> bytes:
     """A PNG of raw `rows`, each begun by its filter byte; `more` chunks come before the pixels."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced))
     return b"\x89PNG\r\n\x1a\n" + header + more + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def bomb(width: int, height: int) -> bytes:
     """A PNG that claims to be large and has hardly any data."""
     return png(width, height, 8, 2, b"\0" * 64)
+
+
+def interlaced(pixels: np.ndarray, passes: int = 7) -> bytes:
+    """An interlaced PNG of [h, w, 3] uint8, or the first of its seven passes."""
+    steps = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    parts = [pixels[y::down, x::right] for x, y, right, down in steps[:passes]]
+    rows = b"".join(b"\0" + row.tobytes() for part in parts if part.shape[1] for row in part)
+    return png(pixels.shape[1], pixels.shape[0], 8, 2, rows, interlaced=1)
 
 
 def sixteen_bit_rgb() -> tuple[bytes, np.ndarray]:

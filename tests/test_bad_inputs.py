@@ -23,7 +23,7 @@ from PIL import Image
 
 from headstart.core.errors import InputError
 from headstart.data.decode import decode
-from headstart.data.examine import Limits, Unusable, examine
+from headstart.data.examine import Limits, Unreadable, examine
 from headstart.data.manifest import read_manifest, write_csv, write_manifest
 from headstart.data.reading import read_pixels
 from headstart.data.scan import Scan
@@ -54,6 +54,9 @@ QUARANTINED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "HTML": ("x.jpg", lambda: b"<!doctype html><html><body>404</body></html>", "not an image"),
     "HEIC": ("x.jpg", images.heic, "not an image"),
     "cut PNG": ("x.png", lambda: save(BIG, "PNG")[:-2000], "damaged"),
+    "PNG cut by 12 bytes": ("x.png", lambda: save(BIG, "PNG")[:-12], "no IEND"),
+    "PNG cut by 1 byte": ("x.png", lambda: save(BIG, "PNG")[:-1], "no IEND"),
+    "interlaced PNG without its last pass": ("x.png", lambda: images.interlaced(BIG[:89], passes=6), "fewer rows"),
     "cut WebP": ("x.webp", lambda: save(BIG, "WEBP")[:-400], "damaged|not an image"),
     "cut GIF": ("x.gif", lambda: save(BIG, "GIF")[:-1500], "truncated"),
     "bad IDAT": ("x.png", images.bad_idat, "damaged"),
@@ -318,7 +321,7 @@ def test_links_into_the_projects_dvc_cache_are_regular_files(shapes):
     cache.mkdir(parents=True)
     shutil.move(shapes / "a" / "000.png", cache / "0a1b")
     (shapes / "a" / "000.png").symlink_to(cache / "0a1b")
-    assert len(preflight(shapes, trusted=[cache]).files) == 60
+    assert len(preflight(shapes, trusted=lambda: [cache]).files) == 60
     with pytest.raises(InputError, match="outside the folder"):
         preflight(shapes)
 
@@ -350,7 +353,7 @@ def test_permission_denied():
     def examine_file() -> str:
         try:
             return str(examine(str(locked), Limits(10_000, 4, ["PNG"])))
-        except Unusable as error:
+        except Unreadable as error:
             return str(error)
 
     def look_at_folder() -> str:
@@ -365,7 +368,7 @@ def test_permission_denied():
         for path, mode in ((folder, 0o755), (locked, 0), (folder / "b", 0)):
             path.chmod(mode)
         assert as_nobody(examine_file) == "cannot be read: Permission denied"
-        assert "b: a folder that cannot be opened (Permission denied)" in as_nobody(look_at_folder)
+        assert "b: a folder that cannot be read (Permission denied)" in as_nobody(look_at_folder)
     finally:
         (folder / "b").chmod(0o755)
         shutil.rmtree(folder)
@@ -447,16 +450,24 @@ def test_a_class_emptied_by_quarantine_is_refused(shapes):
 
 
 def test_odd_names_round_trip(shapes, tmp_path):
-    names = ["new\nline.png", 'quo"te.png', "x" * 251 + ".png", "=cmd.png", "ünïcode.png", "a,b.png"]
+    names = ["new\nline.png", "re\rturn.png", 'quo"te.png', "x" * 251 + ".png", "=cmd.png", "ünïcode.png", "a,b.png"]
     for i, name in enumerate(names):
         (shapes / "a" / name).write_bytes(encode(picture(0, 200 + i)))
-    (shapes / "a" / "=bad\n.png").write_bytes(b"junk")
+    for name in ("=bad\n.png", "=bad\r.png"):
+        (shapes / "a" / name).write_bytes(b"junk")
     result = scan_folder(shapes)
-    assert counts(result, shapes) == (66, 1, 0)
+    assert counts(result, shapes) == (67, 2, 0)
     write_manifest(tmp_path / "m.parquet", result.manifest)
     assert {f"a/{name}" for name in names} <= set(read_manifest(tmp_path / "m.parquet")["path"])
     write_csv(tmp_path / "q.csv", result.quarantine)
-    assert list(pd.read_csv(tmp_path / "q.csv")["path"]) == ["a/=bad\n.png"]
+    assert list(pd.read_csv(tmp_path / "q.csv")["path"]) == ["a/=bad\n.png", "a/=bad\r.png"]
+
+
+def test_no_name_forges_a_line_of_a_message(shapes):
+    (shapes / "a" / "x\nerror: all is lost\x1b[2J.png").symlink_to("/no/such/file")
+    with pytest.raises(InputError) as error:
+        scan_folder(shapes)
+    assert r"a/x\nerror: all is lost\x1b[2J.png: a link that leads nowhere" in str(error.value)
 
 
 def test_names_that_a_normal_form_alone_tells_apart_are_warned_of(shapes):
@@ -465,6 +476,13 @@ def test_names_that_a_normal_form_alone_tells_apart_are_warned_of(shapes):
     result = scan_folder(shapes)
     assert counts(result, shapes) == (62, 0, 0)
     assert list(result.notes["kind"]) == ["name twin"]
+
+
+def test_labels_that_case_alone_tells_apart_are_warned_of(shapes):
+    rows = [f"{path.relative_to(shapes)},{'Xx'[number % 2]}" for number, path in enumerate(sorted(shapes.rglob("*.png")))]
+    text("path,label\n" + "\n".join(rows))(shapes)
+    result = scan_folder(shapes)
+    assert result.notes.loc[result.notes["kind"] == "label twin", "text"].str.contains("'x' and 'X'").tolist() == [True]
 
 
 def test_numeric_class_names_have_one_order(tmp_path):
@@ -574,6 +592,7 @@ FAULTY_LABELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "column twice": (text("path,label,label\na/000.png,x,1\n"), "row 1, column label: there twice"),
     "column without a name": (text("path,label,\na/000.png,x,1\n"), "row 1, column 3: without a name"),
     "not UTF-8": (text(b"path,label\na/000.png,caf\xe9\n"), "row 2: not UTF-8"),
+    "blank rows count": (text("path,label\n\n\na/000.png,\n"), "row 4, column label: empty"),
     "open quote": (text('path,label\n"a/000.png,x\n'), "row 2: unexpected end of data"),
     "empty file": (text(""), "row 1: no column path, label; columns found: none"),
     "Parquet, missing column": (parquet(path=["a/000.png"]), "labels.parquet row 1: no column label"),
@@ -599,6 +618,32 @@ def test_a_label_whose_name_is_there_in_another_normal_form_is_told(shapes):
     text(f"path,label\na/{unicodedata.normalize('NFC', 'é.png')},x\n")(shapes)
     with pytest.raises(InputError, match="another Unicode normal form"):
         scan_folder(shapes)
+
+
+def test_names_with_dots_and_separators_that_are_none_in_a_csv(shapes):
+    for name in ("..dots.png", "sep\u2028arate.png"):
+        (shapes / name).write_bytes(encode(picture(0, 600 + len(name))))
+    rows = [f"{path.relative_to(shapes)},{number % 2}" for number, path in enumerate(sorted(shapes.rglob("*.png")))]
+    text("path,label\n" + "\n".join(rows))(shapes)
+    assert {"..dots.png", "sep\u2028arate.png"} <= set(scan_folder(shapes).manifest["path"])
+
+
+def test_paths_that_the_system_cannot_take(shapes):
+    folder = shapes / "a"
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(25):
+        os.mkdir("x" * 200, dir_fd=here)
+        inner = os.open("x" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    with pytest.raises(InputError, match="File name too long"):
+        scan_folder(shapes)
+
+
+def test_a_source_whose_own_path_is_not_utf8(tmp_path):
+    with pytest.raises(InputError, match=r"\\xff: a path that is not UTF-8"):
+        preflight(write_shapes(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))))
 
 
 def test_a_huge_file_is_not_read(shapes):

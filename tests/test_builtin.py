@@ -161,6 +161,14 @@ def test_links_devices_and_ways_out_of_the_folder_are_refused(tmp_path, bad):
     assert [one.name for one in tmp_path.iterdir()] == ["x.tar.gz"]
 
 
+@pytest.mark.parametrize("bad", [{"a": b"a file, not a folder"}, {"a/b": b"1", "a/b/c": b"2"}, {"x" * 300: b"1"}])
+def test_members_in_each_others_way_are_refused(tmp_path, bad):
+    path = tar(tmp_path / "x.tar.gz", {"a/1.jpg": b"1"} | bad)
+    with pytest.raises(InputError, match="damaged"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_caps_on_count_bytes_and_ratio(tmp_path):
     path = tar(tmp_path / "x.tar.gz", {f"a/{i}": bytes(10_000) for i in range(50)})
     assert unpack(path, tmp_path / "fine", Caps(ratio=10_000)) == 50

@@ -4,6 +4,8 @@ from collections import Counter
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from headstart.core.errors import InputError
@@ -133,7 +135,7 @@ def test_a_damaged_manifest_is_refused(shapes, tmp_path):
 
 def test_a_cell_of_the_quarantine_list_starts_no_formula(tmp_path):
     write_csv(tmp_path / "q.csv", pd.DataFrame({"path": ["=cmd()", "a.png"], "reason": ["+x", "fine"]}))
-    assert (tmp_path / "q.csv").read_text().splitlines()[1] == "'=cmd(),'+x"
+    assert (tmp_path / "q.csv").read_text().splitlines()[1] == '"\'=cmd()","\'+x"'
 
 
 def test_kaggles_flat_names_by_a_pattern(tmp_path):
@@ -203,6 +205,52 @@ def test_a_group_column_of_the_labels_file(shapes):
     assert (frame.groupby("group")["split"].nunique() == 1).all()
     with pytest.raises(InputError, match="keep one"):
         scan_folder(shapes, group_pattern="camera")
+
+
+def test_a_group_that_the_source_itself_splits_is_held_out_of_training(shapes):
+    paths = sorted(path.relative_to(shapes).as_posix() for path in shapes.rglob("*.png"))
+    own = {0: "test", 1: "test", 2: "valid", 3: "valid"}
+    rows = [f"{path},{path[0]},patient{number % 10},{own.get(number, '')}" for number, path in enumerate(paths)]
+    (shapes / "labels.csv").write_text("path,label,group,split\n" + "\n".join(rows) + "\n")
+    result = scan_folder(shapes)
+    frame = result.manifest[result.manifest["split"] != "held_out"]
+    assert (frame.groupby("group")["split"].nunique() == 1).all()
+    assert frame.set_index("path").loc[paths[:4], "split"].tolist() == ["test", "test", "valid", "valid"]
+    report = summarise(result)
+    assert report["splits"]["held_out"] == report["held_out_groups"] == 20
+    assert set(result.notes.loc[result.notes["kind"] == "group", "path"]) == {
+        path for number, path in enumerate(paths) if number % 10 < 4 and number > 3
+    }
+
+
+def test_a_fold_of_a_source_with_its_own_validation_images_is_refused(shapes):
+    for name in ("train", "valid"):
+        write_shapes(shapes.parent / "s" / name)
+    with pytest.raises(InputError, match="has validation images of its own"):
+        scan_folder(shapes.parent / "s", fold=1, on_label_conflict="quarantine")
+
+
+def test_a_training_folder_alone_is_split(tmp_path):
+    write_shapes(tmp_path / "s" / "Train")
+    frame = scan_folder(tmp_path / "s").manifest
+    assert set(frame["label"]) == {"a", "b", "c"}
+    assert set(frame["split"]) == {"train", "valid", "test"}
+
+
+def test_categories_and_whole_numbers_with_gaps_come_back(shapes):
+    paths = sorted(path.relative_to(shapes).as_posix() for path in shapes.rglob("*.png"))
+    columns = {
+        "path": paths,
+        "label": pa.array(["x", "y"] * 30).dictionary_encode(),
+        "site": pa.array(["north", None] * 30).dictionary_encode(),
+        "number": pa.array([2**60 + 1, None] * 30),
+    }
+    pq.write_table(pa.table(columns), shapes / "labels.parquet")
+    write_manifest(shapes.parent / "m.parquet", scan_folder(shapes).manifest)
+    frame = read_manifest(shapes.parent / "m.parquet")
+    assert frame["label"].tolist() == ["x", "y"] * 30
+    assert frame["site"].fillna("").tolist() == ["north", ""] * 30
+    assert frame["number"].tolist() == [2**60 + 1, None] * 30
 
 
 def test_labels_parquet_keeps_the_types_of_further_columns(shapes):

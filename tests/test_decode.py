@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from headstart.data.decode import DecodeError, decode, decode_image
+from tests import images
 from tests.conftest import encode
 
 RNG = np.random.default_rng(0)
@@ -38,7 +39,11 @@ def test_exif_orientation_is_applied(orientation):
         1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1], 5: RGB.transpose(1, 0, 2),
         6: np.rot90(RGB, -1), 7: RGB[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(RGB),
     }[orientation]  # fmt: skip
-    assert np.array_equal(decode(save(Image.fromarray(RGB), "PNG", exif=exif)), upright)
+    for kind in ("PNG", "TIFF"):
+        found = decode_image(save(Image.fromarray(RGB), kind, exif=exif))
+        assert np.array_equal(found.pixels, upright)
+        assert found.orientation == orientation
+        assert found.pixels.shape == (found.height, found.width, 3)
 
 
 def test_transparency_is_composited_on_white():
@@ -68,6 +73,12 @@ def test_sixteen_bits_are_scaled_not_saturated():
 def test_every_mode_becomes_rgb(mode):
     kind = "TIFF" if mode == "CMYK" else "PNG"
     assert decode(save(Image.fromarray(RGB).convert(mode), kind)).shape == (12, 17, 3)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 89])
+def test_interlaced_files_are_whole_with_their_seven_passes(side):
+    pixels = images.BIG[:side, : side + 1]
+    assert np.array_equal(decode(images.interlaced(pixels)), pixels)
 
 
 def test_the_first_frame_is_taken():

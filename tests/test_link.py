@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from headstart.core.errors import InputError
 from headstart.core.params import set_params
 from tests.conftest import encode, picture, write_shapes
 from tests.test_pipeline import run
@@ -43,7 +44,7 @@ def test_a_link_is_made_shown_and_named_and_the_source_not_written(project, phot
     assert link.is_symlink() and link.resolve() == photos.resolve()
     assert f"data/photos -> {photos}" in said
     assert "60 files in 3 folders: a (20), b (20), c (20)" in said
-    assert "--set data.source=data/photos" in said
+    assert "--set data.source=data/photos\n" in said
     set_params(project / "params.yaml", ["data.source=data/photos"])
     link_data(project)
     assert len(pd.read_parquet(project / "data/manifest.parquet")) == 60
@@ -53,6 +54,7 @@ def test_a_link_is_made_shown_and_named_and_the_source_not_written(project, phot
 def test_the_name_is_the_folders_own_by_default_and_paths_may_be_relative(project, photos):
     link_data(project, "--from", "../my photos")
     assert (project / "data/my photos").resolve() == photos.resolve()
+    assert "--set 'data.source=data/my photos'" in link_data(project, "--from", "../my photos")
 
 
 def test_a_link_elsewhere_is_replaced_only_if_asked_and_never_followed(project, photos, tmp_path):
@@ -85,16 +87,20 @@ def test_a_link_elsewhere_is_replaced_only_if_asked_and_never_followed(project, 
         (["--from", "."], "it holds this project"),
         (["--from", "data/folder"], "lies in its data/"),
         (["--name", "x"], "belong to --from"),
+        (["--from", "{photos}", "--name", "x.dvc"], "wanted: a plain file name"),
+        (["--from", "{photos}", "--name", "x" * 201], "up to 200 bytes"),
+        (["--from", "data/loop"], "data/loop (a link to loop): no such folder"),
         (["--from", "{photos}/a/000.png"], "a file, not a folder"),
     ],
 )
 def test_what_cannot_be_linked_is_told(project, photos, arguments, told):
     (project / "data/folder").mkdir()
     (project / "data/folder/x").write_text("mine")
+    (project / "data/loop").symlink_to("loop")
     said = link_data(project, *(argument.replace("{photos}", str(photos)) for argument in arguments), code=2)
     assert told in said and "Traceback" not in said
     assert (project / "data/folder/x").read_text() == "mine"
-    assert {path.name for path in (project / "data").iterdir()} == {"folder", "shapes"}
+    assert {path.name for path in (project / "data").iterdir()} == {"folder", "loop", "shapes"}
 
 
 def test_a_folder_that_dvc_would_hang_on_is_not_linked(project, photos):
@@ -159,6 +165,71 @@ def test_a_snapshot_takes_the_place_of_nothing_but_a_snapshot(project, photos, t
     (photos / "a" / "new.png").write_bytes(encode(picture(0, 999)))
     link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
     assert (project / "data/photos/a/new.png").is_file()
+
+
+def test_a_snapshot_that_somebody_changed_is_kept(project, photos):
+    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    (project / "data/photos/a/mine.png").write_bytes(encode(picture(0, 998)))
+    said = link_data(project, "--from", str(photos), "--name", "photos", "--snapshot", code=2)
+    assert "was changed since it was made a snapshot" in said
+    assert (project / "data/photos/a/mine.png").is_file()
+
+
+def test_no_link_takes_the_place_of_a_snapshot_into_which_dvc_would_write(project, photos, tmp_path):
+    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    shutil.rmtree(project / "data/photos")  # as in a fresh clone
+    other = write_shapes(tmp_path / "other", each=3)
+    for more in ([], ["--relink"]):
+        assert "data/photos is a snapshot" in link_data(project, "--from", str(other), "--name", "photos", *more, code=2)
+    run(project, "dvc", "checkout", "data/photos.dvc")
+    assert len(list(other.rglob("*.png"))) == 9
+    assert (project / "data/photos").is_dir() and not (project / "data/photos").is_symlink()
+
+
+def test_links_into_a_cache_elsewhere_are_dvcs_own(project, photos, tmp_path):
+    run(project, "dvc", "config", "cache.dir", str(tmp_path / "cache"))
+    run(project, "dvc", "config", "cache.type", "symlink")
+    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    assert (project / "data/photos/a/000.png").is_symlink()
+    set_params(project / "params.yaml", ["data.source=data/photos"])
+    link_data(project)
+    assert len(pd.read_parquet(project / "data/manifest.parquet")) == 60
+
+
+def test_verify_refuses_what_changed_since_the_manifest(project):
+    link_data(project)
+    before = (project / "data/manifest.parquet").read_bytes()
+    (project / "data/shapes/a/000.png").write_bytes(encode(picture(0, 999)))
+    said = link_data(project, "--verify", code=2)
+    assert "a/000.png" in said and "--force link_data" in said
+    assert (project / "data/manifest.parquet").read_bytes() == before
+    link_data(project)
+    link_data(project, "--verify")
+
+
+def test_an_edit_in_place_that_keeps_the_times_stops_the_stage(project, monkeypatch):
+    from headstart.core import stages
+    from headstart.core.params import load_params
+    from headstart.data import scan as module
+    from tasks.link_data import link_data as stage
+
+    real = module.examine_all
+
+    def edit_then(paths, *arguments, **options):
+        yield from real(paths, *arguments, **options)
+        path = Path(paths[3])
+        status, data = path.stat(), bytearray(path.read_bytes())
+        data[-20] ^= 1
+        with path.open("r+b") as stream:
+            stream.write(data)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    monkeypatch.setattr(module, "examine_all", edit_then)
+    params = load_params(project / "params.yaml")
+    graph = stages.load_graph(project, params)
+    with pytest.raises(InputError, match="an input changed while it ran"):
+        stages.run_stage(graph["link_data"], stage, project, params)
+    assert not (project / "data/manifest.parquet").exists()
 
 
 def test_verify_reads_every_file(project):

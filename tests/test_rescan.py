@@ -3,7 +3,9 @@
 import os
 import sqlite3
 import time
+from contextlib import closing
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -100,6 +102,68 @@ def test_a_damaged_state_is_made_anew(scanned, damage):
     path.write_bytes(damage or whole[: len(whole) // 2])
     assert scan_folder(scanned).reread == 60
     assert scan_folder(scanned).reread == 0
+
+
+def test_any_flipped_bit_costs_at_most_time(scanned):
+    path = scanned.parent / "scan.sqlite"
+    whole = path.read_bytes()
+    good = scan_folder(scanned)
+    rng = np.random.default_rng(0)
+    for place in [*rng.integers(0, 100, 15), *rng.integers(100, len(whole), 25), whole.index(b'"mode":"RGB"') + 9]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x80]) + whole[place + 1 :])
+        assert same(good, scan_folder(scanned))
+
+
+def test_another_table_in_the_state_is_made_anew(scanned):
+    path = scanned.parent / "scan.sqlite"
+    path.unlink()
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE files (path TEXT PRIMARY KEY, other TEXT)")
+    assert scan_folder(scanned).reread == 60
+    assert scan_folder(scanned).reread == 0
+
+
+def test_a_state_that_another_process_holds_is_left_alone(scanned, monkeypatch):
+    monkeypatch.setattr("headstart.data.scan_state.SECONDS_TO_WAIT", 0.1)
+    path = scanned.parent / "scan.sqlite"
+    inode = path.stat().st_ino
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        assert scan_folder(scanned).reread == 60
+    assert path.stat().st_ino == inode
+    assert scan_folder(scanned).reread == 0
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(scanned, monkeypatch):
+    """Access depends on the reader, not on the file: nothing is remembered."""
+    from headstart.data import scan as module
+
+    real = module.examine_all
+
+    def refuse(paths, *arguments, **options):
+        for answer in real(paths, *arguments, **options):
+            yield {"failed": "cannot be read: Input/output error"} if "000" in paths[0] else answer
+
+    known = scan_folder(scanned)
+    monkeypatch.setattr(module, "examine_all", refuse)
+    with pytest.raises(InputError, match=r"60 of 60 files .* cannot be used"):
+        scan_folder(scanned, verify=True)
+    monkeypatch.undo()
+    again = scan_folder(scanned)
+    assert again.reread == 60
+    assert same(known, again)
+
+
+def test_verify_holds_the_files_to_the_manifest_when_the_state_is_lost(scanned):
+    first = scan_folder(scanned).manifest
+    expected = dict(zip(first["path"], first["key"], strict=True))
+    (scanned.parent / "scan.sqlite").unlink()
+    assert scan_folder(scanned, verify=True, expected=expected).reread == 60
+    (scanned / "a" / "003.png").write_bytes(encode(picture(2, 999)))
+    (scanned / "b" / "001.png").write_bytes(b"junk")
+    (scanned / "b" / "new.png").write_bytes(encode(picture(2, 998)))
+    with pytest.raises(InputError, match=r"bytes of 2 file\(s\) changed since the manifest.*\n.*a/003.png\n.*b/001.png"):
+        scan_folder(scanned, verify=True, expected=expected)
 
 
 def test_a_flipped_bit_in_an_answer_is_noticed(scanned):

@@ -55,7 +55,7 @@ class Data(Section):
     near_duplicates: Literal["hold_out", "keep"]
     max_quarantined: Annotated[float, Field(ge=0, le=1)]
     formats: Annotated[list[Formats], Field(min_length=1)]
-    max_pixels: PositiveInt
+    max_pixels: Annotated[int, Field(gt=0, le=178_000_000)]  # Pillow refuses more by itself
     min_side: PositiveInt
     file_timeout: Annotated[float, Field(gt=0, le=3600)]
 

@@ -167,7 +167,7 @@ def refuse_changes(root: Path, params: Params, name: str) -> None:
 
 
 def signature(root: Path, paths: Iterable[str]) -> str:
-    """A digest of names, inodes, sizes and modification times below `paths`: changes when an input is touched.
+    """A digest of names, inodes, sizes and times below `paths`: changes when an input is touched.
 
     It only ever refuses; what is fresh is decided by content (DVC).
     """
@@ -175,7 +175,8 @@ def signature(root: Path, paths: Iterable[str]) -> str:
     for path in sorted(paths):
         for file in _walk(root / path):
             stat = file.stat()
-            digest.update(f"{file}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+            facts = (file, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            digest.update("\0".join(map(str, facts)).encode(errors="surrogateescape") + b"\0")
     return digest.hexdigest()
 
 

@@ -18,12 +18,16 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from headstart.data.containers import png_end
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 DEFAULT_MAX_PIXELS = 50_000_000
 ORIENTATION = 0x0112  # of EXIF
 WHITE = (255, 255, 255, 255)
 ROWS_PER_STRIP, STRIP_OFFSETS, IMAGE_LENGTH = 278, 273, 257  # of TIFF
 EXTRANEOUS_SHARE = 0.01  # of a JPEG's bytes may be superfluous: some cameras write a few
+# Passes of an interlaced PNG: first column and row, steps (PNG 3rd edition 8.1).
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes")
 
 # What Pillow raises on damaged files, beside its own UnidentifiedImageError.
@@ -106,6 +110,7 @@ def decode_image(
 
 def _decode_open(data: bytes, image: Image.Image, max_pixels: int, fast: bool, enough: int | None) -> Decoded:
     _check_size(image, max_pixels)
+    turned = 1
     kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a JPEG with further pictures behind it
     mode, animated = image.mode, bool(getattr(image, "is_animated", False))
     pixels, complaint = _turbo(data, image, enough or 0) if kind == "JPEG" else (None, "")
@@ -116,15 +121,17 @@ def _decode_open(data: bytes, image: Image.Image, max_pixels: int, fast: bool, e
         size, image = image.size, Image.fromarray(pixels)
     else:
         _check_strips(image)
+        if kind == "TIFF":
+            turned = _orientation(image)  # Pillow turns these itself, and forgets that it did
         image.load()
         _check_size(image, max_pixels)  # a frame may be larger than the header said
         if kind == "PNG":
-            _check_rows(data, image)
+            _check_png(data, image)
         size = image.size
         orientation = _orientation(image)  # not before: a PNG may have its EXIF behind the pixels
     rgb, transparent = _to_rgb(_upright(image, orientation))
     width, height = size if orientation < 5 else size[::-1]  # 5 to 8 lie on their side
-    return Decoded(np.array(rgb), width, height, kind, mode, orientation, transparent, animated, complaint)
+    return Decoded(np.array(rgb), width, height, kind, mode, max(orientation, turned), transparent, animated, complaint)
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
@@ -170,26 +177,33 @@ def _check_strips(image: Image.Image) -> None:
         raise DecodeError(f"damaged image: {height} rows by its header, {rows * len(strips)} in its strips")
 
 
-def _check_rows(data: bytes, image: Image.Image) -> None:
-    """Refuse a PNG with fewer rows than its header claims; Pillow leaves the rest black.
+def _check_png(data: bytes, image: Image.Image) -> None:
+    """Refuse a PNG without an end, or with fewer rows than its header claims; Pillow leaves the rest black.
 
-    Only a black last row is a suspect, so that hardly any file is unpacked twice.
+    Only interlaced files and those with a black last row are suspects, so that hardly any is unpacked twice.
     """
+    if png_end(data) is None:
+        raise DecodeError("damaged image: cut short, it has no IEND chunk")
     last = image.crop((0, image.height - 1, image.width, image.height))
-    if last.getbbox(alpha_only=False) is None and _png_rows_missing(data):
+    suspect = image.info.get("interlace") or last.getbbox(alpha_only=False) is None
+    if suspect and _png_rows_missing(data):
         raise DecodeError("damaged image: fewer rows of pixels than its header claims")
 
 
 def _png_rows_missing(data: bytes) -> bool:
-    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
-    row = -(-width * bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] // 8)
+    width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    pixel_bits = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    wanted = 0
+    for x, y, step_x, step_y in ADAM7 if interlaced else [(0, 0, 1, 1)]:
+        columns, rows = len(range(x, width, step_x)), len(range(y, height, step_y))
+        wanted += rows * (1 + -(-columns * pixel_bits // 8)) if columns else 0  # each row has a byte for its filter
     unpack, size, place = zlib.decompressobj(), 0, 8
     while place + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, place)
         if name == b"IDAT":
             size += len(unpack.decompress(data[place + 8 : place + 8 + length]))
         place += 12 + length
-    return size < row * height  # interlaced rows have more filter bytes: a little leniency
+    return size < wanted
 
 
 def _orientation(image: Image.Image) -> int:

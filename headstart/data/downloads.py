@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -131,7 +132,8 @@ def unpack(archive: Path, folder: Path, caps: Caps | None = None) -> int:
         return _unpack(archive, folder, caps)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         remove(folder)
-        if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno):
+        theirs = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # two members of one name, and the like
+        if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno not in (None, *theirs)):
             raise
         raise InputError(f"{archive}: not a tar archive, or a damaged one: {error}", fix="delete it, then run again") from None
 

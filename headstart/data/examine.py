@@ -55,7 +55,20 @@ class Limits:
 
 
 class Unusable(Exception):
-    """The file is to be quarantined; the message is the reason."""
+    """The file is to be quarantined.
+
+    Args:
+        reason: why.
+        key: SHA-256 of its bytes; empty where they were not read.
+    """
+
+    def __init__(self, reason: str, key: str = "") -> None:
+        super().__init__(reason)
+        self.key = key
+
+
+class Unreadable(Unusable):
+    """The file is to be quarantined for what may be the system's fault and not its own: next time it may be readable."""
 
 
 class Gone(Exception):
@@ -70,18 +83,19 @@ def examine(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded]:
         them JSON values; and a picture for `look`.
 
     Raises:
-        Unusable: the file is to be quarantined.
+        Unusable: the file is to be quarantined; `Unreadable` where that may not be its own fault.
         Gone: there is no such file.
     """
     data = _read(path, limits.max_pixels * MAX_BYTES_PER_PIXEL + SLACK_BYTES)
+    key = sha256_bytes(data)
     try:
         image = decode_image(data, limits.max_pixels, limits.formats, enough=LOOK_SIDE)
     except DecodeError as error:
-        raise Unusable(str(error)) from None
+        raise Unusable(str(error), key) from None
     if min(image.width, image.height) < limits.min_side:
-        raise Unusable(f"{image.width} x {image.height} pixels: a side below {limits.min_side} (data.min_side)")
+        raise Unusable(f"{image.width} x {image.height} pixels: a side below {limits.min_side} (data.min_side)", key)
     found = {
-        "key": sha256_bytes(data),
+        "key": key,
         "width": image.width,
         "height": image.height,
         "bytes": len(data),
@@ -127,7 +141,7 @@ def _read(path: str, max_bytes: int) -> bytes:
     except OSError as error:
         if error.errno == errno.ENOENT:
             raise Gone(path) from None
-        raise Unusable(f"cannot be read: {os.strerror(error.errno or 0)}") from None
+        raise Unreadable(f"cannot be read: {os.strerror(error.errno or 0)}") from None
 
 
 def _notes(path: str, data: bytes, image: Decoded, limits: Limits) -> list[tuple[str, str]]:

@@ -25,7 +25,6 @@ RESERVED = (
     "key", "class_index", "fold", "width", "height", "format", "mode", "orientation", "bytes", "phash", "declared",
 )  # fmt: skip
 BOM = b"\xef\xbb\xbf"
-MAX_CELL = 100_000
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,9 @@ def read_labels(path: Path, tree: Tree) -> tuple[list[Row], pd.DataFrame]:
             out of the folder, an empty label, an unknown split.
     """
     frame = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
-    first = 2 if path.suffix == ".csv" else 1  # the header is a CSV file's first row
     rows: list[Row] = []
     seen: dict[str, int] = {}
-    for number, cells in enumerate(_records(frame), start=first):
+    for number, cells in zip(frame.index, _records(frame), strict=True):
         row = _row(tree, f"{path} row {number}", cells)
         if row.path in seen:
             raise InputError(f"{path} row {number}, column path: {row.path!r} is in row {seen[row.path]} already")
@@ -85,7 +83,7 @@ def _row(tree: Tree, place: str, cells: Mapping[str, Any]) -> Row:
     texts = {name: _text(value, f"{place}, column {name}") for name, value in cells.items()}
     name, label, split = texts["path"], texts["label"], texts.get("split", "")
     relative = os.path.normpath(name)
-    if os.path.isabs(name) or relative.startswith("..") or "\0" in name:
+    if os.path.isabs(name) or relative.split("/")[0] == ".." or "\0" in name:
         raise InputError(f"{place}, column path: {name!r} leads out of the folder", wanted=f"a path below {tree.root}")
     if not name or relative not in tree.files:
         raise InputError(f"{place}, column path: no file {name!r} in {tree.root}{_twin(relative, tree)}")
@@ -139,20 +137,18 @@ def _read_csv(path: Path) -> pd.DataFrame:
     rows = _csv_rows(path, text)
     header = next(rows, [])
     _check_columns(path, header)
-    body = list(rows)
-    for number, cells in enumerate(body, start=2):
+    body = {number: cells for number, cells in enumerate(rows, start=2) if cells}  # a row may be blank
+    for number, cells in body.items():
         if len(cells) != len(header):
             column = header[min(len(cells), len(header) - 1)]
             raise InputError(f"{path} row {number}, column {column}: {len(cells)} cells, the header has {len(header)} columns")
-    return pd.DataFrame(body, columns=header, dtype=object)
+    return pd.DataFrame([*body.values()], index=[*body], columns=header, dtype=object)
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[list[str]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # not splitlines, which ends lines at U+2028 and others
     try:
-        for row in reader:
-            if row:
-                yield row
+        yield from reader
     except csv.Error as error:
         raise InputError(f"{path} row {reader.line_num}: {error}", wanted="comma-separated values, quotes doubled") from None
 
@@ -165,9 +161,18 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
         if nested:
             raise InputError(f"{path}, column {nested[0]}: nested values", wanted="text, numbers, dates, true or false")
-        frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas()
+        frame: pd.DataFrame = _plain(table).to_pandas(integer_object_nulls=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not a Parquet file, or a damaged one: {error}") from None
-    return frame.reset_index(drop=True)
+    return frame.set_axis(range(1, len(frame) + 1), axis=0)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Without pandas's metadata, categories as their values: what the manifest is to hold."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            column = table.column(place)
+            table = table.set_column(place, field.name, column.cast(field.type.value_type))
+    return table.replace_schema_metadata(None)

@@ -9,6 +9,8 @@ from pathlib import Path
 from headstart.core.errors import InputError
 from headstart.core.files import fsync
 
+MAX_NAME_BYTES = 200  # file systems allow 255, and temporary names are longer
+
 
 def link(root: Path, source: Path, name: str, relink: bool) -> Path:
     """Make `root/data/NAME` a link to `source`, or leave the link that is there and leads there.
@@ -23,11 +25,14 @@ def link(root: Path, source: Path, name: str, relink: bool) -> Path:
         The link.
 
     Raises:
-        InputError: something at the link's place that is no link, or a link that leads elsewhere and is
-            not to be replaced.
+        InputError: something at the link's place that is no link, a link that leads elsewhere and is not
+            to be replaced, or a snapshot of this name, which DVC would restore through the link.
     """
     target = source.resolve()
     place = root / "data" / name
+    record = place.with_name(f"{name}.dvc")
+    if record.exists():
+        raise InputError(f"{record}: data/{name} is a snapshot", fix=f"choose another --name, or first: dvc remove {record}")
     if place.is_symlink():
         old = os.readlink(place)
         if place.resolve() == target:
@@ -51,11 +56,13 @@ def check_name(root: Path, source: Path, name: str, taken: Collection[str]) -> N
         taken: names below data/ that the pipeline writes itself.
 
     Raises:
-        InputError: an impossible or taken name, or a folder that holds this project or lies in its data/.
+        InputError: an impossible, long or taken name, or a folder that holds this project or lies in its data/.
     """
     target = source.resolve()
-    if name != Path(name).name or name.startswith((".", "-")) or not name.isprintable():
-        raise InputError(f"--name {name!r}", wanted="a plain file name", fix="for example --name photos")
+    plain = name == Path(name).name and name.isprintable() and not name.startswith((".", "-")) and not name.endswith(".dvc")
+    if not plain or len(name.encode()) > MAX_NAME_BYTES:
+        wanted = f"a plain file name of up to {MAX_NAME_BYTES} bytes, not ending in .dvc"
+        raise InputError(f"--name {name!r}", wanted=wanted, fix="for example --name photos")
     if name in taken:
         raise InputError(f"--name {name}: the pipeline writes data/{name} itself", fix=f"--name my-{name}")
     if root.resolve().is_relative_to(target) or target.is_relative_to(root.resolve() / "data"):

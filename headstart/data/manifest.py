@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 from pathlib import Path
@@ -49,7 +50,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
         table = pq.read_table(path)
         table.validate(full=True)
         whole = (table.schema.metadata or {}).get(CHECKSUM) == _checksum(table)
-        frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas()
+        frame = _frame(table)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file", fix="run link_data first, or the whole pipeline") from None
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
@@ -64,16 +65,22 @@ def read_manifest(path: Path) -> pd.DataFrame:
 
 def _checksum(table: pa.Table) -> bytes:
     """Over names, types and values, whatever the file's layout."""
-    frame = table.replace_schema_metadata(None).to_pandas()
+    frame = _frame(table)
     digest = hashlib.sha256(str([(field.name, str(field.type)) for field in table.schema]).encode())
     digest.update(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
     return digest.hexdigest().encode()
 
 
+def _frame(table: pa.Table) -> pd.DataFrame:
+    frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas(integer_object_nulls=True)
+    return frame
+
+
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a list of files as CSV; a cell can start no spreadsheet formula."""
+    """Write a list of files as CSV, all text quoted; a cell can start no spreadsheet formula."""
 
     def safe(cell: object) -> object:
         return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" and cell else cell
 
-    write_bytes(path, frame.map(safe).to_csv(index=False, lineterminator="\n").encode())
+    text = frame.map(safe).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # else a lone \r is not
+    write_bytes(path, text.encode())

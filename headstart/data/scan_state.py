@@ -6,17 +6,22 @@ One changed so shortly before it was read that a further change might leave the 
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 import xxhash
 
+logger = logging.getLogger("headstart")
+
 FINE_NS, COARSE_NS = 20_000_000, 2_000_000_000  # times of a file are at least this fine: by kernel ticks, or seconds
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # the last: other tables than ours
+SECONDS_TO_WAIT = 30.0  # for another process's transaction
 
 
 class ScanState:
@@ -29,21 +34,22 @@ class ScanState:
 
     def __init__(self, database: sqlite3.Connection, namespace: str) -> None:
         self.database, self.namespace = database, namespace
+        database.text_factory = bytes  # damaged text is for the checksum to find
         database.execute("PRAGMA synchronous = OFF")  # after a power failure the checks below find the damage
         (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
-        if sound != "ok":
+        if sound != b"ok":
             raise sqlite3.DatabaseError(sound)
         columns = "path TEXT PRIMARY KEY, stamp TEXT, namespace TEXT, answer TEXT, checksum TEXT"
         database.execute(f"CREATE TABLE IF NOT EXISTS files ({columns})")
+        query = "SELECT path, stamp, namespace, answer, checksum FROM files WHERE namespace = ?"
+        self.rows = {row[0]: row for row in database.execute(query, (namespace,))}
 
     def known(self, files: Iterable[tuple[str, os.stat_result]]) -> list[dict[str, Any] | None]:
-        """For each file the answer given when it had this status, or None."""
-        query = "SELECT path, stamp, namespace, answer, checksum FROM files WHERE namespace = ?"
-        rows = {row[0]: row for row in self.database.execute(query, (self.namespace,))}
+        """For each file the answer given when it had this status before this state was opened, or None."""
         answers: list[dict[str, Any] | None] = []
         for path, status in files:
-            row = rows.get(path)
-            sound = row is not None and row[1] == stamp(status) and row[4] == _checksum(row[:4])
+            row = self.rows.get(path.encode())
+            sound = row is not None and row[1] == stamp(status).encode() and row[4] == _checksum(row[:4])
             answers.append(orjson.loads(row[3]) if row is not None and sound else None)
         return answers
 
@@ -54,15 +60,19 @@ class ScanState:
             for path, status, answer in answers
             if not _is_recent(status, now_ns)
         ]
-        with self.database:
-            self.database.executemany(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", [(*row, _checksum(row)) for row in rows]
-            )
+        signed = [(*row, _checksum([part.encode() for part in row]).decode()) for row in rows]
+        self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", signed)
 
     def forget(self, paths: Iterable[str]) -> None:
         """Drop what is known of some files."""
-        with self.database:
-            self.database.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in paths])
+        self._write("DELETE FROM files WHERE path = ?", [[path] for path in paths])
+
+    def _write(self, statement: str, rows: Sequence[Sequence[str]]) -> None:
+        try:
+            with self.database:
+                self.database.executemany(statement, rows)
+        except sqlite3.OperationalError as error:  # no space, another's lock
+            logger.warning("  what this scan found is not kept for the next: %s", error)
 
 
 def stamp(status: os.stat_result) -> str:
@@ -71,8 +81,10 @@ def stamp(status: os.stat_result) -> str:
     return " ".join(map(str, parts))
 
 
-def _checksum(row: Sequence[str]) -> str:
-    return xxhash.xxh3_64_hexdigest("\0".join(row).encode())
+def _checksum(row: Sequence[object]) -> bytes:
+    """Of damaged rows too, in which anything may be found."""
+    parts = [part if isinstance(part, bytes) else b"damaged" for part in row]
+    return xxhash.xxh3_64_hexdigest(b"\0".join(parts)).encode()
 
 
 def _is_recent(status: os.stat_result, now_ns: int) -> bool:
@@ -82,16 +94,32 @@ def _is_recent(status: os.stat_result, now_ns: int) -> bool:
 
 @contextmanager
 def scan_state(path: Path, namespace: str) -> Iterator[ScanState]:
-    """The state kept at `path`, made anew when it is damaged: nothing is lost by that but time."""
+    """The state kept at `path`, made anew when it is damaged: nothing is lost by that but time.
+
+    Where it cannot be used (another process holds it, no space, no right to write), the scan goes without.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        database = sqlite3.connect(path)
-        state = ScanState(database, namespace)
-    except sqlite3.DatabaseError:
-        path.unlink()
-        database = sqlite3.connect(path)
-        state = ScanState(database, namespace)
-    try:
+    state = _open(path, namespace)
+    with closing(state.database):
         yield state
-    finally:
+
+
+def _open(path: Path, namespace: str) -> ScanState:
+    try:
+        return _opened(str(path), namespace)
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", DAMAGED[0]) & 0xFF not in DAMAGED:
+            logger.warning("  %s: %s; reading every file", path, error)
+            return _opened(":memory:", namespace)
+    for name in (path, path.with_name(f"{path.name}-journal")):
+        name.unlink(missing_ok=True)
+    return _opened(str(path), namespace)
+
+
+def _opened(place: str, namespace: str) -> ScanState:
+    database = sqlite3.connect(place, timeout=SECONDS_TO_WAIT)
+    try:
+        return ScanState(database, namespace)
+    except BaseException:
         database.close()
+        raise

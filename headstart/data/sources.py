@@ -56,8 +56,8 @@ def list_source(tree: Tree, *, label_pattern: str = NONE, group_pattern: str = N
     """Tell a source's layout and list its files by it.
 
     With a label pattern, each file's name tells its label. Else a folder with labels.csv or labels.parquet
-    is read by it; else folders train/ (with valid/ or test/) hold class folders; else the folder's own
-    sub-folders are the classes. With a label pattern too, train/ and valid/ or test/ folders are splits.
+    is read by it; else folders train/ (with valid/ or test/, or as the only one) hold class folders; else the folder's
+    own sub-folders are the classes. With a label pattern too, such folders are splits.
 
     Args:
         tree: the folder's files.
@@ -97,11 +97,15 @@ def list_source(tree: Tree, *, label_pattern: str = NONE, group_pattern: str = N
 
 def _split_folders(tree: Tree) -> dict[str, str]:
     """Top-level folders that are splits, and which; empty where the source is not split."""
-    top = {folder: SPLIT_FOLDERS[folder] for folder in tree.folders if folder in SPLIT_FOLDERS}
-    valid = sorted(folder for folder, split in top.items() if split == "valid")
-    if len(valid) > 1:
-        raise InputError(f"{tree.root}: both {' and '.join(valid)}", fix="keep one folder of validation images")
-    return top if "train" in top and len(top) > 1 else {}
+    folders = [folder for folder in tree.folders if "/" not in folder and not _why_ignored([folder], "")]
+    top = {folder: SPLIT_FOLDERS[folder.lower()] for folder in folders if folder.lower() in SPLIT_FOLDERS}
+    if "train" not in top.values() or len(folders) > len(top) == 1:  # train alone beside others is a class
+        return {}
+    for split in top.values():
+        same = sorted(folder for folder in top if top[folder] == split)
+        if len(same) > 1:
+            raise InputError(f"{tree.root}: both {' and '.join(same)}", fix=f"keep one folder of {split} images")
+    return top
 
 
 def _by_pattern(tree: Tree, found: Listing, pattern: str) -> None:
@@ -195,6 +199,10 @@ def _check_classes(tree: Tree, found: Listing, folders: bool) -> None:
                 f"{tree.root}: classes {twin!r} and {label!r} differ in case or in Unicode's normal form only",
                 fix="rename one, or put their images together",
             )
+        if twin != label:
+            path = next(entry.path for entry in found.entries if entry.label == label)
+            text = f"its label {label!r} and {twin!r} differ in case or in Unicode's normal form only"
+            found.warned.append((path, "label twin", text))
     if len(labels) < 2:
         what = f"one class only ({labels.pop()!r})" if labels else "no images in class folders"
         raise InputError(

@@ -41,17 +41,24 @@ def assign(
 
     A source's own split is kept; what it lacks is carved from train by the hash of `group`, or of `key`
     where the group is empty. A class left without a training image gets the image (with its group) that
-    the hash puts nearest to train. Of copies in two splits, test's count before valid's before train's.
+    the hash puts nearest to train: the one case in which more images of the class may move an old one. Of copies,
+    or of a group, that a source's own splits put into two, test's count before valid's before train's; the others
+    are held out.
 
     Args:
         frame: columns key, group, label, declared (the source's own split, or "").
         folds: number of folds; test images are in fold -1.
         fold: the fold that is the validation split, instead of `valid_fraction`.
 
+    Raises:
+        InputError: a fold of a source that has a validation split of its own.
+
     Returns:
         Splits (train, valid, test, held_out), folds, and the classes that got an image back from valid or test.
     """
     declared = set(frame["declared"].unique()) - {""}
+    if fold != "none" and "valid" in declared:
+        raise InputError(f"data.fold {fold}: the source has validation images of its own", fix="--set data.fold=none")
     units = frame["group"].where(frame["group"] != "", frame["key"]).astype(object)
     hashed = {unit: share_and_fold(seed, unit, folds) for unit in units.unique()}
     shares, numbers = ({unit: pair[i] for unit, pair in hashed.items()} for i in (0, 1))
@@ -73,7 +80,7 @@ def assign(
         [split_of(*pair) for pair in zip(units.tolist(), frame["declared"].tolist(), strict=True)], index=frame.index
     )
     rescued = _rescue(frame, units, splits, shares)
-    splits = _one_split_each(frame["key"], splits)
+    splits = _one_split_each(frame["key"], _one_split_each(units, splits))
     number = np.where(splits == "test", -1, units.map(numbers)).astype(int)
     return list(splits), list(number), rescued
 
@@ -92,9 +99,15 @@ def _rescue(frame: pd.DataFrame, units: pd.Series, splits: pd.Series, shares: di
 
 
 def _one_split_each(keys: pd.Series, splits: pd.Series) -> pd.Series:
-    rank = splits.map(_RANK)
+    rank = splits.map(_RANK).fillna(-1)
     best = rank.groupby(keys).transform("max")
     return splits.where(rank == best, HELD_OUT)
+
+
+def held_by_group(frame: pd.DataFrame) -> pd.Series:
+    """Which rows (columns group, key, split) are held out for their group's sake; the others are copies."""
+    used = frame[frame["split"] != HELD_OUT]
+    return (frame["split"] == HELD_OUT) & frame["group"].isin(set(used["group"]) - {""}) & ~frame["key"].isin(used["key"])
 
 
 def check(source: object, frame: pd.DataFrame) -> None:
@@ -105,10 +118,12 @@ def check(source: object, frame: pd.DataFrame) -> None:
     """
     for split in SPLITS:
         if not (frame["split"] == split).any():
+            held = int((frame["split"] == HELD_OUT).sum())
+            more = "add images, or raise data.valid_fraction / data.test_fraction"
             raise InputError(
-                f"{source}: no image fell into the {split} split ({len(frame)} images in all)",
+                f"{source}: no image is left in the {split} split ({len(frame)} images in all, {held} held out of training)",
                 wanted="at least one in each of train, valid, test",
-                fix="add images, or raise data.valid_fraction / data.test_fraction",
+                fix="add images that are no copies of others" if split == "train" else more,
             )
     missing = sorted(set(frame["label"].unique()) - set(frame.loc[frame["split"] == "train", "label"].unique()))
     if missing:

@@ -56,7 +56,10 @@ def summarise(scan: Scan) -> dict[str, Any]:
         "splits": {split: int((manifest["split"] == split).sum()) for split in (*SPLITS, HELD_OUT)},
         "folds": {str(fold): int((manifest["fold"] == fold).sum()) for fold in sorted(set(manifest["fold"]) - {-1})},
         "exact_copies": len(manifest) - int(manifest["key"].nunique()),
-        "held_out_exact": held_out - int((manifest["path"].isin(near["path"]) & (manifest["split"] == HELD_OUT)).sum()),
+        "held_out_groups": kinds["group"],
+        "held_out_exact": held_out
+        - kinds["group"]
+        - int((manifest["path"].isin(near["path"]) & (manifest["split"] == HELD_OUT)).sum()),
         "near_copies_in_train": len(near),
         "near_copies_in_valid": len(scan.leaks) - len(near),
         "near_copies_with_another_label": int((scan.leaks["label"] != scan.leaks["of_label"]).sum()),

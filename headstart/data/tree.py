@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,34 +36,46 @@ class Tree:
     folders: list[str]
 
 
+def printable(text: str) -> str:
+    """A file's name as a terminal may see it: nothing in it can forge a line or move the cursor."""
+    text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")  # bytes that are not UTF-8
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def listing(items: Sequence[str]) -> str:
     """Up to ten items, one a line, and how many more there are."""
     more = [f"… and {len(items) - SHOWN:,} more"] if len(items) > SHOWN else []
-    return "\n    ".join([*items[:SHOWN], *more])
+    return "\n    ".join([*map(printable, items[:SHOWN]), *more])
 
 
-def preflight(source: Path, *, follow_external_links: bool = False, trusted: Sequence[Path] = ()) -> Tree:
+def preflight(source: Path, *, follow_external_links: bool = False, trusted: Callable[[], Sequence[Path]] = tuple) -> Tree:
     """Walk a source by lstat alone; nothing is opened.
 
     Args:
         source: a folder, or a link to one.
         follow_external_links: accept links to files outside the folder.
-        trusted: folders that links may lead into, such as DVC's cache.
+        trusted: asked when a link leads outside, tells folders that it may lead into, such as DVC's cache.
 
     Raises:
         InputError: no such folder, an empty one, or one with dangling or circular links, linked sub-folders, links
             to files outside, folders that cannot be opened, FIFOs, sockets, devices, names that are not
-            UTF-8, or a .dvcignore. All offenders are listed.
+            UTF-8, paths that are too long, or a .dvcignore. All offenders are listed.
     """
-    _check_folder(source)
-    root = source.resolve()
-    inside = [root, *(path.resolve() for path in trusted)]
+    root = check_folder(source)
+
+    @functools.cache
+    def outside() -> list[Path]:
+        return [path.resolve() for path in trusted()]
+
+    def may_lead_to(path: Path) -> bool:
+        return follow_external_links or path.is_relative_to(root) or any(map(path.is_relative_to, outside()))
+
     files: dict[str, File] = {}
     folders: list[str] = []
     offenders: list[str] = []
-    for path, status, reason in _walk(root, None if follow_external_links else inside):
+    for path, status, reason in _walk(root, may_lead_to):
         if reason:
-            offenders.append(f"{_shown(path)}: {reason}")
+            offenders.append(f"{path}: {reason}")
         elif stat.S_ISDIR(status.st_mode):
             folders.append(path)
         else:
@@ -76,7 +89,15 @@ def preflight(source: Path, *, follow_external_links: bool = False, trusted: Seq
     return Tree(root, dict(sorted(files.items())), sorted(folders))
 
 
-def _check_folder(source: Path) -> None:
+def check_folder(source: Path) -> Path:
+    """Refuse what is no folder.
+
+    Returns:
+        Its absolute path, without links.
+
+    Raises:
+        InputError: nothing there, a link that leads nowhere or to itself, a file, or a path that is not UTF-8.
+    """
     if not source.exists():
         link = f" (a link to {os.readlink(source)})" if source.is_symlink() else ""
         snapshot = source.with_name(f"{source.name}.dvc")
@@ -88,9 +109,15 @@ def _check_folder(source: Path) -> None:
         )
     if not source.is_dir():
         raise InputError(f"data.source {source}: a file, not a folder", wanted="a folder; unpack archives first")
+    root = source.resolve()
+    try:
+        os.fspath(root).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"data.source {printable(str(root))}: a path that is not UTF-8", fix="rename the folder") from None
+    return root
 
 
-def _walk(root: Path, inside: Sequence[Path] | None) -> Iterator[tuple[str, os.stat_result, str | None]]:
+def _walk(root: Path, may_lead_to: Callable[[Path], bool]) -> Iterator[tuple[str, os.stat_result, str | None]]:
     """(relative path, status, why it is refused) of everything below `root`."""
     waiting = [""]
     while waiting:
@@ -99,22 +126,22 @@ def _walk(root: Path, inside: Sequence[Path] | None) -> Iterator[tuple[str, os.s
             with os.scandir(root / folder) as entries:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    status, reason = _look(entry, inside)
+                    status, reason = _look(entry, may_lead_to)
                     if reason is None and stat.S_ISDIR(status.st_mode):
                         waiting.append(path)
                     yield path, status, reason
-        except PermissionError as error:
-            yield folder or ".", root.stat(), f"a folder that cannot be opened ({error.strerror})"
+        except OSError as error:  # no permission, gone meanwhile, or a path longer than the system takes
+            yield folder or ".", root.stat(), f"a folder that cannot be read ({error.strerror})"
 
 
-def _look(entry: os.DirEntry[str], inside: Sequence[Path] | None) -> tuple[os.stat_result, str | None]:
+def _look(entry: os.DirEntry[str], may_lead_to: Callable[[Path], bool]) -> tuple[os.stat_result, str | None]:
     status = entry.stat(follow_symlinks=False)
     try:
         entry.name.encode()
     except UnicodeEncodeError:
         return status, "a name that is not UTF-8"
     if stat.S_ISLNK(status.st_mode):
-        return _look_behind(entry.path, status, inside)
+        return _look_behind(entry.path, status, may_lead_to)
     if stat.S_ISDIR(status.st_mode):
         return status, None
     if not stat.S_ISREG(status.st_mode):
@@ -122,7 +149,7 @@ def _look(entry: os.DirEntry[str], inside: Sequence[Path] | None) -> tuple[os.st
     return status, "DVC would drop files by it" if entry.name == ".dvcignore" else None
 
 
-def _look_behind(path: str, link: os.stat_result, inside: Sequence[Path] | None) -> tuple[os.stat_result, str | None]:
+def _look_behind(path: str, link: os.stat_result, may_lead_to: Callable[[Path], bool]) -> tuple[os.stat_result, str | None]:
     try:
         target = os.stat(path)
     except OSError as error:
@@ -132,10 +159,6 @@ def _look_behind(path: str, link: os.stat_result, inside: Sequence[Path] | None)
     if not stat.S_ISREG(target.st_mode):
         return link, "a link to what is not a regular file"
     real = Path(os.path.realpath(path))
-    if inside is not None and not any(real.is_relative_to(folder) for folder in inside):
+    if not may_lead_to(real):
         return link, f"a link to a file outside the folder, {real} (data.follow_external_links accepts such links)"
     return target, None
-
-
-def _shown(path: str) -> str:
-    return os.fsencode(path).decode(errors="backslashreplace")

@@ -1,7 +1,8 @@
 """A process that examines files: `python -m headstart.data.worker DESCRIPTOR LIMITS`, see `workers.py`.
 
 It gets lines of JSON, a list of paths each, over the socket at DESCRIPTOR and answers a line of JSON per path, in order:
-what `examine` and `look` found, or {"reason": …}, or {"gone": true}. It ends when the connection does.
+what `examine` and `look` found, or {"reason": …, "key": …} (`Unusable`), or {"failed": …} (`Unreadable`), or {"gone": true}.
+It ends when the connection does.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import orjson
 
 from headstart.data.decode import Decoded
-from headstart.data.examine import Gone, Limits, Unusable, examine, look
+from headstart.data.examine import Gone, Limits, Unreadable, Unusable, examine, look
 
 SECONDS_OF_SILENCE = 0.02
 BASE_BYTES, BYTES_PER_PIXEL = 3 << 30, 60  # of address space: a decoder that wants more gets a MemoryError
@@ -28,8 +29,10 @@ def answer(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded | None]:
     """What is said of one file, and the picture that `with_look` wants."""
     try:
         return examine(path, limits)
+    except Unreadable as error:
+        return {"failed": str(error)}, None
     except Unusable as error:
-        return {"reason": str(error)}, None
+        return {"reason": str(error), "key": error.key}, None
     except Gone:
         return {"gone": True}, None
 

@@ -99,7 +99,8 @@ def data_sentence(found: Mapping[str, Any]) -> str:
     return (
         f"{found['images']:,} images: {', '.join(parts)}; {found['splits']['held_out']:,} held out of training as copies"
         f" of validation or test images (leaks avoided: {found['held_out_exact']:,} exact,"
-        f" {found['splits']['held_out'] - found['held_out_exact']:,} near); {found['exact_copies']:,} exact copies in all."
+        f" {found['splits']['held_out'] - found['held_out_exact'] - found['held_out_groups']:,} near,"
+        f" {found['held_out_groups']:,} of a group in two splits); {found['exact_copies']:,} exact copies in all."
     )
 
 
