@@ -114,7 +114,8 @@ def link_source(root: Path, source: Path, name: str | None, *, relink: bool, sna
         InputError: a folder or a name that will not do.
     """
     params = load_params(root / "params.yaml")
-    name = name or check_folder(source).name
+    source = check_folder(source)
+    name = name or source.name
     taken = {Path(out).name for stage in load_graph(root, params).values() for out in stage.outs if out.startswith("data/")}
     check_name(root, source, name, taken)
     data = params.data

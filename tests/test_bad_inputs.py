@@ -121,6 +121,7 @@ WARNED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "trailing payload, GIF": ("x.gif", lambda: save(BIG, "GIF") + b"more", "trailing bytes"),
     "trailing payload, WebP": ("x.webp", lambda: save(BIG, "WEBP") + b"more", "trailing bytes"),
     "trailing payload, BMP": ("x.bmp", lambda: save(BIG, "BMP") + b"more", "trailing bytes"),
+    "trailing payload, PNG with an end of its own": ("x.png", lambda: 2 * save(BIG, "PNG"), "trailing bytes"),
     "PNG named .jpg": ("x.jpg", lambda: save(BIG, "PNG"), "extension"),
     "transparent RGBA": ("x.png", lambda: save(np.dstack([BIG, BIG[..., 0]]), "PNG"), "transparent"),
     "constant": ("x.png", lambda: save(np.full((16, 16, 3), 77, np.uint8), "PNG"), "constant"),
@@ -624,7 +625,7 @@ def test_names_with_dots_and_separators_that_are_none_in_a_csv(shapes):
     for name in ("..dots.png", "sep\u2028arate.png"):
         (shapes / name).write_bytes(encode(picture(0, 600 + len(name))))
     rows = [f"{path.relative_to(shapes)},{number % 2}" for number, path in enumerate(sorted(shapes.rglob("*.png")))]
-    text("path,label\n" + "\n".join(rows))(shapes)
+    text("\npath,label\n" + "\n".join(rows))(shapes)
     assert {"..dots.png", "sep\u2028arate.png"} <= set(scan_folder(shapes).manifest["path"])
 
 

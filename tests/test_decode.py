@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from headstart.data import decode as decode_module
 from headstart.data.decode import DecodeError, decode, decode_image
 from tests import images
 from tests.conftest import encode
@@ -79,6 +80,24 @@ def test_every_mode_becomes_rgb(mode):
 def test_interlaced_files_are_whole_with_their_seven_passes(side):
     pixels = images.BIG[:side, : side + 1]
     assert np.array_equal(decode(images.interlaced(pixels)), pixels)
+
+
+def test_superfluous_pixels_are_not_unpacked(monkeypatch):
+    made = []
+    real = decode_module.zlib.decompressobj
+
+    class Watched:
+        def __init__(self):
+            self.inner = real()
+
+        def decompress(self, *arguments):
+            made.append(len(out := self.inner.decompress(*arguments)))
+            return out
+
+    data = images.png(8, 8, 8, 0, bytes(15 * 9) + bytes(20_000_000), interlaced=1)
+    monkeypatch.setattr(decode_module.zlib, "decompressobj", Watched)
+    assert not decode_module._png_rows_missing(data)
+    assert sum(made) < 1_000
 
 
 def test_the_first_frame_is_taken():

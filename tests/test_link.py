@@ -73,6 +73,10 @@ def test_a_link_elsewhere_is_replaced_only_if_asked_and_never_followed(project, 
     (project / "data/x").symlink_to(photos)  # a dangling one
     link_data(project, "--from", str(other), "--name", "x", "--relink")
     assert (project / "data/x").resolve() == other.resolve()
+    (project / "data/x").unlink()
+    (project / "data/x").symlink_to("x")  # one to itself
+    link_data(project, "--from", str(other), "--name", "x", "--relink")
+    assert (project / "data/x").resolve() == other.resolve()
 
 
 @pytest.mark.parametrize(
@@ -90,6 +94,7 @@ def test_a_link_elsewhere_is_replaced_only_if_asked_and_never_followed(project, 
         (["--from", "{photos}", "--name", "x.dvc"], "wanted: a plain file name"),
         (["--from", "{photos}", "--name", "x" * 201], "up to 200 bytes"),
         (["--from", "data/loop"], "data/loop (a link to loop): no such folder"),
+        (["--from", "data/loop", "--name", "x"], "data/loop (a link to loop): no such folder"),
         (["--from", "{photos}/a/000.png"], "a file, not a folder"),
     ],
 )

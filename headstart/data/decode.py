@@ -201,9 +201,11 @@ def _png_rows_missing(data: bytes) -> bool:
     while place + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, place)
         if name == b"IDAT":
-            size += len(unpack.decompress(data[place + 8 : place + 8 + length]))
+            size += len(unpack.decompress(data[place + 8 : place + 8 + length], wanted - size))
+            if size >= wanted:  # what follows may be a bomb
+                return False
         place += 12 + length
-    return size < wanted
+    return True
 
 
 def _orientation(image: Image.Image) -> int:

@@ -134,10 +134,10 @@ def _read_csv(path: Path) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         row = data[: error.start].count(b"\n") + 1
         raise InputError(f"{path} row {row}: not UTF-8 text", fix="save the file as UTF-8") from None
-    rows = _csv_rows(path, text)
-    header = next(rows, [])
+    rows = ((number, cells) for number, cells in enumerate(_csv_rows(path, text), start=1) if cells)  # a row may be blank
+    _, header = next(rows, (1, []))
     _check_columns(path, header)
-    body = {number: cells for number, cells in enumerate(rows, start=2) if cells}  # a row may be blank
+    body = dict(rows)
     for number, cells in body.items():
         if len(cells) != len(header):
             column = header[min(len(cells), len(header) - 1)]

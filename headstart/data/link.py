@@ -35,7 +35,7 @@ def link(root: Path, source: Path, name: str, relink: bool) -> Path:
         raise InputError(f"{record}: data/{name} is a snapshot", fix=f"choose another --name, or first: dvc remove {record}")
     if place.is_symlink():
         old = os.readlink(place)
-        if place.resolve() == target:
+        if os.path.realpath(place) == os.fspath(target):  # unlike resolve, gets over a link to itself
             return place
         if not relink:
             raise InputError(f"{place} links to {old} already", fix="--relink replaces the link, or choose another --name")

@@ -210,7 +210,7 @@ def _refuse_changed(tree: Tree, changed: list[str], known: ScanState) -> None:
         known.forget(f"{tree.root}/{path}" for path in changed)
         raise InputError(
             f"{tree.root}: the bytes of {len(changed)} file(s) changed since the manifest was made:\n    {listing(changed)}",
-            fix="restore them from a copy; or relink, which takes them as they are: python -m flows.pipeline --force link_data",
+            fix="restore them from a copy; or relink (as for another data.source): python -m flows.pipeline --force link_data",
         )
 
 
