@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from headstart.core.errors import InputError
@@ -79,15 +79,18 @@ def snapshot(root: Path, source: Path, name: str) -> Path:
             if space.repo.status(targets=[str(record)]):
                 raise InputError(f"{target} was changed since it was made a snapshot", fix=f"keep that: dvc commit {record}")
             target.rename(aside)
-        try:
+        with ExitStack() as undo:
+            undo.callback(_put_back, aside, target)
             space.repo.add([str(source)], out=str(target))
-        except BaseException:
-            remove(target)
-            if aside.exists():
-                aside.rename(target)
-            raise
+            undo.pop_all()
         remove(aside)
     return record
+
+
+def _put_back(aside: Path, target: Path) -> None:
+    remove(target)
+    if aside.exists():
+        aside.rename(target)
 
 
 @contextmanager

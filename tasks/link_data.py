@@ -56,8 +56,7 @@ def link_data(job: Job, verify: bool = False) -> Summary:
         timeout=data.file_timeout,
         workers=count(job.params.runtime.workers),
         state=job.root / ".headstart" / "scan.sqlite",
-        verify=verify,
-        expected=_hashes(job.root / "data/manifest.parquet") if verify else {},
+        expected=_hashes(job.root / "data/manifest.parquet") if verify else None,
     )
     report = summarise(result)
     write_manifest(job.output("data/manifest.parquet"), result.manifest)

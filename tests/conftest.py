@@ -90,8 +90,7 @@ def scan_folder(
         rule=SplitRule(**rule),
         workers=1,
         state=state or folder.parent / "scan.sqlite",
-        verify=verify,
-        expected=expected or {},
+        expected=(expected or {}) if verify else None,
         **rest,
     )
 

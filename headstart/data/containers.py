@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # In a JPEG's entropy-coded data 0xFF is followed by 0 (stuffing) or a restart marker; anything else ends the scan.
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
@@ -44,13 +44,16 @@ def _jpeg_end(data: bytes) -> int | None:
 
 def png_end(data: bytes) -> int | None:
     """Where the IEND chunk of a PNG ends, or None where there is none."""
+    return next((end + 4 for kind, _, end in png_chunks(data) if kind == b"IEND"), None)
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, first byte and end of each PNG chunk's content; its checksum follows."""
     place = 8
     while place + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
+        yield kind, place + 8, place + 8 + length
         place += 12 + length
-        if kind == b"IEND":
-            return place
-    return None
 
 
 def _gif_end(data: bytes) -> int | None:

@@ -18,7 +18,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from headstart.data.containers import png_end
+from headstart.data.containers import png_chunks, png_end
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 DEFAULT_MAX_PIXELS = 50_000_000
@@ -197,14 +197,12 @@ def _png_rows_missing(data: bytes) -> bool:
     for x, y, step_x, step_y in ADAM7 if interlaced else [(0, 0, 1, 1)]:
         columns, rows = len(range(x, width, step_x)), len(range(y, height, step_y))
         wanted += rows * (1 + -(-columns * pixel_bits // 8)) if columns else 0  # each row has a byte for its filter
-    unpack, size, place = zlib.decompressobj(), 0, 8
-    while place + 8 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, place)
-        if name == b"IDAT":
-            size += len(unpack.decompress(data[place + 8 : place + 8 + length], wanted - size))
+    unpack, size = zlib.decompressobj(), 0
+    for kind, start, end in png_chunks(data):
+        if kind == b"IDAT":
+            size += len(unpack.decompress(data[start:end], wanted - size))
             if size >= wanted:  # what follows may be a bomb
                 return False
-        place += 12 + length
     return True
 
 

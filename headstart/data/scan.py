@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -79,8 +78,7 @@ def scan(
     timeout: float,
     workers: int,
     state: Path,
-    verify: bool = False,
-    expected: Mapping[str, str] = MappingProxyType({}),
+    expected: Mapping[str, str] | None = None,
 ) -> Scan:
     """Hash and fully decode every file of a listing, and give each image its split.
 
@@ -91,26 +89,15 @@ def scan(
         timeout: seconds for one file.
         workers: processes that read, threads that compare.
         state: where answers for unchanged files are kept.
-        verify: read every file, and refuse any whose bytes are not those that the state or `expected` tell of.
-        expected: SHA-256 of files by path, such as the present manifest's; for `verify` alone.
+        expected: SHA-256 of files by path, such as the present manifest's. Given, be it empty, every file is read, and
+            refused if its bytes are not those that this or the state tell of.
 
     Raises:
         InputError: too many unusable files, a class without any, the same bytes under two labels, files that
-            vanished meanwhile, or (verifying) bytes that changed.
+            vanished meanwhile, or bytes that are not as expected.
     """
-    answers, reread = _answers(tree, found, limits, timeout, workers, state, expected if verify else None)
-    quarantine = list(found.stray)
-    notes = [(path, "ignored", reason) for path, reason in found.ignored] + found.warned
-    rows: list[dict[str, Any]] = []
-    for entry, answer in zip(found.entries, answers, strict=True):
-        reason = answer.get("reason") or answer.get("failed")
-        if reason:
-            quarantine.append((entry.path, reason))
-            continue
-        source = {"path": entry.path, "label": entry.label, "group": entry.group, "declared": entry.split}
-        rows.append({name: answer[name] for name in (*FIELDS, "thumb")} | source)
-        notes += [(entry.path, kind, text) for kind, text in answer["notes"]]
-    frame = pd.DataFrame(rows, columns=[*FIELDS, "thumb", "path", "label", "group", "declared"])
+    answers, reread = _answers(tree, found, limits, timeout, workers, state, expected)
+    frame, quarantine, notes = _sorted_out(found, answers)
     frame, clashes = _settle_labels(frame, on_label_conflict)
     quarantine += clashes
     _check_quarantine(tree, found, quarantine, max_quarantined, set(frame["label"].unique()))
@@ -134,6 +121,24 @@ def scan(
         len(tree.files),
         reread,
     )
+
+
+def _sorted_out(
+    found: Listing, answers: list[dict[str, Any]]
+) -> tuple[pd.DataFrame, list[tuple[str, str]], list[tuple[str, str, str]]]:
+    """A row for each usable file; (path, reason) of the others; (path, kind, text) of notes."""
+    quarantine = list(found.stray)
+    notes = [(path, "ignored", reason) for path, reason in found.ignored] + found.warned
+    rows: list[dict[str, Any]] = []
+    for entry, answer in zip(found.entries, answers, strict=True):
+        reason = answer.get("reason") or answer.get("failed")
+        if reason:
+            quarantine.append((entry.path, reason))
+            continue
+        source = {"path": entry.path, "label": entry.label, "group": entry.group, "declared": entry.split}
+        rows.append({name: answer[name] for name in (*FIELDS, "thumb")} | source)
+        notes += [(entry.path, kind, text) for kind, text in answer["notes"]]
+    return pd.DataFrame(rows, columns=[*FIELDS, "thumb", "path", "label", "group", "declared"]), quarantine, notes
 
 
 def _table(rows: list[Any], columns: list[str]) -> pd.DataFrame:

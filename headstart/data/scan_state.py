@@ -10,7 +10,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,8 @@ def _open(path: Path, namespace: str) -> ScanState:
 
 
 def _opened(place: str, namespace: str) -> ScanState:
-    database = sqlite3.connect(place, timeout=SECONDS_TO_WAIT)
-    try:
-        return ScanState(database, namespace)
-    except BaseException:
-        database.close()
-        raise
+    with ExitStack() as opened:
+        database = opened.enter_context(closing(sqlite3.connect(place, timeout=SECONDS_TO_WAIT)))
+        state = ScanState(database, namespace)
+        opened.pop_all()  # nothing went wrong: it stays open
+    return state

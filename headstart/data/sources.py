@@ -190,9 +190,9 @@ def _group(tree: Tree, found: Listing, pattern: str) -> None:
 
 
 def _check_classes(tree: Tree, found: Listing, folders: bool) -> None:
-    labels = {entry.label for entry in found.entries}
+    first = {entry.label: entry.path for entry in reversed(found.entries)}
     folded: dict[str, str] = {}
-    for label in sorted(labels):
+    for label in sorted(first):
         twin = folded.setdefault(unicodedata.normalize("NFC", label).casefold(), label)
         if twin != label and folders:
             raise InputError(
@@ -200,11 +200,10 @@ def _check_classes(tree: Tree, found: Listing, folders: bool) -> None:
                 fix="rename one, or put their images together",
             )
         if twin != label:
-            path = next(entry.path for entry in found.entries if entry.label == label)
             text = f"its label {label!r} and {twin!r} differ in case or in Unicode's normal form only"
-            found.warned.append((path, "label twin", text))
-    if len(labels) < 2:
-        what = f"one class only ({labels.pop()!r})" if labels else "no images in class folders"
+            found.warned.append((first[label], "label twin", text))
+    if len(first) < 2:
+        what = f"one class only ({next(iter(first))!r})" if first else "no images in class folders"
         raise InputError(
             f"data.source {tree.root}: {what}",
             wanted="a folder per class (two or more), or train/ valid/ test/ of them, or labels.csv",
