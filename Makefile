@@ -46,6 +46,9 @@ lock: ## compile requirements.lock from pyproject.toml (needs uv; it installs no
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-strip-extras --extra dev pyproject.toml \
 	  --custom-compile-command "make lock" --output-file requirements.lock
 	python3 scripts/lock.py requirements.lock
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-strip-extras --extra bench pyproject.toml \
+	  --constraint requirements.lock --custom-compile-command "make lock" --output-file bench/requirements.lock
+	python3 scripts/lock.py bench/requirements.lock
 
 clean: ## delete everything that a run makes, but for DVC's cache
 	rm -rf .headstart data/* models/* reports/* mlflow.db* mlartifacts

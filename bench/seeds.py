@@ -17,7 +17,7 @@ from typing import Any
 from headstart.core.params import set_params
 from headstart.core.stages import command_line, load_graph, run_stage
 
-KEYS = ("head", "fine_tuned", "fine_tuned_tta")
+KEYS = ("head", "head_tta", "fine_tuned", "fine_tuned_tta")
 
 
 def run_seed(root: Path, seed: int) -> dict[str, Any]:

@@ -170,7 +170,13 @@ def summary_text(root: Path, outcomes: list[Outcome], total: float) -> str:
     abstained = " (default: the search abstained)" if found["abstained"] else ""
     lines.append(f"  suggested LR    {found['lr']:.2g}{abstained}")
     lines.append(f"  test accuracy   of {results['n_test']:,} images")
-    for key, name in (("head", "frozen head"), ("fine_tuned", "fine-tuned"), ("fine_tuned_tta", "fine-tuned, TTA")):
+    names = {
+        "head": "frozen head",
+        "head_tta": "frozen head, TTA",
+        "fine_tuned": "fine-tuned",
+        "fine_tuned_tta": "fine-tuned, TTA",
+    }
+    for key, name in names.items():
         lines.append(f"    {name:<17} {results[key]['accuracy']:.4f}   log-loss {results[key]['log_loss']:.4f}")
     lines += ["", "  report          reports/report.html", "  metrics         reports/metrics.json"]
     lines += ["  compare runs    make ui     (MLflow on http://127.0.0.1:5000, Prefect on http://127.0.0.1:4200)"]

@@ -39,21 +39,23 @@ def evaluate(job: Job) -> Summary:
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
     y_n = torch.tensor(test["class_index"].to_numpy(), dtype=torch.int64)
     head, _ = load_head(job.root / "models/head.safetensors")
-    activations = Activations(job.root / "data/activations")
-    head_nc = predict(head, [activations.rows(list(test["key"]))])
+    activations = Activations(job.root / "data/activations/pooled")
+    head_vnc = torch.stack([predict(head, [activations.rows(list(test["key"]), view)]) for view in range(activations.views)])
     model, card = load_classifier(job.root / "models/fine_tuned.safetensors")
     images = ImageSource(
         folder=job.root / params.data.source,
         max_pixels=params.data.max_pixels,
         preprocessing=card.preprocessing,
         augmentation=Augmentation(**params.precompute.augment.model_dump()),
-        seed=params.seed,
+        seed=params.precompute.view_seed,
     )
     logits_vnc = all_views(job, images, model, test)
+    head_tta_nc = metrics.test_time_augmentation(head_vnc, params.evaluate.tta)
     tta_nc = metrics.test_time_augmentation(logits_vnc, params.evaluate.tta)
     results: dict[str, Any] = {
         "n_test": len(test),
-        "head": metrics.summarise(head_nc.double().softmax(1), y_n),
+        "head": metrics.summarise(head_vnc[0].double().softmax(1), y_n),
+        "head_tta": metrics.summarise(head_tta_nc, y_n),
         "fine_tuned": metrics.summarise(logits_vnc[0].double().softmax(1), y_n),
         "fine_tuned_tta": metrics.summarise(tta_nc, y_n),
     }
@@ -71,7 +73,7 @@ def evaluate(job: Job) -> Summary:
         logger.warning("  %s test images look much like a training image: reports/look_alikes.csv", len(pairs))
     for row in report.result_rows(results):
         logger.info("  %s: %.4f (%.4f to %.4f)", row["name"], row["accuracy"], row["low"], row["high"])
-    return {f"{name}_accuracy": results[name]["accuracy"] for name in ("head", "fine_tuned", "fine_tuned_tta")}
+    return {f"{name}_accuracy": results[name]["accuracy"] for name in ("head", "head_tta", "fine_tuned", "fine_tuned_tta")}
 
 
 def all_views(job: Job, images: ImageSource, model: nn.Module, test: pd.DataFrame) -> torch.Tensor:
@@ -84,9 +86,9 @@ def all_views(job: Job, images: ImageSource, model: nn.Module, test: pd.DataFram
 
     def batches() -> Iterator[torch.Tensor]:
         workers = count(params.runtime.workers)
-        loaded = image_map(lambda file: images.views(*file, augmented), files, workers, ahead=2 * size)
+        loaded = image_map(lambda file: list(images.views(*file, range(1 + augmented))), files, workers, ahead=2 * size)
         views = chunks((view for image in loaded for view in image), size)
-        for batch in track(views, "classifying test images", len(files) * (1 + augmented), weight=size):
+        for batch in track(views, "classifying test images", len(files) * (1 + augmented), weigh=len):
             yield normalise(torch.stack(batch).to(device), images.preprocessing)
 
     return predict(model, batches()).reshape(len(files), 1 + augmented, -1).transpose(0, 1)
@@ -97,7 +99,7 @@ def alike(activations: Activations, manifest: pd.DataFrame, test: pd.DataFrame) 
     train = manifest[manifest["split"] == "train"].drop_duplicates("key").reset_index(drop=True)
 
     def blocks() -> Iterator[torch.Tensor]:
-        return (activations.rows(keys) for keys in chunks(train["key"], BLOCK))
+        return activations.blocks(list(train["key"]), BLOCK)
 
     rows = [
         (test["path"][i], test["label"][i], train["path"][j], train["label"][j], cosine)

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator
 
 import pandas as pd
-import torch
 from headstart import tracking
 from headstart.activations.store import Activations
 from headstart.core.files import write_bytes, write_json
@@ -16,7 +15,7 @@ from headstart.data.manifest import read_manifest
 from headstart.evaluation.plots import lr_curve
 from headstart.models.heads import adapt, build_head
 from headstart.runtime import configure
-from headstart.training.head import epoch_batches
+from headstart.training.head import Rows, activations_of, epoch_batches
 from headstart.training.loop import Batch, derive_seed
 from headstart.training.lr_search import Curve, range_test, suggest
 
@@ -28,17 +27,16 @@ def find_lr(job: Job) -> Summary:
     params, settings = job.params, job.params.find_lr
     configure(params.runtime.threads, "cpu")
     manifest = read_manifest(job.root / "data/manifest.parquet")
-    train = manifest[manifest["split"] == "train"]
-    x_vnd = Activations(job.root / "data/activations").all_views(list(train["key"]))
-    y_n = torch.tensor(train["class_index"].to_numpy(), dtype=torch.int64)
+    activations = Activations(job.root / "data/activations/pooled")
+    train = activations_of(activations, manifest, "train")
 
     def curve(number: int) -> Curve:
         seed = derive_seed(params.seed, "find_lr", number)
-        head = build_head(params.train_head.head, x_vnd.shape[2], manifest["class_index"].max() + 1, seed)
-        adapt(head, x_vnd[0])
+        head = build_head(params.train_head.head, activations.width, manifest["class_index"].max() + 1, seed)
+        adapt(head, train.plain())
         return range_test(
             head,
-            endless(x_vnd, y_n, params.train_head.batch_size, seed),
+            endless(train, params.train_head.batch_size, seed),
             lr_min=settings.lr_min,
             lr_max=settings.lr_max,
             steps=settings.steps,
@@ -65,11 +63,11 @@ def find_lr(job: Job) -> Summary:
     return {"suggested_lr": found.lr}
 
 
-def endless(x_vnd: torch.Tensor, y_n: torch.Tensor, batch_size: int, seed: int) -> Iterator[Batch]:
+def endless(rows: Rows, batch_size: int, seed: int) -> Iterator[Batch]:
     """Epoch after epoch of shuffled batches."""
     epoch = 0
     while True:
-        yield from epoch_batches(x_vnd, y_n, batch_size, derive_seed(seed, "order", epoch))
+        yield from epoch_batches(rows, batch_size, derive_seed(seed, "order", epoch))
         epoch += 1
 
 

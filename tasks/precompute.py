@@ -3,104 +3,75 @@
 from __future__ import annotations
 
 import logging
-import time
+from pathlib import Path
 
-import torch
-from headstart.activations.compute import DTYPES, compute_blocks
-from headstart.activations.engine import Engine, fidelity
-from headstart.activations.store import write_shards
-from headstart.core.errors import InputError
-from headstart.core.files import free_bytes, sha256_file
+from headstart.activations.build import Settings, build, refuse_too_large
+from headstart.activations.cache import open_root, record_use
+from headstart.activations.compute import row_bytes
 from headstart.core.parallel import count
-from headstart.core.progress import track
 from headstart.core.stages import Job, Summary, main
 from headstart.data.images import ImageSource
 from headstart.data.manifest import read_manifest
 from headstart.data.transforms import Augmentation
-from headstart.models.backbones import Backbone, build_backbone
-from headstart.models.weights import state_digest
+from headstart.models.backbones import build_backbone
+from headstart.models.cuts import cut_body, output_shape
 from headstart.runtime import configure
 
 logger = logging.getLogger("headstart")
-SAMPLE = 8
 
 
 def precompute(job: Job) -> Summary:
-    """Write data/activations/*.arrow.
+    """Write data/activations/pooled/*.arrow, and data/activations/GROUP/*.arrow where map_after names a layer group.
 
     Raises:
-        InputError: weights that cannot be had, an image that changed, not enough disk.
+        InputError: weights that cannot be had, a body whose activations cannot be cached, an image that changed,
+            not enough disk, a cache that cannot be used.
     """
-    params = job.params
+    params, settings = job.params, job.params.precompute
     device = configure(params.runtime.threads, params.runtime.device)
     manifest = read_manifest(job.root / "data/manifest.parquet").drop_duplicates("key").sort_values("key")
     files = list(zip(manifest["path"], manifest["key"], strict=True))
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
-    settings = params.precompute
     images = ImageSource(
         folder=job.root / params.data.source,
         max_pixels=params.data.max_pixels,
         preprocessing=backbone.preprocessing,
         augmentation=Augmentation(**settings.augment.model_dump()),
-        seed=params.seed,
+        seed=settings.view_seed,
     )
-    engine = Engine(backbone.body, backbone.preprocessing, settings.precision, settings.batch_size, device)
-    dtype = DTYPES[engine.plan.precision]
-    rows = len(files) * (1 + settings.views)
-    refuse_full_disk(job, rows * (backbone.width * (2 if dtype == "float16" else 4) + 100))
-    sample = torch.stack([images.plain(*file) for file in files[: min(SAMPLE, settings.batch_size)]])
-    measured = fidelity(engine, backbone.body, sample)
-    explain(settings.views, engine, measured)
-    blocks = compute_blocks(engine, images, files, views=settings.views, workers=count(params.runtime.workers))
-    start = time.monotonic()
-    write_shards(
-        job.output("data/activations/x").parent,
-        track(blocks, "computing activations", rows, weight=settings.batch_size),
-        backbone.width,
-        dtype,
-        provenance(job, backbone, engine),
+    bodies = {"pooled": backbone.body}
+    if settings.map_after != "none":
+        bodies[settings.map_after], _ = cut_body(backbone.body, backbone.groups, settings.map_after)
+    root = open_root(job.root / Path(params.runtime.cache_dir).expanduser())
+    widest = "float16" if settings.storage == "float16" else "float32"
+    sizes = [row_bytes(output_shape(body, params.backbone.image_size), widest) for body in bodies.values()]
+    refuse_too_large(job.root, root, len(files) * (1 + settings.views), sizes, settings.max_gb)
+    if not settings.views:
+        logger.info("  precompute.views is 0: with precomputed activations, data augmentation does nothing")
+    how = Settings(
+        settings.views,
+        settings.engine,
+        settings.precision,
+        settings.storage,
+        settings.batch_size,
+        device,
+        count(params.runtime.workers),
     )
-    rate = rows / (time.monotonic() - start)
-    return {"images": rows, "images_per_second": round(rate, 1), "precision": engine.plan.precision, **measured}
-
-
-def refuse_full_disk(job: Job, wanted: int) -> None:
-    """Refuse before the first row when the activations cannot fit (twice: once here, once in DVC's cache)."""
-    free = free_bytes(job.root)
-    if 2 * wanted > free:
-        raise InputError(
-            f"{job.root}: {free / 1e9:.1f} GB free, and the activations need {2 * wanted / 1e9:.1f} GB (with DVC's copy)",
-            fix="free space, or lower precompute.views",
+    built = {
+        cut: build(
+            job.output(f"data/activations/{cut}/x").parent,
+            root,
+            backbone=backbone.name,
+            body=body,
+            cut=cut,
+            images=images,
+            files=files,
+            settings=how,
         )
-
-
-def explain(views: int, engine: Engine, measured: dict[str, float]) -> None:
-    """Say in the log how the activations are computed, and what views mean for training."""
-    plan = engine.plan
-    logger.info(
-        "  %s (%s), %s batch norms folded, on %s; against plain float32: cosine >= %.5f",
-        plan.precision,
-        plan.reason,
-        plan.folded,
-        engine.device,
-        measured["cosine_min"],
-    )
-    if not views:
-        logger.info("  precompute.views is 0: with precomputed activations, no data augmentation takes place")
-
-
-def provenance(job: Job, backbone: Backbone, engine: Engine) -> dict[str, object]:
-    """What the activations were made from; kept in the files."""
-    return {
-        "backbone": backbone.name,
-        "weights": state_digest(backbone.body),
-        "preprocessing": backbone.preprocessing.as_dict(),
-        "precision": engine.plan.precision,
-        "batch_size": engine.plan.batch_size,
-        "augment": job.params.precompute.augment.model_dump(),
-        "seed": job.params.seed,
-        "manifest": sha256_file(job.root / "data/manifest.parquet"),
+        for cut, body in bodies.items()
     }
+    record_use(root, job.root, {cut: one.namespace for cut, one in built.items()}, params)
+    return built["pooled"].summary()
 
 
 if __name__ == "__main__":

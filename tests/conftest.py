@@ -31,6 +31,7 @@ SMALL = {
     "backbone.image_size": "32",
     "precompute.views": "1",
     "precompute.batch_size": "8",
+    "precompute.engine": "torch",
     "find_lr.steps": "30",
     "find_lr.seeds": "2",
     "train_head.epochs": "2",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from headstart.core import progress, stages
+from headstart.core import files, progress
 from headstart.core.errors import InputError, explain, guarded
 from tests.conftest import REPOSITORY
 
@@ -52,12 +52,12 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
 def test_a_stage_lock_waits_for_its_holder(tmp_path):
     path = tmp_path / "x.lock"
     code = (
-        "import sys, time; from pathlib import Path; from headstart.core.stages import locked\n"
+        "import sys, time; from pathlib import Path; from headstart.core.files import locked\n"
         "with locked(Path(sys.argv[1]), 'x'): print('held', flush=True); time.sleep(1.5)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=REPOSITORY) as holder:
         assert holder.stdout.readline() == b"held\n"
-        with stages.locked(path, "x"):
+        with files.locked(path, "x"):
             assert holder.poll() is not None or holder.wait(1) == 0
 
 

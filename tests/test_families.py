@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from headstart.activations.engine import Engine, fidelity, fold_batch_norms, has_depthwise, plan_precision
+from headstart.activations import engine as engine_module
+from headstart.activations.engine import Engine, build_engine, fidelity, plan_engine, plan_precision, plan_storage
+from headstart.activations.folding import fold_batch_norms
+from headstart.core.errors import InputError
 from headstart.data.transforms import normalise
 from headstart.models.backbones import build_backbone
 from headstart.models.freezing import layer_groups
@@ -40,6 +43,11 @@ FAMILIES = [
 ]
 
 
+def engine_of(body, preprocessing, *, engine="torch", precision="float32", storage="float32", batch_size=8) -> Engine:
+    options = {"engine": engine, "precision": precision, "storage": storage, "batch_size": batch_size}
+    return build_engine(body, preprocessing, **options, device=CPU)
+
+
 @pytest.mark.parametrize(("name", "size"), FAMILIES)
 def test_head_on_cached_activations_is_the_full_frozen_model(name, size):
     backbone = build_backbone(name, "random", size)
@@ -48,9 +56,13 @@ def test_head_on_cached_activations_is_the_full_frozen_model(name, size):
     model = Classifier(backbone.body, head).eval()
     with torch.inference_mode():
         full = model(normalise(images, backbone.preprocessing))
-        engine = Engine(backbone.body, backbone.preprocessing, "float32", 4, CPU)
-        cached = head(engine(images))
-    assert torch.allclose(cached, full, rtol=1e-3, atol=1e-3 * float(full.abs().max())), (cached - full).abs().max()
+    for engine in ("openvino", "torch"):
+        with torch.inference_mode():
+            cached = head(engine_of(backbone.body, backbone.preprocessing, engine=engine, batch_size=4)(images))
+        assert torch.allclose(cached, full, rtol=1e-3, atol=1e-3 * float(full.abs().max())), (
+            engine,
+            (cached - full).abs().max(),
+        )
     groups = layer_groups(backbone.groups, model)
     assert list(groups) == ["early", "late", "head"]
     assert all(groups.values())
@@ -58,10 +70,11 @@ def test_head_on_cached_activations_is_the_full_frozen_model(name, size):
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())  # each exactly once
 
 
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_row_is_the_same_to_the_bit_whatever_else_is_in_its_batch(precision):
+def test_a_row_is_the_same_to_the_bit_whatever_else_is_in_its_batch(precision, engine):
     backbone = build_backbone("tf_efficientnet_lite0", "packaged", 64)
-    engine = Engine(backbone.body, backbone.preprocessing, precision, 8, CPU)
+    engine = engine_of(backbone.body, backbone.preprocessing, engine=engine, precision=precision)
     images = torch.randint(0, 256, (16, 3, 64, 64), dtype=torch.uint8)
     whole = torch.cat([engine(images[:8]), engine(images[8:])])
     assert torch.equal(engine(images[3:4])[0], whole[3])
@@ -108,26 +121,82 @@ def test_folding_is_given_up_where_it_would_change_the_result():
     assert torch.equal(folded(x), body(x))
 
 
-def test_fidelity_is_measured_against_plain_float32():
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_fidelity_is_measured_against_plain_float32(engine):
     backbone = build_backbone("resnet18", "random", 64)
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    exact = fidelity(Engine(backbone.body, backbone.preprocessing, "float32", 4, CPU), backbone.body, images)
-    rough = fidelity(Engine(backbone.body, backbone.preprocessing, "bfloat16", 4, CPU), backbone.body, images)
+    exact, rough = (
+        fidelity(
+            engine_of(backbone.body, backbone.preprocessing, engine=engine, precision=precision),
+            backbone.body,
+            backbone.preprocessing,
+            images,
+        )
+        for precision in ("float32", "bfloat16")
+    )
     assert exact["cosine_min"] > 0.99999
     assert 0.99 < rough["cosine_min"] < exact["cosine_min"] + 1e-7
     assert rough["max_error"] > exact["max_error"]
 
 
-def test_auto_precision_follows_cpu_and_architecture(monkeypatch):
-    plain, depthwise = build_backbone("resnet18", "random", 64).body, build_backbone("mobilenet_v2", "random", 64).body
-    assert (has_depthwise(plain), has_depthwise(depthwise)) == (False, True)
-
-    def chosen(amx: bool, avx: bool) -> list[str]:
+def test_auto_precision_follows_the_hardware(monkeypatch):
+    def chosen(amx: bool, avx: bool) -> str:
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
-        return [plan_precision("auto", body, CPU)[0] for body in (plain, depthwise)]
+        return plan_precision("auto", CPU)[0]
 
-    assert chosen(amx=True, avx=True) == ["bfloat16", "bfloat16"]
-    assert chosen(amx=False, avx=True) == ["bfloat16", "float32"]
-    assert chosen(amx=False, avx=False) == ["float32", "float32"]
-    assert plan_precision("bfloat16", plain, CPU)[0] == "bfloat16"
+    assert [chosen(True, True), chosen(False, True), chosen(False, False)] == ["bfloat16", "bfloat16", "float32"]
+    assert plan_precision("bfloat16", CPU)[0] == "bfloat16"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert plan_precision("auto", torch.device("cuda"))[0] == "float32"
+
+
+def test_auto_precision_gives_bfloat16_up_where_it_is_not_exact_enough(monkeypatch):
+    backbone = build_backbone("resnet18", "random", 64)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    plans = []
+    for most in (0.063, 1e-6):
+        monkeypatch.setattr(engine_module, "MAX_ERROR", most)
+        plans.append(engine_of(backbone.body, backbone.preprocessing, precision="auto").plan)
+    assert [plan.precision for plan in plans] == ["bfloat16", "float32"]
+    assert "off by" in plans[1].reason
+    assert plans[1].probe_error < 1e-4 < plans[0].probe_error
+
+
+def test_storage_is_16_bits_where_they_hold_the_activations():
+    assert plan_storage(torch.tensor([[0.1, 3.0, 900.0]])) == "float16"
+    assert plan_storage(torch.tensor([[0.1, 3.0, 20_000.0]])) == "float32"  # too near the end of its range
+    assert plan_storage(torch.full((4, 4), 1e-7)) == "float32"  # below its precision
+
+
+def test_the_engine_by_device():
+    assert (plan_engine("auto", CPU), plan_engine("auto", torch.device("cuda"))) == ("openvino", "torch")
+    with pytest.raises(InputError, match="openvino, and runtime.device is cuda"):
+        plan_engine("openvino", torch.device("cuda"))
+
+
+class Unknown(torch.nn.Module):
+    """A body OpenVINO has no operation for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.eigvals(x[:, 0]).real
+
+
+def test_a_body_that_openvino_cannot_run_is_said_to_be_one():
+    backbone = build_backbone("resnet18", "random", 32)
+    with pytest.raises(InputError, match="OpenVINO cannot run this backbone") as error:
+        engine_of(Unknown().eval(), backbone.preprocessing, engine="openvino")
+    assert "precompute.engine=torch" in str(error.value)
+
+
+def test_no_telemetry_leaves():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, torch; from headstart.activations.engine import *; from headstart.models.backbones import build_backbone\n"
+        "b = build_backbone('test_efficientnet', 'random', 32)\n"
+        "openvino_forward(b.body, b.preprocessing, 2, torch.device('cpu'))('float32')(torch.zeros(2, 3, 32, 32).byte())\n"
+        "sys.exit(sys.modules.get('openvino_telemetry') is not None)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -148,14 +148,14 @@ def test_the_table_shows_the_lessons_remark(capsys, monkeypatch):
 def test_the_linear_head_sees_standardised_activations():
     x = torch.randn(50, 6) * torch.tensor([1.0, 2, 3, 4, 5, 0]) + 7
     head = build_head("linear", 6, 3, seed=0)
-    adapt(head, x)
+    adapt(head, x.split(20))
     standard = head[0]
     assert isinstance(standard, Standardise)
     y = standard(x)
     assert torch.allclose(y.mean(0), torch.zeros(6), atol=1e-5)
     assert y.var(0, correction=0).mean() == pytest.approx(1, abs=1e-4)
     with pytest.raises(InputError, match="standard deviation 0"):
-        adapt(head, torch.ones(5, 6))
+        adapt(head, [torch.ones(5, 6)])
 
 
 def test_the_mlp_head_is_fastais():

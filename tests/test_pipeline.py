@@ -81,7 +81,7 @@ def test_the_flow_writes_every_out_and_ends_with_a_summary(done):
 
 def test_metrics_and_predictions_are_of_the_test_split_alone(done):
     metrics = json.loads((done / "reports/metrics.json").read_text())
-    assert set(metrics) == {"n_test", "head", "fine_tuned", "fine_tuned_tta"}
+    assert set(metrics) == {"n_test", "head", "head_tta", "fine_tuned", "fine_tuned_tta"}
     assert all(set(metrics[key]) == {"accuracy", "log_loss"} for key in set(metrics) - {"n_test"})
     manifest = pd.read_parquet(done / "data/manifest.parquet")
     predictions = pd.read_parquet(done / "reports/predictions.parquet")
@@ -156,15 +156,17 @@ def test_lost_outs_are_restored_and_forced_stages_run_to_the_same_bytes(copied):
 
 def test_a_directory_out_shrinks(copied, monkeypatch):
     """Three shards, then one: no file of the old three may stay, in the flow as in dvc repro."""
-    from tasks import precompute
+    from headstart.activations import build, compute
 
-    whole = precompute.write_shards
-    monkeypatch.setattr(precompute, "write_shards", lambda *a, **k: whole(*a, **k, shard_rows=40))
+    whole = build.write_shards
+    monkeypatch.setattr(compute, "BLOCK_BYTES", 40_000)  # about 40 rows
+    monkeypatch.setattr(build, "write_shards", lambda *a, **k: whole(*a, **k, limit=1))
     how(copied, force=("precompute",))
-    assert len(list((copied / "data/activations").iterdir())) == 3
-    monkeypatch.setattr(precompute, "write_shards", whole)
+    shards = copied / "data/activations/pooled"
+    assert len(list(shards.iterdir())) > 2
+    monkeypatch.undo()
     how(copied, force=("precompute",))
-    assert [path.name for path in (copied / "data/activations").iterdir()] == ["00000.arrow"]
+    assert [path.name for path in shards.iterdir()] == ["00000.arrow"]
     assert "nfiles: 1\n" in (copied / "dvc.lock").read_text().partition("precompute:")[2].partition("outs:")[2]
 
 
@@ -334,17 +336,17 @@ def test_fetch_data_refuses_a_link_at_its_out(copied, tmp_path):
 
 def test_a_full_disk_is_told_before_anything_runs(copied, monkeypatch):
     from flows import pipeline
-    from tasks import precompute
+    from headstart.activations import build
 
     params = load_params(copied / "params.yaml")
     monkeypatch.setattr(pipeline, "free_bytes", lambda path: 5_000_000)
     with pytest.raises(InputError, match="5 MB free"):
         check_inputs(copied, params, [])
-    monkeypatch.setattr(precompute, "free_bytes", lambda path: 10_000)
-    before = (copied / "data/activations/00000.arrow").read_bytes()
+    monkeypatch.setattr(build, "free_bytes", lambda path: 10_000)
+    before = (copied / "data/activations/pooled/00000.arrow").read_bytes()
     with pytest.raises(InputError, match=r"the activations need .* GB"):
         how(copied, force=("precompute",))
-    assert (copied / "data/activations/00000.arrow").read_bytes() == before
+    assert (copied / "data/activations/pooled/00000.arrow").read_bytes() == before
 
 
 @pytest.mark.parametrize(("address", "beats"), [(None, False), ("http://127.0.0.1:4200/api", True)])

@@ -14,10 +14,10 @@ from headstart.models.freezing import freeze_except, layer_groups, trained_group
 from headstart.models.heads import Classifier, adapt, build_head
 from headstart.models.weights import state_digest
 from headstart.training.fine_tune import fine_tune
-from headstart.training.head import epoch_batches, steps_per_epoch, train_head
+from headstart.training.head import Rows, epoch_batches, train_head
 from headstart.training.loop import adamw, derive_seed, predict, scores, train_step
 from headstart.training.lr_search import Curve, minimum, range_test, slide, steep, suggest, trim, valley
-from headstart.training.schedules import OneCycle, group_rates
+from headstart.training.schedules import OneCycle, group_rates, steps_per_epoch
 
 
 def silent(epoch: int, metrics: dict[str, float]) -> None:
@@ -100,10 +100,15 @@ def rows(count: int = 120, width: int = 8, views: int = 2) -> tuple[torch.Tensor
     return x, y
 
 
+def in_memory(x: torch.Tensor, y: torch.Tensor) -> Rows:
+    """Rows [v, n, d] and classes [n]."""
+    return Rows(lambda images, views: x[views, images], len(x), y)
+
+
 def test_an_epoch_holds_each_image_once_in_a_view_drawn_afresh():
     x = torch.arange(2 * 50).reshape(2, 50, 1).float()
     y = torch.arange(50)
-    first, again, second = (list(epoch_batches(x, y, 16, seed)) for seed in (0, 0, 1))
+    first, again, second = (list(epoch_batches(in_memory(x, y), 16, seed)) for seed in (0, 0, 1))
     labels = torch.cat([labels for _, labels in first])
     assert sorted(labels.tolist()) == list(range(50))
     assert all(torch.equal(values[:, 0] % 50, labels.float()) for values, labels in first)
@@ -111,7 +116,7 @@ def test_an_epoch_holds_each_image_once_in_a_view_drawn_afresh():
     assert len(views) == 2
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
     for count, size in ((50, 16), (49, 16), (33, 16), (1, 8), (2, 2)):
-        batches = list(epoch_batches(x[:, :count], y[:count], size, 0))
+        batches = list(epoch_batches(in_memory(x[:, :count], y[:count]), size, 0))
         assert len(batches) == steps_per_epoch(count, size)
 
 
@@ -121,8 +126,10 @@ def test_a_head_learns_keeps_its_best_epoch_and_repeats_to_the_bit(kind):
 
     def trained() -> tuple[nn.Module, object]:
         head = build_head(kind, 8, 3, seed=1)
-        adapt(head, x[0])
-        return head, train_head(head, x, y, (x[1], y), epochs=6, lr=1e-2, batch_size=16, seed=0, log=silent)
+        adapt(head, x[0].split(50))
+        return head, train_head(
+            head, in_memory(x, y), in_memory(x[1:], y), epochs=6, lr=1e-2, batch_size=16, seed=0, log=silent
+        )
 
     (head, history), (twin, _) = trained(), trained()
     assert state_digest(head) == state_digest(twin)
@@ -137,7 +144,7 @@ def test_an_exploding_loss_stops_naming_step_and_rate():
     x[:, 7] = float("nan")
     head = build_head("linear", 8, 3, seed=0)
     with pytest.raises(InputError, match=r"the loss is nan in epoch 1, step \d+ at learning rate"):
-        train_head(head, x, y, (x[1], y), epochs=2, lr=1e-2, batch_size=16, seed=0, log=silent)
+        train_head(head, in_memory(x, y), in_memory(x[1:], y), epochs=2, lr=1e-2, batch_size=16, seed=0, log=silent)
 
 
 def test_prediction_leaves_modes_as_they_were():
@@ -177,7 +184,7 @@ def test_fine_tuning_trains_only_its_groups_and_repeats_to_the_bit():
 def endless(x: torch.Tensor, y: torch.Tensor, seed: int = 0):
     epoch = 0
     while True:
-        yield from epoch_batches(x, y, 16, derive_seed(seed, epoch))
+        yield from epoch_batches(in_memory(x, y), 16, derive_seed(seed, epoch))
         epoch += 1
 
 
@@ -198,7 +205,7 @@ def test_lr_search_changes_nothing():
         assert np.array_equal(np.random.get_state()[1], numpy_state)
         assert [module.training for module in head][:2] == [False, True]
         assert all(parameter.grad is None for parameter in head.parameters())
-        train_head(head, x, y, (x[1], y), epochs=2, lr=1e-2, batch_size=16, seed=0, log=silent)
+        train_head(head, in_memory(x, y), in_memory(x[1:], y), epochs=2, lr=1e-2, batch_size=16, seed=0, log=silent)
         return state_digest(head)
 
     assert fitted(search=True) == fitted(search=False)

@@ -3,11 +3,19 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.data.transforms import Augmentation, Preprocessing, augmented_view, normalise, plain_view, view_generator
+from headstart.data.transforms import (
+    Augmentation,
+    Preprocessing,
+    augmented_view,
+    normalise,
+    plain_view,
+    resized,
+    view_generator,
+)
 
 PRE = Preprocessing(32, 0.875, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-LESSON = Augmentation(flip=True, rotate=10, zoom=1.1, lighting=0.1)
-STILL = Augmentation(flip=False, rotate=0, zoom=1, lighting=0)
+LESSON = Augmentation(preset="side_on", flip=True, rotate=10, zoom=1.1, lighting=0.1)
+STILL = Augmentation(preset="side_on", flip=False, rotate=0, zoom=1, lighting=0)
 PIXELS = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
 
 
@@ -25,17 +33,17 @@ def test_plain_view_is_the_libraries_resize_and_centre_crop():
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 300, 3), (7, 3, 3), (640, 480, 3)])
 def test_every_shape_of_image_gives_the_input_size(shape):
     pixels = np.full(shape, 200, np.uint8)
-    views = [plain_view(pixels, PRE), augmented_view(pixels, PRE, LESSON, view_generator(0, "k", 1))]
+    views = [plain_view(pixels, PRE), augmented_view(resized(pixels, PRE), PRE, LESSON, view_generator(0, "k", 1))]
     assert all(view.shape == (3, 32, 32) for view in views)
 
 
 def test_a_still_augmentation_is_the_plain_view():
-    assert torch.equal(augmented_view(PIXELS, PRE, STILL, view_generator(0, "k", 1)), plain_view(PIXELS, PRE))
+    assert torch.equal(augmented_view(resized(PIXELS, PRE), PRE, STILL, view_generator(0, "k", 1)), plain_view(PIXELS, PRE))
 
 
 def test_views_are_a_function_of_seed_key_and_number():
     def view(*parts):
-        return augmented_view(PIXELS, PRE, LESSON, view_generator(*parts))
+        return augmented_view(resized(PIXELS, PRE), PRE, LESSON, view_generator(*parts))
 
     assert torch.equal(view(0, "k", 1), view(0, "k", 1))
     others = [view(1, "k", 1), view(0, "l", 1), view(0, "k", 2)]
@@ -44,8 +52,8 @@ def test_views_are_a_function_of_seed_key_and_number():
 
 def test_no_black_corners_come_in():
     white = np.full((60, 60, 3), 255, np.uint8)
-    turned = Augmentation(flip=False, rotate=30, zoom=1, lighting=0)
-    assert all((augmented_view(white, PRE, turned, view_generator(0, "k", v)) == 255).all() for v in range(8))
+    turned = Augmentation(preset="side_on", flip=False, rotate=30, zoom=1, lighting=0)
+    assert all((augmented_view(resized(white, PRE), PRE, turned, view_generator(0, "k", v)) == 255).all() for v in range(8))
 
 
 def test_normalise_takes_mean_and_std_off():

@@ -1,62 +1,163 @@
-"""From manifest rows to blocks of activations, in a stream."""
+"""From image files to rows of activations: what the cache lacks is computed and kept, then all is put in order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headstart.activations.cache import Block, Cache, places, split_place
 from headstart.activations.engine import Engine
 from headstart.core.errors import InputError
 from headstart.core.parallel import chunks
 from headstart.data.images import ImageSource, image_map
 
-Block = tuple[list[str], list[int], NDArray[Any]]
-DTYPES = {"float32": "float32", "bfloat16": "float16"}  # 16 bits are enough for what was computed in 16
+logger = logging.getLogger("headstart")
+BLOCK_BYTES = 32_000_000
+File = tuple[str, str]  # path, key
+Progress = Callable[[Iterator[int], int, int], Iterator[int]]
 
 
-def compute_blocks(
-    engine: Engine, images: ImageSource, files: Sequence[tuple[str, str]], *, views: int, workers: int
-) -> Iterator[Block]:
-    """Compute activations block by block, one block a batch of the engine.
+@dataclass(frozen=True)
+class Filled:
+    """What `fill` found and did, in rows."""
 
-    Each worker decodes a batch's files and runs the engine on them, all in one thread: the cores never wait
-    for each other inside an operation, and the activations do not depend, to the bit, on their number.
+    rows: int
+    cached: int
+    damaged: int
+    computed: int
+
+
+def row_bytes(shape: Sequence[int], storage: str) -> int:
+    """Bytes of one row."""
+    return int(np.prod(shape)) * np.dtype(storage).itemsize
+
+
+def fill(
+    cache: Cache,
+    engine: Engine,
+    images: ImageSource,
+    files: Sequence[File],
+    *,
+    views: int,
+    workers: int,
+    progress: Progress = lambda done, total, cached: done,
+) -> Filled:
+    """Compute the rows that the cache lacks or holds damaged, and keep each batch as soon as it is computed.
+
+    Each worker decodes images and runs the engine on them, all in one thread: the cores never wait for each other
+    inside an operation. Another process at work on the same rows is waited for, and what it computed is taken.
 
     Args:
-        engine: the frozen body.
-        images: where the files are.
-        files: (path, key) pairs; rows come in this order, all views of an image together.
+        files: (path, key) of each image.
         views: K, augmented views besides the plain one.
         workers: threads that decode and compute.
-
-    Yields:
-        keys, views, activations [n, d]; memory holds a few batches whatever the number of images.
+        progress: wraps the numbers of rows done (numbers, rows to compute, rows cached).
 
     Raises:
-        InputError: an image changed, or activations that are not finite.
+        InputError: an image changed, activations that are not finite, no space left.
     """
+    wanted = places([key for _, key in files], range(1 + views))
+    missing, damaged = _missing(cache, wanted)
+    if damaged:
+        logger.warning("  %s damaged rows in the activations cache are computed again", f"{damaged:,}")
+    if not missing.any():
+        return Filled(len(wanted), len(wanted), 0, 0)
+    with cache.writing():
+        again, _ = _missing(cache, wanted[missing])
+        missing[missing] = again
+        if missing.any():
+            _compute(cache, engine, images, files, missing.reshape(len(files), 1 + views), workers, progress)
+    computed = int(missing.sum())
+    return Filled(len(wanted), len(wanted) - computed, damaged, computed)
+
+
+def _missing(cache: Cache, wanted: NDArray[np.bytes_]) -> tuple[NDArray[np.bool_], int]:
+    """Which rows are not in the cache or damaged, and how many are damaged."""
+    rows = cache.find(wanted)
+    missing: NDArray[np.bool_] = rows < 0
+    there = np.flatnonzero(~missing)
+    for part in split_blocks(there, cache.row_bytes):
+        missing[part] = ~cache.read(rows[part])[1]
+    return missing, int(missing[there].sum())
+
+
+def split_blocks(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Row numbers in parts of some 32 MB; `size` is a row's."""
+    return [rows[start : start + step] for step in [max(1, BLOCK_BYTES // size)] for start in range(0, len(rows), step)]
+
+
+def _compute(
+    cache: Cache,
+    engine: Engine,
+    images: ImageSource,
+    files: Sequence[File],
+    missing: NDArray[np.bool_],
+    workers: int,
+    progress: Progress,
+) -> None:
+    work = [(path, key, np.flatnonzero(lost).tolist()) for (path, key), lost in zip(files, missing, strict=True) if lost.any()]
     size = engine.plan.batch_size
-    dtype = np.dtype(DTYPES[engine.plan.precision])
 
-    def compute(part: list[tuple[str, str]]) -> list[Block]:
-        loaded = [images.views(path, key, views) for path, key in part]
-        rows = [(key, view, image) for (_, key), seen in zip(part, loaded, strict=True) for view, image in enumerate(seen)]
-        return [block(batch) for batch in chunks(rows, size)]
+    def compute(part: list[tuple[str, str, list[int]]]) -> list[int]:
+        loaded = (
+            ((key, view), image)
+            for path, key, views in part
+            for view, image in zip(views, images.views(path, key, views), strict=True)
+        )
+        return [keep(batch) for batch in chunks(loaded, size)]
 
-    def block(rows: list[tuple[str, int, torch.Tensor]]) -> Block:
-        keys, numbers, inputs = zip(*rows, strict=True)
-        with np.errstate(over="ignore"):
-            x_nd = engine(torch.stack(inputs)).numpy().astype(dtype)
-        if not np.isfinite(x_nd).all():
+    def keep(batch: list[tuple[tuple[str, int], torch.Tensor]]) -> int:
+        names, inputs = zip(*batch, strict=True)
+        values = engine_rows(engine, names, torch.stack(inputs))
+        cache.append([places([key], [view])[0] for key, view in names], values)
+        return len(batch)
+
+    def done() -> Iterator[int]:
+        for counts in image_map(compute, chunks(work, size), workers, ahead=2 * workers):
+            yield from counts
+
+    for _ in progress(done(), int(missing.sum()), int((~missing).sum())):
+        pass
+
+
+def engine_rows(engine: Engine, names: Sequence[tuple[str, int]], images: torch.Tensor) -> NDArray[np.uint8]:
+    """Rows as they are kept, [n, b] bytes, of images [n, 3, s, s] uint8.
+
+    Raises:
+        InputError: activations that are not finite, naming the image.
+    """
+    with np.errstate(over="ignore"):
+        x_nd = engine(images).flatten(1).numpy().astype(engine.plan.storage)
+    finite = np.isfinite(x_nd).all(axis=1)
+    if not finite.all():
+        key, view = names[int(finite.argmin())]
+        raise InputError(
+            f"the activations of image {key[:12]}…, view {view}, are not finite in {engine.plan.storage}",
+            fix="--set precompute.storage=float32 precompute.precision=float32, or check backbone.weights",
+        )
+    return np.ascontiguousarray(x_nd).view(np.uint8)
+
+
+def assemble(cache: Cache, keys: Sequence[str], views: int) -> Iterator[Block]:
+    """All views of all images as blocks of rows, in the order of `keys`; no image is torn apart.
+
+    Raises:
+        InputError: a row that is not there, or has been damaged since `fill`.
+    """
+    step = max(1, BLOCK_BYTES // (cache.row_bytes * (1 + views)))
+    for start in range(0, len(keys), step):
+        wanted = places(keys[start : start + step], range(1 + views))
+        rows = cache.find(wanted)
+        values, sound = cache.read(rows)
+        sound &= rows >= 0
+        if not sound.all():
+            key, view = split_place(wanted[int(sound.argmin())])
             raise InputError(
-                f"activations of image {keys[0][:12]}… and its neighbours are not finite in {dtype}",
-                fix="set precompute.precision: float32, or check backbone.weights",
+                f"{cache.folder}: the row of image {key[:12]}…, view {view} was damaged meanwhile", fix="run again"
             )
-        return list(keys), list(numbers), x_nd
-
-    for blocks in image_map(compute, chunks(files, size), workers, ahead=2 * workers):
-        yield from blocks
+        yield Block(wanted, cache.entries["checksum"][rows], values)

@@ -1,88 +1,89 @@
-"""Assembled activations: Arrow IPC files, memory-mapped, columns key, view, activations.
+"""Assembled activations: Arrow IPC files, memory-mapped, columns key, view, activations, checksum.
 
 Rows are sorted by key, then view (0 is the plain view), whatever the folder's paths are: the files are a
 function of the images, the weights and the parameters. Labels and splits are joined by key.
+Shape legend: n rows, d activation width (a map's values in one line), v views.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-import xxhash
 from numpy.typing import NDArray
 
+from headstart.activations.cache import Block, checksum
 from headstart.core.errors import InputError
 from headstart.core.files import atomic_path
 
-SHARD_ROWS = 65_536
+SHARD_BYTES = 2_000_000_000
 META = b"headstart"
+KEY_BYTES = 32
 RERUN = "python -m flows.pipeline --force precompute"
 
 
 def write_shards(
-    folder: Path,
-    blocks: Iterable[tuple[Sequence[str], Sequence[int], NDArray[Any]]],
-    width: int,
-    dtype: str,
-    meta: dict[str, Any],
-    shard_rows: int = SHARD_ROWS,
+    folder: Path, blocks: Iterable[Block], shape: Sequence[int], storage: str, meta: dict[str, Any], limit: int = SHARD_BYTES
 ) -> int:
     """Write a stream of blocks as one or more Arrow files; memory holds one block at a time.
 
     Args:
         folder: gets 00000.arrow, 00001.arrow, …
-        blocks: (keys, views, activations [n, d] of `dtype`), in the order of the rows.
-        width: d.
-        dtype: "float16" or "float32".
+        blocks: in the order of the rows.
+        shape: of one image's activation; `storage`: "float16" or "float32".
         meta: provenance, kept in each file's schema.
-        shard_rows: rows after which a new file is begun, at a block's end.
+        limit: bytes after which a new file is begun, at a block's end.
 
     Returns:
         The number of rows.
     """
-    activation = pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), width)
-    fields = [("key", pa.string()), ("view", pa.int16()), ("activations", activation), ("checksum", pa.uint64())]
-    schema = pa.schema(fields, metadata={META: json.dumps(meta, sort_keys=True).encode()})
+    value = pa.from_numpy_dtype(np.dtype(storage))
+    activation = pa.list_(value, int(np.prod(shape)))
+    fields = [("key", pa.binary(KEY_BYTES)), ("view", pa.int16()), ("activations", activation), ("checksum", pa.uint64())]
+    text = json.dumps(meta | {"shape": list(shape)}, sort_keys=True)
+    schema = pa.schema(fields, metadata={META: text.encode()})
     folder.mkdir(parents=True, exist_ok=True)
     total, shard, stream = 0, 0, iter(blocks)
     block = next(stream, None)
     while block is not None:
-        rows = 0
+        size = 0
         with atomic_path(folder / f"{shard:05}.arrow") as path, pa.ipc.new_file(str(path), schema) as writer:
-            while block is not None and rows < shard_rows:
-                writer.write_batch(_batch(*block, schema))
-                rows += len(block[0])
+            while block is not None and size < limit:
+                writer.write_batch(_batch(block, schema))
+                total, size = total + len(block.places), size + block.values.nbytes
                 block = next(stream, None)
-        total, shard = total + rows, shard + 1
+        shard += 1
     return total
 
 
-def _batch(keys: Sequence[str], views: Sequence[int], x_nd: NDArray[Any], schema: pa.Schema) -> pa.RecordBatch:
-    assert pa.from_numpy_dtype(x_nd.dtype) == schema.field("activations").type.value_type
-    flat = pa.array(x_nd.reshape(-1), type=schema.field("activations").type.value_type)
-    return pa.record_batch(
-        [
-            pa.array(keys, pa.string()),
-            pa.array(views, pa.int16()),
-            pa.FixedSizeListArray.from_arrays(flat, x_nd.shape[1]),
-            pa.array([_checksum(row) for row in x_nd], pa.uint64()),
-        ],
-        schema=schema,
-    )
-
-
-def _checksum(row: NDArray[Any]) -> int:
-    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(row).tobytes())
+def _batch(block: Block, schema: pa.Schema) -> pa.RecordBatch:
+    n = len(block.places)
+    named = np.frombuffer(block.places.tobytes(), [("key", f"V{KEY_BYTES}"), ("view", ">u2")])
+    kind = schema.field("activations").type
+    values = pa.Array.from_buffers(kind.value_type, n * kind.list_size, [None, pa.py_buffer(block.values)])
+    keys = pa.Array.from_buffers(pa.binary(KEY_BYTES), n, [None, pa.py_buffer(np.ascontiguousarray(named["key"]))])
+    columns = [
+        keys,
+        pa.array(named["view"].astype(np.int16)),
+        pa.FixedSizeListArray.from_arrays(values, kind.list_size),
+        pa.array(block.checksums),
+    ]
+    return pa.record_batch(columns, schema=schema)
 
 
 class Activations:
     """The rows of a folder of Arrow files: memory-mapped, nothing is read until rows are asked for.
+
+    Args:
+        folder: of one cut's activations.
+
+    Attributes:
+        width: d. `views`: v. `meta`: provenance, with the `shape` of one image's activation.
 
     Raises:
         InputError: no files, or damaged ones.
@@ -93,57 +94,105 @@ class Activations:
         if not paths:
             raise InputError(f"{folder}: no activations", fix=RERUN)
         self.folder = folder
-        self.blocks: list[NDArray[Any]] = []
-        self.checksums: list[NDArray[Any]] = []
-        self._places: dict[tuple[str, int], tuple[int, int]] = {}
+        self._blocks: list[_Mapped] = []
         for path in paths:
             self._open(path)
-        self.width = self.blocks[0].shape[1]
-        self.views = 1 + max(view for _, view in self._places)
+        self._starts = np.cumsum([0, *(len(block.keys) for block in self._blocks)])
+        self._firsts = np.array([block.keys[0] for block in self._blocks])
+        self._sound = np.zeros(len(self._blocks), bool)
+        self.width = self._blocks[0].values.shape[1]
+        self.views = int(np.searchsorted(self._blocks[0].keys, self._firsts[0], side="right"))
 
     def _open(self, path: Path) -> None:
         try:
             file = pa.ipc.open_file(pa.memory_map(str(path)))
             batches = [file.get_batch(i) for i in range(file.num_record_batches)]
-        except (pa.ArrowInvalid, OSError) as error:
+            self.meta: dict[str, Any] = json.loads(file.schema.metadata[META])
+            self._blocks += [_Mapped(batch) for batch in batches]
+        except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
             raise InputError(f"{path}: damaged: {error}", fix=RERUN) from None
-        self.meta: dict[str, Any] = json.loads(file.schema.metadata[META])
-        for batch in batches:
-            values = batch.column("activations")
-            flat = values.flatten().to_numpy(zero_copy_only=True)
-            self.blocks.append(flat.reshape(len(batch), -1))
-            self.checksums.append(batch.column("checksum").to_numpy())
-            keys, views = batch.column("key").to_pylist(), batch.column("view").to_pylist()
-            for row, place in enumerate(zip(keys, views, strict=True)):
-                self._places[place] = (len(self.blocks) - 1, row)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return int(self._starts[-1])
+
+    def locate(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """Row numbers [n] of the plain views of images; view v's is v further on.
+
+        Raises:
+            InputError: an image without a row.
+        """
+        wanted = np.array([bytes.fromhex(key) for key in keys], f"S{KEY_BYTES}")
+        found = np.full(len(wanted), -1)
+        blocks = np.searchsorted(self._firsts, wanted, side="right") - 1
+        for i in np.unique(blocks[blocks >= 0]):
+            chosen = np.flatnonzero(blocks == i)
+            rows = np.searchsorted(self._blocks[i].keys, wanted[chosen])
+            there = self._blocks[i].keys[np.minimum(rows, len(self._blocks[i].keys) - 1)] == wanted[chosen]
+            found[chosen[there]] = self._starts[i] + rows[there]
+        if (found < 0).any():
+            raise InputError(f"{self.folder}: no activations of image {keys[int((found < 0).argmax())][:12]}…", fix=RERUN)
+        return found
+
+    def gather(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Rows by number, copied out as [n, d] float32; each block is checked when it is first read.
+
+        Raises:
+            InputError: a damaged row.
+        """
+        out = torch.empty(len(rows), self.width)
+        blocks = np.searchsorted(self._starts, rows, side="right") - 1
+        for i in np.unique(blocks):
+            self._check(int(i))
+            chosen = np.flatnonzero(blocks == i)
+            values = self._blocks[i].values[rows[chosen] - self._starts[i]]
+            out[torch.from_numpy(chosen)] = torch.from_numpy(values).float()
+        return out
+
+    def _check(self, i: int) -> None:
+        if self._sound[i]:
+            return
+        block = self._blocks[i]
+        places = block.places()
+        for place, row, wanted in zip(places, block.values.view(np.uint8), block.checksums.tolist(), strict=True):
+            if checksum(place, row) != wanted:
+                key = place[:KEY_BYTES].hex()
+                raise InputError(f"{self.folder}: a row of image {key[:12]}… is damaged", fix=RERUN)
+        self._sound[i] = True
 
     def rows(self, keys: Sequence[str], view: int = 0) -> torch.Tensor:
-        """Activations of `keys` in one view, in the order of `keys`; each row's checksum is verified.
-
-        Returns:
-            [n, d] float32.
+        """Activations of `keys` in one view, in the order of `keys`, [n, d] float32.
 
         Raises:
             InputError: a key without a row, or a damaged row.
         """
-        out = torch.empty(len(keys), self.width)
-        for i, key in enumerate(keys):
-            block, row = self._place(key, view)
-            values = self.blocks[block][row]
-            if _checksum(values) != self.checksums[block][row]:
-                raise InputError(f"{self.folder}: the row of image {key[:12]}…, view {view} is damaged", fix=RERUN)
-            out[i] = torch.from_numpy(values.astype(np.float32))
-        return out
+        if not 0 <= view < self.views:
+            raise InputError(f"{self.folder}: view {view}", wanted=f"0 to {self.views - 1}", fix=RERUN)
+        return self.gather(self.locate(keys) + view)
 
     def all_views(self, keys: Sequence[str]) -> torch.Tensor:
-        """[1 + K, n, d] float32: the plain view and the K augmented ones."""
+        """[v, n, d] float32: the plain view and the augmented ones."""
         return torch.stack([self.rows(keys, view) for view in range(self.views)])
 
-    def _place(self, key: str, view: int) -> tuple[int, int]:
-        try:
-            return self._places[key, view]
-        except KeyError:
-            raise InputError(f"{self.folder}: no activations of image {key[:12]}…, view {view}", fix=RERUN) from None
+    def blocks(self, keys: Sequence[str], size: int) -> Iterator[torch.Tensor]:
+        """The plain views of `keys` in order, `size` at a time."""
+        located = self.locate(keys)
+        for start in range(0, len(located), size):
+            yield self.gather(located[start : start + size])
+
+
+class _Mapped:
+    """One record batch's columns as arrays on the mapped file."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        values = batch.column("activations")
+        self.values: NDArray[Any] = values.flatten().to_numpy(zero_copy_only=True).reshape(len(batch), -1)
+        self.keys = np.frombuffer(batch.column("key").buffers()[1], f"S{KEY_BYTES}", len(batch))
+        self.views: NDArray[np.int16] = batch.column("view").to_numpy()
+        self.checksums: NDArray[np.uint64] = batch.column("checksum").to_numpy()
+
+    def places(self) -> list[bytes]:
+        """The cache's names of the rows."""
+        views = self.views.tolist()
+        return [
+            key.ljust(KEY_BYTES, b"\0") + view.to_bytes(2, "big") for key, view in zip(self.keys.tolist(), views, strict=True)
+        ]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger("headstart")
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -102,3 +106,20 @@ def remove(path: Path) -> None:
 def free_bytes(path: Path) -> int:
     """Bytes that an unprivileged process may still write on `path`'s file system."""
     return shutil.disk_usage(path).free
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold an flock on `path`; waits, and says for whom, while another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            logger.info("%s is held by process %s: waiting for it to end", what, stream.read().strip() or "unknown")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield

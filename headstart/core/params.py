@@ -83,6 +83,7 @@ class Backbone(Section):
 
 
 class Augment(Section):
+    preset: Literal["side_on", "top_down", "none"]
     flip: bool
     rotate: Annotated[float, Field(ge=0, le=180)]
     zoom: Annotated[float, Field(ge=1, le=4)]
@@ -91,9 +92,14 @@ class Augment(Section):
 
 class Precompute(Section):
     views: Annotated[int, Field(ge=0, le=64)]
+    view_seed: Annotated[int, Field(ge=0, lt=2**32)]
     augment: Augment
+    map_after: Literal["none", "early", "late"]
+    engine: Literal["auto", "openvino", "torch"]
     precision: Literal["auto", "float32", "bfloat16"]
-    batch_size: PositiveInt
+    storage: Literal["auto", "float32", "float16"]
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
+    max_gb: Annotated[float, Field(gt=0)]
 
 
 class FindLR(Section):
@@ -135,6 +141,7 @@ class Runtime(Section):
     threads: PositiveInt | Literal["auto"]
     workers: PositiveInt | Literal["auto"]
     device: Literal["auto", "cpu", "cuda", "mps"]
+    cache_dir: Annotated[str, Field(min_length=1)]
 
 
 class Params(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,7 +15,9 @@ logger = logging.getLogger("headstart")
 SECONDS_BETWEEN_LINES = 5.0
 
 
-def track(items: Iterable[T], what: str, total: int, unit: str = "images", weight: int = 1) -> Iterator[T]:
+def track(
+    items: Iterable[T], what: str, total: int, unit: str = "images", weigh: Callable[[T], int] = lambda item: 1
+) -> Iterator[T]:
     """Yield `items` while showing how far along they are, at what rate, and when they will be through.
 
     Args:
@@ -23,14 +25,14 @@ def track(items: Iterable[T], what: str, total: int, unit: str = "images", weigh
         what: the step in a user's words, such as "computing activations".
         total: the number of units in all.
         unit: what is counted.
-        weight: units per item (the last item may hold fewer).
+        weigh: units in an item.
     """
     if sys.stderr.isatty():
-        return _bar(items, what, total, unit, weight)
-    return _lines(items, what, total, unit, weight)
+        return _bar(items, what, total, unit, weigh)
+    return _lines(items, what, total, unit, weigh)
 
 
-def _bar(items: Iterable[T], what: str, total: int, unit: str, weight: int) -> Iterator[T]:
+def _bar(items: Iterable[T], what: str, total: int, unit: str, weigh: Callable[[T], int]) -> Iterator[T]:
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(),
@@ -43,21 +45,23 @@ def _bar(items: Iterable[T], what: str, total: int, unit: str, weight: int) -> I
     start = time.monotonic()
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task(what, total=total, rate="")
-        for count, item in enumerate(items, start=1):
+        done = 0
+        for item in items:
             yield item
-            done = min(count * weight, total)
+            done += weigh(item)
             rate = done / max(time.monotonic() - start, 1e-9)
             progress.update(task, completed=done, rate=f"{rate:,.0f} {unit}/s")
 
 
-def _lines(items: Iterable[T], what: str, total: int, unit: str, weight: int) -> Iterator[T]:
+def _lines(items: Iterable[T], what: str, total: int, unit: str, weigh: Callable[[T], int]) -> Iterator[T]:
     start = said = time.monotonic()
-    for count, item in enumerate(items, start=1):
+    done = 0
+    for item in items:
         yield item
+        done += weigh(item)
         now = time.monotonic()
         if now - said >= SECONDS_BETWEEN_LINES:
             said = now
-            done = min(count * weight, total)
             rate = done / (now - start)
             left = (total - done) / rate
             logger.info("  %s: %s of %s %s, %.0f/s, %.0f s left", what, f"{done:,}", f"{total:,}", unit, rate, left)

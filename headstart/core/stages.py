@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -12,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +111,7 @@ def run_stage(stage: Stage, function: StageFunction, root: Path, params: Params)
             published then, and the outs of the run before survive.
     """
     refuse_changes(root, params, stage.name)
-    with locked(root / ".headstart" / "locks" / f"{stage.name}.lock", f"stage {stage.name}"):
+    with files.locked(root / ".headstart" / "locks" / f"{stage.name}.lock", f"stage {stage.name}"):
         staging = root / ".headstart" / "tmp" / stage.name
         files.remove(staging)
         staging.mkdir(parents=True)
@@ -191,23 +189,6 @@ def _walk(path: Path) -> Iterator[Path]:
             file = Path(folder, name)
             if file.exists():
                 yield file
-
-
-@contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold an flock on `path`; waits, and says for whom, while another process holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            logger.info("%s is held by process %s: waiting for it to end", what, stream.read().strip() or "unknown")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield
 
 
 def main(name: str, function: StageFunction, after: Callable[[Path, Params], object] | None = None) -> None:

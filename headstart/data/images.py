@@ -8,13 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from headstart.core.parallel import ordered_map
 from headstart.data.reading import read_pixels
-from headstart.data.transforms import Augmentation, Preprocessing, augmented_view, plain_view, view_generator
+from headstart.data.transforms import Augmentation, Preprocessing, augmented_view, centre, resized, view_generator
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -40,26 +38,31 @@ class ImageSource:
 
     def plain(self, path: str, key: str) -> torch.Tensor:
         """The plain view [3, s, s] uint8 of the file with SHA-256 `key`."""
-        return plain_view(self._pixels(path, key), self.preprocessing)
+        return centre(self._resized(path, key), self.preprocessing)
 
-    def views(self, path: str, key: str, count: int) -> list[torch.Tensor]:
-        """The plain view and `count` augmented ones, decoded once; view v depends on bytes, seed and v alone."""
-        pixels = self._pixels(path, key)
-        augmented = [self._augment(pixels, key, "view", view) for view in range(1, count + 1)]
-        return [plain_view(pixels, self.preprocessing), *augmented]
+    def views(self, path: str, key: str, numbers: Iterable[int]) -> Iterator[torch.Tensor]:
+        """The views of these numbers, decoded once: 0 is the plain one, v depends on bytes, seed and v alone."""
+        image = self._resized(path, key)
+        for number in numbers:
+            yield self._augment(image, key, "view", number) if number else centre(image, self.preprocessing)
 
     def augmented(self, path: str, key: str, epoch: int) -> torch.Tensor:
         """A view for one epoch of training; it depends on bytes, seed and epoch alone."""
-        return self._augment(self._pixels(path, key), key, "epoch", epoch)
+        return self._augment(self._resized(path, key), key, "epoch", epoch)
 
-    def _pixels(self, path: str, key: str) -> NDArray[np.uint8]:
-        return read_pixels(self.folder, path, key, self.max_pixels)
+    def _resized(self, path: str, key: str) -> torch.Tensor:
+        return resized(read_pixels(self.folder, path, key, self.max_pixels, self.preprocessing.enough), self.preprocessing)
 
-    def _augment(self, pixels: NDArray[np.uint8], key: str, kind: str, number: int) -> torch.Tensor:
+    def _augment(self, image: torch.Tensor, key: str, kind: str, number: int) -> torch.Tensor:
         rng = view_generator(self.seed, kind, key, number)
-        return augmented_view(pixels, self.preprocessing, self.augmentation, rng)
+        return augmented_view(image, self.preprocessing, self.augmentation, rng)
 
 
 def image_map(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Iterator[B]:
     """`ordered_map` with torch kept to one thread in each worker, so that workers do not crowd each other out."""
     return ordered_map(function, items, workers, ahead, partial(torch.set_num_threads, 1))
+
+
+def alone(function: Callable[[], B]) -> B:
+    """Call a function as `image_map`'s workers do, with torch kept to one thread: the same bits as in a worker."""
+    return next(image_map(lambda _: function(), [None], workers=1, ahead=1))

@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_bytes
-from headstart.data.decode import DecodeError, decode
+from headstart.data.decode import DecodeError, decode_image
 
 
-def read_pixels(source: Path, path: str, key: str, max_pixels: int) -> NDArray[np.uint8]:
+def read_pixels(source: Path, path: str, key: str, max_pixels: int, enough: int | None = None) -> NDArray[np.uint8]:
     """Read and decode `source / path`, whose bytes must still have the hash `key`.
+
+    Args:
+        enough: a picture with sides of at least so many pixels will do (see `decode_image`).
 
     Returns:
         [h, w, 3] uint8.
@@ -29,6 +32,6 @@ def read_pixels(source: Path, path: str, key: str, max_pixels: int) -> NDArray[n
     if sha256_bytes(data) != key:
         raise InputError(f"{source / path}: its bytes changed since the manifest was made", fix=relink)
     try:
-        return decode(data, max_pixels)
+        return decode_image(data, max_pixels, enough=enough).pixels
     except DecodeError as error:
         raise InputError(f"{source / path}: {error}, though it was readable before", fix=relink) from None

@@ -6,6 +6,7 @@ engine and the trainer normalise.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -37,11 +38,34 @@ class Preprocessing:
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
+    @property
+    def resized_side(self) -> int:
+        """The shorter side before the crop, pixels."""
+        return round(self.image_size / self.crop_pct)
+
+    @property
+    def enough(self) -> int:
+        """Sides with which a picture need not be decoded larger: twice what it is resized to."""
+        return 2 * self.resized_side
+
+
+PRESETS = ("side_on", "top_down", "none")
+
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The lesson's augmentations: flip, small rotation, zoom, lighting."""
+    """The lesson's augmentations: flip, small rotation, zoom, lighting.
 
+    Args:
+        preset: "side_on" (an upright camera), "top_down" (no up and down: any of the square's eight symmetries
+            where `flip` is set), or "none" (no augmentation, whatever the others say).
+        flip: mirror left and right half of the time.
+        rotate: largest angle, degrees, either way.
+        zoom: largest factor, 1 for none.
+        lighting: largest relative change of brightness and of contrast, either way.
+    """
+
+    preset: str
     flip: bool
     rotate: float
     zoom: float
@@ -58,18 +82,18 @@ def plain_view(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> torch
     Returns:
         [3, s, s] uint8, a pure function of the arguments.
     """
-    size = preprocessing.image_size
-    image = torch.from_numpy(pixels).permute(2, 0, 1)  # [3, h, w]
-    resized = tv.resize(
-        image, [round(size / preprocessing.crop_pct)], InterpolationMode(preprocessing.interpolation), antialias=True
-    )
-    return tv.center_crop(resized, [size, size]).contiguous()
+    return centre(resized(pixels, preprocessing), preprocessing)
+
+
+def centre(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """The centre [3, s, s] of a resized image."""
+    return tv.center_crop(image, [preprocessing.image_size] * 2).contiguous()
 
 
 def augmented_view(
-    pixels: NDArray[np.uint8], preprocessing: Preprocessing, augmentation: Augmentation, rng: np.random.Generator
+    image: torch.Tensor, preprocessing: Preprocessing, augmentation: Augmentation, rng: np.random.Generator
 ) -> torch.Tensor:
-    """One random view; the same generator state gives the same bytes.
+    """One random view of a resized image; the same generator state gives the same bytes.
 
     Rotation and zoom turn about the centre of the resized image before it is cropped, the border
     reflected, so that no black corners come in.
@@ -78,17 +102,15 @@ def augmented_view(
         [3, s, s] uint8.
     """
     flip, angle, zoom, brightness, contrast = rng.uniform(size=5)
-    size = preprocessing.image_size
-    image = torch.from_numpy(pixels).permute(2, 0, 1)
-    interpolation = InterpolationMode(preprocessing.interpolation)
-    image = tv.resize(image, [round(size / preprocessing.crop_pct)], interpolation, antialias=True)
-    if augmentation.flip and flip < 0.5:
-        image = tv.horizontal_flip(image)
+    if augmentation.preset == "none":
+        return centre(image, preprocessing)
+    if augmentation.flip:
+        image = _dihedral(image, int(flip * 8)) if augmentation.preset == "top_down" else _mirror(image, flip < 0.5)
     degrees = float((2 * angle - 1) * augmentation.rotate)
     scale = float(1 + zoom * (augmentation.zoom - 1))
     if degrees or scale != 1:
-        image = _turn(image, degrees, scale)
-    image = tv.center_crop(image, [size, size])
+        image = _turn(image, preprocessing.image_size, degrees, scale)
+    image = centre(image, preprocessing)
     light = augmentation.lighting
     if light:
         image = tv.adjust_brightness(image, float(1 + (2 * brightness - 1) * light))
@@ -96,13 +118,34 @@ def augmented_view(
     return image.contiguous()
 
 
-def _turn(image: torch.Tensor, degrees: float, scale: float) -> torch.Tensor:
+def resized(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> torch.Tensor:
+    """The whole image [3, h, w] uint8, its shorter side as `preprocessing` wants it; [h', w', 3] uint8 goes in."""
+    image = torch.from_numpy(pixels).permute(2, 0, 1)  # [3, h, w]
+    interpolation = InterpolationMode(preprocessing.interpolation)
+    return tv.resize(image, [preprocessing.resized_side], interpolation, antialias=True)
+
+
+def _mirror(image: torch.Tensor, mirror: bool) -> torch.Tensor:
+    return tv.horizontal_flip(image) if mirror else image
+
+
+def _dihedral(image: torch.Tensor, which: int) -> torch.Tensor:
+    """One of a square's eight symmetries: `which` % 4 quarter turns, mirrored from 4 on."""
+    return torch.rot90(_mirror(image, which >= 4), which % 4, (1, 2))
+
+
+def _turn(image: torch.Tensor, size: int, degrees: float, scale: float) -> torch.Tensor:
+    """Rotate and zoom about the centre; only as much of the image is turned as the centre `size` x `size` needs."""
+    angle = math.radians(degrees)
+    needed = math.ceil(size * (abs(math.cos(angle)) + abs(math.sin(angle))) / scale) + 4
     _, height, width = image.shape
-    border = [max(1, min(side // 4, side - 1)) for side in (width, height)]  # a quarter is enough for 45 degrees
-    if min(height, width) > 1:
-        image = tv.pad(image, border, padding_mode="reflect")
-    image = tv.affine(image, degrees, [0, 0], scale, [0.0, 0.0], InterpolationMode.BILINEAR)
-    return tv.center_crop(image, [height, width])
+    margins = [-(-(needed - side) // 2) for side in (width, height)]  # pixels to add, or (below 0) to cut, on either side
+    cut = [side + 2 * min(margin, 0) for side, margin in zip((height, width), margins[::-1], strict=True)]
+    image = tv.center_crop(image, cut)
+    added = [min(max(margin, 0), side - 1) for side, margin in zip((width, height), margins, strict=True)]
+    if any(added):
+        image = tv.pad(image, added, padding_mode="reflect")
+    return tv.affine(image, degrees, [0, 0], scale, [0.0, 0.0], InterpolationMode.BILINEAR)
 
 
 def view_generator(seed: int, *parts: str | int) -> np.random.Generator:

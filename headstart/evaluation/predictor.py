@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from headstart.core.errors import InputError
-from headstart.data.decode import DecodeError, decode
+from headstart.data.decode import DecodeError, decode_image
 from headstart.data.transforms import normalise, plain_view
 from headstart.models.trained import load_classifier
 from headstart.runtime import place
@@ -58,6 +58,6 @@ class Predictor:
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InputError(f"row {row}: {type(data).__name__}", wanted="the bytes of an image file, not a path or URL")
         try:
-            return plain_view(decode(bytes(data)), self.card.preprocessing)
+            return plain_view(decode_image(bytes(data), enough=self.card.preprocessing.enough).pixels, self.card.preprocessing)
         except DecodeError as error:
             raise InputError(f"row {row}: {error}", wanted="the bytes of an image file") from None

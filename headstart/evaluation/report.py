@@ -50,7 +50,12 @@ def thumbnail(image: torch.Tensor) -> str:
 
 def result_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """metrics.json as rows with intervals."""
-    names = {"head": "Frozen body, trained head", "fine_tuned": "Fine-tuned", "fine_tuned_tta": "Fine-tuned, TTA"}
+    names = {
+        "head": "Frozen body, trained head",
+        "head_tta": "Frozen body, trained head, TTA",
+        "fine_tuned": "Fine-tuned",
+        "fine_tuned_tta": "Fine-tuned, TTA",
+    }
     rows = []
     for key, name in names.items():
         accuracy, total = metrics[key]["accuracy"], metrics["n_test"]

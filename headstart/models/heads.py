@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -27,17 +29,24 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(1))
 
-    def measure(self, x_nd: torch.Tensor) -> None:
-        """Take mean [d] and scale [1] from `x_nd`.
+    def measure(self, blocks: Iterable[torch.Tensor]) -> None:
+        """Take mean [d] and scale [1] from all rows of `blocks` [n, d].
 
         Raises:
             InputError: the activations are all the same, there is nothing to learn from.
         """
-        variance_d, mean_d = torch.var_mean(x_nd.double(), dim=0, correction=0)
-        scale = variance_d.mean().sqrt()
+        count, mean_d, squares_d = 0, torch.zeros(0), torch.zeros(0)
+        for x_nd in blocks:  # Chan et al. 1979, Updating formulae and a pairwise algorithm for sample variances
+            variance_d, centre_d = torch.var_mean(x_nd.double(), dim=0, correction=0)
+            n, total = len(x_nd), count + len(x_nd)
+            apart_d = centre_d - mean_d if count else torch.zeros_like(centre_d)
+            squares_d = variance_d * n + (squares_d if count else 0) + apart_d**2 * (count * n / total)
+            mean_d = (mean_d + apart_d * (n / total)) if count else centre_d
+            count = total
+        scale = (squares_d / count).mean().sqrt()
         if not 0 < scale < float("inf"):
             raise InputError(
-                f"the activations of all {len(x_nd)} training images have standard deviation {scale:.3g}",
+                f"the activations of all {count} training images have standard deviation {scale:.3g}",
                 wanted="a backbone that tells the images apart",
                 fix="check backbone.weights and the images",
             )
@@ -81,11 +90,11 @@ def build_head(kind: str, width: int, classes: int, seed: int) -> nn.Sequential:
         return linear_head(width, classes) if kind == "linear" else mlp_head(width, classes)
 
 
-def adapt(head: nn.Sequential, x_nd: torch.Tensor) -> None:
-    """Fit a new head's fixed statistics to the training activations, where it has such."""
+def adapt(head: nn.Sequential, blocks: Iterable[torch.Tensor]) -> None:
+    """Fit a new head's fixed statistics to the training activations (blocks [n, d]), where it has such."""
     for module in head.modules():
         if isinstance(module, Standardise):
-            module.measure(x_nd)
+            module.measure(blocks)
 
 
 class Classifier(nn.Module):

@@ -11,9 +11,8 @@ from headstart.core.parallel import chunks
 from headstart.data.images import image_map
 from headstart.data.transforms import Preprocessing, normalise
 from headstart.models.freezing import freeze_except, trained_groups, training_mode
-from headstart.training.head import steps_per_epoch
 from headstart.training.loop import Batch, History, Log, adamw, derive_seed, fit, predict, scores
-from headstart.training.schedules import OneCycle, group_rates
+from headstart.training.schedules import OneCycle, group_rates, steps_per_epoch
 
 WARM_UP, DIV = 0.3, 5.0
 

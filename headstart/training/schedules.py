@@ -38,3 +38,9 @@ class OneCycle:
 def group_rates(lr: float, lr_ratio: float, groups: int) -> list[float]:
     """Learning rates by layer group, earliest first: the last has `lr`, each earlier one the next's over `lr_ratio`."""
     return [lr / lr_ratio ** (groups - 1 - group) for group in range(groups)]
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Batches of an epoch; a last batch of one row is dropped, batch norm cannot normalise it."""
+    full, rest = divmod(count, batch_size)
+    return full + (rest > 1 or count == 1)

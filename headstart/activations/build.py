@@ -1,0 +1,207 @@
+"""One cut's activations from end to end: prove that they may be cached, compute what is missing, check, assemble."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from headstart.activations import namespace
+from headstart.activations.cache import Cache, open_cache, places
+from headstart.activations.compute import File, Filled, assemble, engine_rows, fill, row_bytes
+from headstart.activations.engine import Engine, build_engine, fidelity
+from headstart.activations.guard import refuse_moved, refuse_moving, refuse_other
+from headstart.activations.store import write_shards
+from headstart.core.errors import InputError
+from headstart.core.files import free_bytes
+from headstart.core.progress import track
+from headstart.data.images import ImageSource, alone
+from headstart.data.transforms import normalise
+from headstart.models.cuts import output_shape
+
+logger = logging.getLogger("headstart")
+SAMPLE = 8
+META = (
+    "backbone", "weights", "cut", "preprocessing", "augmentation", "view_seed", "engine", "precision", "storage", "batch_size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How rows are made; see params.yaml, section precompute."""
+
+    views: int
+    engine: str
+    precision: str
+    storage: str
+    batch_size: int
+    device: torch.device
+    workers: int
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was done for one cut: the namespace it is cached in, rows found and made, how, and how exactly."""
+
+    namespace: str
+    filled: Filled
+    seconds: float
+    engine: Engine
+    fidelity: dict[str, float]
+
+    def summary(self) -> dict[str, str | int | float]:
+        """The facts for the log and for MLflow."""
+        plan, filled = self.engine.plan, self.filled
+        rate = {"images_per_second": round(filled.computed / self.seconds, 1)} if filled.computed else {}
+        return {
+            **rate,
+            "rows": filled.rows,
+            "cached_rows": filled.cached,
+            "damaged_rows": filled.damaged,
+            "engine": plan.engine,
+            "precision": plan.precision,
+            "storage": plan.storage,
+            "reason": plan.reason,
+            **self.fidelity,
+        }
+
+
+def build(
+    out: Path,
+    cache_root: Path,
+    *,
+    backbone: str,
+    body: nn.Module,
+    cut: str,
+    images: ImageSource,
+    files: Sequence[File],
+    settings: Settings,
+) -> Built:
+    """Write a body's activations of all images to `out`, from the cache as far as it has them.
+
+    Args:
+        out: the folder of Arrow files.
+        cache_root: see `cache.open_root`.
+        backbone: the architecture's name.
+        body: what is below the cut: images [n, 3, s, s] float32 to activations [n, ...].
+        cut: "pooled", or the layer group after which the activation map is taken.
+        files: (path, key) of each image once, in the order of keys.
+
+    Raises:
+        InputError: a body whose activations cannot be cached, an image that changed, activations that are not
+            finite or do not come out the same twice, no space, a cache that cannot be used.
+    """
+    preprocessing = images.preprocessing
+    sample = spread(files, min(SAMPLE, settings.batch_size))
+    pictures = torch.stack([images.plain(*file) for file in sample])
+    digest = refuse_moving(body, normalise(pictures[torch.arange(4) % len(pictures)], preprocessing))
+    engine = build_engine(
+        body,
+        preprocessing,
+        engine=settings.engine,
+        precision=settings.precision,
+        storage=settings.storage,
+        batch_size=settings.batch_size,
+        device=settings.device,
+    )
+    measured = fidelity(engine, body, preprocessing, pictures)
+    explain(engine, cut, measured)
+    shape = output_shape(body, preprocessing.image_size)
+    description = namespace.describe(
+        backbone=backbone,
+        weights=digest,
+        cut=cut,
+        shape=shape,
+        preprocessing=preprocessing,
+        augmentation=images.augmentation,
+        view_seed=images.seed,
+        plan=engine.plan,
+    )
+    name = namespace.name_of(description)
+    cache = open_cache(cache_root, name, description, row_bytes(shape, engine.plan.storage))
+    start = time.monotonic()
+    filled = fill(cache, engine, images, files, views=settings.views, workers=settings.workers, progress=show)
+    seconds = time.monotonic() - start
+    refuse_moved(body, digest)
+    check_sample(cache, engine, images, sample, settings.views)
+    meta = {field: description[field] for field in META}
+    write_shards(out, assemble(cache, [key for _, key in files], settings.views), shape, engine.plan.storage, meta)
+    return Built(name, filled, seconds, engine, measured)
+
+
+def spread(files: Sequence[File], count: int) -> list[File]:
+    """Up to `count` files, evenly spaced (keys are hashes: as good as random, and the same every time)."""
+    return list(files[:: max(1, len(files) // count)][:count])
+
+
+def show(done: Iterator[int], total: int, cached: int) -> Iterator[int]:
+    """Progress of the rows that are computed."""
+    logger.info("  activations: %s of %s rows are cached, %s to compute", f"{cached:,}", f"{cached + total:,}", f"{total:,}")
+    return track(done, "computing activations", total, weigh=lambda rows: rows)
+
+
+def explain(engine: Engine, cut: str, measured: dict[str, float]) -> None:
+    """Say in the log how the activations are computed, and how exactly."""
+    plan = engine.plan
+    logger.info(
+        "  %s activations by %s in %s (%s), kept as %s, on %s",
+        cut, plan.engine, plan.precision, plan.reason, plan.storage, plan.device,
+    )  # fmt: skip
+    logger.info(
+        "  against plain float32 on a sample: cosine >= %.5f, largest error %.3g of %.3g",
+        measured["cosine_min"], measured["max_error"], measured["max_value"],
+    )  # fmt: skip
+
+
+def check_sample(cache: Cache, engine: Engine, images: ImageSource, sample: Sequence[File], views: int) -> None:
+    """Compute a view of each of some images afresh and compare it with what is kept.
+
+    Raises:
+        InputError: a row is not the same to the bit.
+    """
+    path_of = {key: path for path, key in sample}
+    wanted = [(key, i % (1 + views)) for i, (_, key) in enumerate(sample)]
+
+    def afresh(names: Sequence[tuple[str, int]]) -> NDArray[np.uint8]:
+        def rows() -> NDArray[np.uint8]:
+            pictures = [next(images.views(path_of[key], key, [view])) for key, view in names]
+            return engine_rows(engine, names, torch.stack(pictures))
+
+        return alone(rows)
+
+    stored, _ = cache.read(cache.find(np.concatenate([places([key], [view]) for key, view in wanted])))
+    refuse_other(afresh, wanted, stored)
+
+
+def refuse_too_large(project: Path, cache_root: Path, rows: int, row_sizes: Sequence[int], max_gb: float) -> None:
+    """Refuse before the first row when the activations would be larger than allowed, or than the disk has room for.
+
+    They are kept three times at worst: in the cache, as an out, and as DVC's copy of it.
+
+    Args:
+        rows: images times views.
+        row_sizes: bytes of a row of each cut, at most.
+
+    Raises:
+        InputError: naming what is needed and what there is.
+    """
+    needed = rows * sum(row_sizes)
+    if needed > max_gb * 1e9:
+        raise InputError(
+            f"the activations of {rows:,} views need {needed / 1e9:.3g} GB, and precompute.max_gb is {max_gb:g}",
+            fix="raise precompute.max_gb, lower precompute.views, or set precompute.map_after=none",
+        )
+    for path, copies, what in ((project, 2, "with DVC's copy"), (cache_root, 1, "in the cache")):
+        free = free_bytes(path)
+        if copies * needed > free:
+            raise InputError(
+                f"{path}: {free / 1e9:.3g} GB free, and the activations need {copies * needed / 1e9:.3g} GB ({what})",
+                fix="free space, or lower precompute.views",
+            )

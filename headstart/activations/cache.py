@@ -1,0 +1,233 @@
+"""The per-image cache of activations: machine-local, content-addressed, may be deleted at any time.
+
+Each namespace (see namespace.py) is a folder of two files that only ever grow: rows.bin holds rows of one size, and
+index.bin an entry (image key, view, checksum) for each. A batch's rows are written first and its entries after them,
+so that a process killed at any moment leaves a valid cache that lacks its last batch at most. Rows are checked when
+they are read; a damaged one is computed again and appended, and the last entry counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from headstart.core.errors import InputError
+from headstart.core.files import canonical_json, fsync, locked, sha256_bytes, write_text
+from headstart.core.params import Params
+
+TAG = "CACHEDIR.TAG"
+TAG_TEXT = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n"  # https://bford.info/cachedir/
+    "# Headstart's cache of activations, format 1. May be deleted at any time.\n"
+)
+ENTRY = np.dtype([("place", "S34"), ("checksum", "<u8")])  # place: SHA-256 of the image, then the view (big-endian)
+DELETE = "delete the folder, or set runtime.cache_dir to another one"
+
+
+def places(keys: Iterable[str], views: Sequence[int]) -> NDArray[np.bytes_]:
+    """The cache's names [n * v] for each image key (hex) and, within it, each view."""
+    tails = [view.to_bytes(2, "big") for view in views]
+    return np.array([bytes.fromhex(key) + tail for key in keys for tail in tails], ENTRY["place"])
+
+
+def split_place(place: bytes) -> tuple[str, int]:
+    """Key (hex) and view of a place."""
+    whole = place.ljust(34, b"\0")  # numpy drops zeros at the end
+    return whole[:32].hex(), int.from_bytes(whole[32:], "big")
+
+
+def checksum(place: bytes, row: NDArray[np.uint8]) -> int:
+    """xxh3 of the place and the row's bytes."""
+    return xxhash.xxh3_64_intdigest(row.data, seed=xxhash.xxh3_64_intdigest(place.ljust(34, b"\0")))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows: places [n], checksums [n] and the rows themselves as bytes [n, b]."""
+
+    places: NDArray[np.bytes_]
+    checksums: NDArray[np.uint64]
+    values: NDArray[np.uint8]
+
+
+class Cache:
+    """One namespace of the cache, open for reading; see `open_cache`.
+
+    Args:
+        folder: the namespace's.
+        lock: the file that whoever writes into it locks.
+        row_bytes: the size of a row.
+    """
+
+    def __init__(self, folder: Path, lock: Path, row_bytes: int) -> None:
+        self.folder, self.lock, self.row_bytes = folder, lock, row_bytes
+        self._appending = threading.Lock()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See what has been appended since, by whomever."""
+        entries, rows = self.folder / "index.bin", self.folder / "rows.bin"
+        for path in (entries, rows):
+            path.touch()
+        whole = min(entries.stat().st_size // ENTRY.itemsize, rows.stat().st_size // self.row_bytes)
+        self.entries = np.fromfile(entries, ENTRY, whole)
+        self._rows: NDArray[np.uint8] = np.empty((0, self.row_bytes), np.uint8)  # nothing cannot be mapped
+        if whole:
+            self._rows = np.memmap(rows, np.uint8, "r", shape=(whole, self.row_bytes))
+        self._order = np.argsort(self.entries["place"], kind="stable")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def find(self, wanted: NDArray[np.bytes_]) -> NDArray[np.int64]:
+        """Row numbers of places [n]; -1 where there is none."""
+        if not len(self.entries):
+            return np.full(len(wanted), -1)
+        sorted_places = self.entries["place"][self._order]
+        found = np.searchsorted(sorted_places, wanted, side="right") - 1  # the last of equal ones
+        rows = self._order[np.maximum(found, 0)]
+        return np.where((found >= 0) & (self.entries["place"][rows] == wanted), rows, -1)
+
+    def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Rows by number as bytes [n, b], and whether each is what its checksum says."""
+        values: NDArray[np.uint8] = self._rows[rows]
+        entries = self.entries[rows]
+        pairs = zip(entries["place"].tolist(), values, strict=True)
+        found = np.fromiter((checksum(place, row) for place, row in pairs), np.uint64, len(rows))
+        return values, found == entries["checksum"]
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the namespace for appending; another process that does so is waited for, and what it added is seen."""
+        with locked(self.lock, f"the activations cache {self.folder}"):
+            self.folder.mkdir(parents=True, exist_ok=True)  # it may have been pruned meanwhile
+            self.refresh()
+            self._count = len(self)
+            with (self.folder / "rows.bin").open("r+b") as rows, (self.folder / "index.bin").open("r+b") as entries:
+                self._files = (rows, entries)
+                self._cut_tails()
+                try:
+                    yield
+                finally:
+                    self._cut_tails()
+            fsync(self.folder)
+        self.refresh()
+
+    def _cut_tails(self) -> None:
+        """Take away what a killed or failed writer left half done."""
+        for stream, size in zip(self._files, (self.row_bytes, ENTRY.itemsize), strict=True):
+            stream.truncate(self._count * size)
+            os.fsync(stream.fileno())
+
+    def append(self, wanted: Sequence[bytes], values: NDArray[np.uint8]) -> None:
+        """Add rows [n, b] for places [n]; only while `writing`, from any thread.
+
+        Raises:
+            InputError: no space left, naming what was wanted. The cache is still valid then.
+        """
+        entries = np.array([(place, checksum(place, row)) for place, row in zip(wanted, values, strict=True)], ENTRY)
+        parts = (np.ascontiguousarray(values).tobytes(), entries.tobytes())
+        with self._appending:
+            try:
+                for stream, size, data in zip(self._files, (self.row_bytes, ENTRY.itemsize), parts, strict=True):
+                    _write_at(stream.fileno(), data, self._count * size)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise no_space(self.folder, sum(map(len, parts))) from None
+            self._count += len(values)
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def no_space(path: Path, wanted: int) -> InputError:
+    """The error for a full disk."""
+    return InputError(
+        f"{path}: no space left on this disk, {wanted:,} bytes more were wanted",
+        fix="free space (python -m headstart.activations prune), then run again; what was computed is kept",
+    )
+
+
+def open_root(root: Path) -> Path:
+    """The cache's folder, made when it is not there.
+
+    Raises:
+        InputError: it cannot be written, or is something else's folder.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not (root / TAG).exists():
+            if any(root.iterdir()):
+                raise InputError(f"runtime.cache_dir: {root} is not empty and not a cache of activations", fix=DELETE)
+            write_text(root / TAG, TAG_TEXT)
+        if (root / TAG).read_text(errors="replace") != TAG_TEXT:
+            raise InputError(
+                f"runtime.cache_dir: {root} holds another format: its {TAG} is not Headstart's, format 1", fix=DELETE
+            )
+        for name in ("rows", "locks", "users"):
+            (root / name).mkdir(exist_ok=True)
+    except OSError as error:
+        raise _cannot_use(root, error) from None
+    return root
+
+
+def _cannot_use(root: Path, error: OSError) -> InputError:
+    return InputError(
+        f"runtime.cache_dir: {root} cannot be written: {error.strerror}", fix="mend the permissions, or take another folder"
+    )
+
+
+def open_cache(root: Path, name: str, description: Mapping[str, Any], row_bytes: int) -> Cache:
+    """The namespace `name` of the cache at `root`, made when it is not there; it counts as used now.
+
+    Raises:
+        InputError: the cache cannot be written, or is of another format.
+    """
+    folder = open_root(root) / "rows" / name
+    try:
+        folder.mkdir(exist_ok=True)
+        if not (folder / "namespace.json").exists():
+            write_text(folder / "namespace.json", canonical_json(description))
+        same = _json(folder / "namespace.json") == json.loads(canonical_json(description))
+        os.utime(folder)
+        cache = Cache(folder, root / "locks" / f"{name}.lock", row_bytes)
+    except OSError as error:
+        raise _cannot_use(root, error) from None
+    if not same:
+        raise InputError(f"{folder / 'namespace.json'}: damaged, or not written by this version", fix=f"delete {folder}")
+    return cache
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
+
+
+def record_use(root: Path, project: Path, names: Mapping[str, str], params: Params) -> None:
+    """Note which namespaces (by cut) a project's parameters use, for `prune` to keep."""
+    record = {"project": str(project), "params": params_digest(params), "namespaces": dict(names)}
+    write_text(root / "users" / f"{xxhash.xxh3_64_hexdigest(str(project).encode())}.json", canonical_json(record))
+
+
+def params_digest(params: Params) -> str:
+    """A digest of the parameters that choose a namespace."""
+    chosen = {"backbone": params.backbone.model_dump(), "precompute": params.precompute.model_dump()}
+    return sha256_bytes(canonical_json(chosen).encode())

@@ -1,0 +1,109 @@
+"""A row is never stale: whatever decides its bytes is in the name of the namespace it is kept in."""
+
+import dataclasses
+import importlib.metadata
+import shutil
+
+import pytest
+import torch
+
+from headstart.activations import namespace
+from headstart.activations.engine import Plan
+from headstart.data.transforms import Augmentation, Preprocessing
+from tests.conftest import REPOSITORY
+from tests.test_graph import closure
+
+PLAN = Plan("torch", "float32", "float16", 16, "cpu", "because", 0.0)
+PRE = Preprocessing(32, 0.875, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+AUGMENT = Augmentation("side_on", True, 10, 1.1, 0.1)
+GIVEN = {
+    "backbone": "resnet18", "weights": "w", "cut": "pooled", "shape": (4,), "preprocessing": PRE, "augmentation": AUGMENT,
+    "view_seed": 0, "plan": PLAN,
+}  # fmt: skip
+
+
+def name(**changes):
+    return namespace.name_of(namespace.describe(**(GIVEN | changes)))
+
+
+def fields(value, others):
+    return [dataclasses.replace(value, **{key: other}) for key, other in others.items()]
+
+
+OTHERS = [
+    *({"preprocessing": p} for p in fields(PRE, {
+        "image_size": 33, "crop_pct": 1.0, "interpolation": "bilinear", "mean": (0.5, 0.5, 0.4), "std": (0.5, 0.5, 0.4),
+    })),
+    *({"augmentation": a} for a in fields(AUGMENT, {
+        "preset": "none", "flip": False, "rotate": 9, "zoom": 1.2, "lighting": 0.0,
+    })),
+    *({"plan": p} for p in fields(PLAN, {
+        "engine": "openvino", "precision": "bfloat16", "storage": "float32", "batch_size": 8,
+    })),
+    {"backbone": "resnet34"}, {"weights": "v"}, {"cut": "early"}, {"shape": (2, 2)}, {"view_seed": 1},
+]  # fmt: skip
+
+
+def test_whatever_decides_a_row_decides_its_name():
+    names = [name(), *(name(**other) for other in OTHERS)]
+    assert len(set(names)) == len(names)
+    assert name() == name()
+    assert name(plan=dataclasses.replace(PLAN, reason="another", probe_error=0.1)) == name()  # these decide nothing
+
+
+def test_every_field_is_covered():
+    """A field added to any of these needs a line above."""
+    changed = {
+        "preprocessing": {f.name for f in dataclasses.fields(Preprocessing)},
+        "augmentation": {f.name for f in dataclasses.fields(Augmentation)},
+        "plan": {f.name for f in dataclasses.fields(Plan)} - {"reason", "probe_error", "device"},
+    }
+    for key, wanted in changed.items():
+        others = [other[key] for other in OTHERS if key in other]
+        found = {
+            f.name
+            for other in others
+            for f in dataclasses.fields(other)
+            if getattr(other, f.name) != getattr(GIVEN[key], f.name)
+        }
+        assert found == wanted
+
+
+@pytest.mark.parametrize("library", namespace.LIBRARIES)
+def test_a_library_s_version_decides(library, monkeypatch):
+    before, version = name(), importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda wanted: version(wanted) + ("+new" if wanted == library else ""))
+    assert name() != before
+
+
+def test_the_processor_decides(monkeypatch):
+    before = name()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: not torch.cpu._is_avx512_bf16_supported)
+    assert name() != before
+
+
+@pytest.mark.parametrize("module", namespace.CODE)
+def test_our_own_code_decides(module, tmp_path):
+    copy = tmp_path / "headstart"
+    shutil.copytree(namespace.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    assert namespace.code_digest(copy) == namespace.code_digest()
+    (copy / module).write_text((copy / module).read_text() + "\n# edited\n")
+    assert namespace.code_digest(copy) != namespace.code_digest()
+
+
+def test_the_list_of_our_own_code_is_complete():
+    """All first-party modules behind pixels and activations are in it, but for those that cannot change a value."""
+    harmless = {"headstart/__init__.py", "headstart/core", "headstart/activations/cache.py"}
+    listed = {f"headstart/{module}" for module in namespace.CODE}
+    behind = set()
+    for module in (
+        "headstart.activations.compute",
+        "headstart.data.images",
+        "headstart.models.backbones",
+        "headstart.models.cuts",
+    ):
+        behind |= {path.relative_to(REPOSITORY).as_posix() for path in closure(module)}
+    packages = {path for path in behind if path.endswith("__init__.py") and not (REPOSITORY / path).read_text().count("\n") > 2}
+    missing = {path for path in behind - listed - packages if not any(path.startswith(one) for one in harmless)}
+    assert not missing
+    assert listed <= behind
