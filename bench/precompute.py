@@ -1,9 +1,11 @@
-"""Precompute against a plain timm loop over the same files: `python -m bench.precompute`.
+"""Precompute against fastai's `get_preds` and a plain timm loop over the same files: `make bench`, or in its
+environment `python -m bench.precompute`.
 
-Both sides in one run, alternating, each in a fresh process: decode, preprocess, forward, keep the pooled
-features. Imports, building the model and one warm-up batch are apart. The plain side is what timm's docs
-show: DataLoader with one worker a core, its eval transform, float32, batches of 64. Files: JPEG photos cut
-from scikit-image's bundled pictures (about 500 x 375), and the digits at 96 px as in params.yaml.
+All sides in one run, in rotation, each in a fresh process: decode, preprocess, forward, keep the features. Imports,
+building and compiling the model, and a warm-up batch are apart. fastai: a Learner on image files, as its docs show,
+`get_preds` over all of them (its head is a small part of the time). timm: DataLoader with a worker a core, its eval
+transform, float32, batches of 64. Ours: everything from file to Arrow file, hashing, caching and checksums included.
+Files: JPEG photos cut from scikit-image's bundled pictures.
 """
 
 from __future__ import annotations
@@ -19,12 +21,20 @@ from pathlib import Path
 
 import numpy as np
 
-COUNT = 384
+CASES = (  # model, input side, width and height of the photos, how many
+    ("tf_efficientnet_lite0", 224, (500, 375), 256),
+    ("tf_efficientnet_lite0", 224, (1600, 1200), 128),
+    ("tf_efficientnet_lite0", 128, (500, 375), 256),
+    ("resnet18", 224, (500, 375), 256),
+    ("resnet50", 224, (500, 375), 128),
+)
+SIDES = ("fastai", "timm", "ours")
 BATCH = 16  # as in params.yaml
+GFLOP = {"resnet50": 8.18}  # of a forward pass at 224 px: twice the multiply-adds that `python -m headstart.models` shows
 
 
-def write_photos(folder: Path, count: int) -> None:
-    """Distinct 500 x 375 crops of real photos as JPEG, quality 90."""
+def write_photos(folder: Path, count: int, size: tuple[int, int] = (500, 375)) -> None:
+    """Distinct crops of real photos as JPEG, quality 90."""
     from PIL import Image
     from skimage import data
 
@@ -32,13 +42,13 @@ def write_photos(folder: Path, count: int) -> None:
     rng = np.random.default_rng(0)
     for number in range(count):
         image = Image.fromarray(pictures[number % len(pictures)])
-        scale = max(500 / image.width, 375 / image.height) * rng.uniform(1.05, 1.5)
+        scale = max(size[0] / image.width, size[1] / image.height) * rng.uniform(1.05, 1.5)
         image = image.resize((int(image.width * scale) + 1, int(image.height * scale) + 1))
-        left, top = int(rng.integers(0, image.width - 499)), int(rng.integers(0, image.height - 374))
-        image.crop((left, top, left + 500, top + 375)).save(folder / f"{number:04}.jpg", quality=90)
+        left, top = int(rng.integers(0, image.width - size[0])), int(rng.integers(0, image.height - size[1]))
+        image.crop((left, top, left + size[0], top + size[1])).save(folder / f"{number:04}.jpg", quality=90)
 
 
-def plain(folder: Path, name: str, size: int) -> float:
+def timm(folder: Path, name: str, size: int) -> float:
     """images/s of the plain timm loop."""
     import timm
     import torch
@@ -68,68 +78,156 @@ def plain(folder: Path, name: str, size: int) -> float:
     return len(paths) / seconds
 
 
+def fastai(folder: Path, name: str, size: int) -> float:
+    """images/s of fastai's get_preds over the files."""
+    from fastai.vision.all import ImageDataLoaders, Resize, get_image_files, vision_learner
+
+    files = get_image_files(folder)
+    data = ImageDataLoaders.from_lists(
+        folder, files, [str(i % 2) for i in range(len(files))], item_tfms=Resize(size), bs=64, num_workers=2, valid_pct=0.2
+    )
+    learner = vision_learner(data, name, pretrained=False, n_out=2)
+    test = data.test_dl(files, num_workers=2)
+    with learner.no_bar(), learner.no_logging():
+        learner.get_preds(dl=data.test_dl(files[:64], num_workers=0))
+        start = time.monotonic()
+        kept, _ = learner.get_preds(dl=test)
+        seconds = time.monotonic() - start
+    assert len(kept) == len(files)
+    return len(files) / seconds
+
+
 def ours(folder: Path, name: str, size: int) -> float:
-    """images/s of precompute's own stream, files written included."""
-    from headstart.activations.compute import DTYPES, compute_blocks
-    from headstart.activations.engine import Engine
+    """images/s from nothing cached to the files written."""
+    import torch
+
+    from headstart.activations.cache import open_cache, open_root
+    from headstart.activations.compute import assemble, fill, row_bytes
+    from headstart.activations.engine import build_engine
     from headstart.activations.store import write_shards
     from headstart.core.files import sha256_file
     from headstart.core.parallel import count
     from headstart.data.images import ImageSource
     from headstart.data.transforms import Augmentation
     from headstart.models.backbones import build_backbone
+    from headstart.models.cuts import output_shape
     from headstart.runtime import configure
 
-    device = configure("auto", "auto")
+    configure("auto", "cpu")
     backbone = build_backbone(name, "random", size)
-    engine = Engine(backbone.body, backbone.preprocessing, "auto", BATCH, device)
-    images = ImageSource(folder, 50_000_000, backbone.preprocessing, Augmentation(False, 0, 1, 0), seed=0)
+    body, preprocessing = backbone.body, backbone.preprocessing
+    options = {"engine": "auto", "precision": "auto", "storage": "auto", "batch_size": BATCH}
+    engine = build_engine(body, preprocessing, **options, device=torch.device("cpu"))
+    images = ImageSource(folder, 50_000_000, preprocessing, Augmentation("none", False, 0, 1, 0), seed=0)
     paths = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*"))]
-    files = [(path, sha256_file(folder / path)) for path in paths]
+    files = sorted([(path, sha256_file(folder / path)) for path in paths], key=lambda file: file[1])
+    shape, storage = output_shape(body, size), engine.plan.storage
 
     def run(files: list[tuple[str, str]]) -> float:
-        start = time.monotonic()
-        with tempfile.TemporaryDirectory() as out:
-            blocks = compute_blocks(engine, images, files, views=0, workers=count("auto"))
-            write_shards(Path(out), blocks, backbone.width, DTYPES[engine.plan.precision], {})
-        return time.monotonic() - start
+        with tempfile.TemporaryDirectory() as scratch:
+            start = time.monotonic()
+            cache = open_cache(open_root(Path(scratch, "cache")), "bench", {}, row_bytes(shape, storage))
+            fill(cache, engine, images, files, views=0, workers=count("auto"))
+            write_shards(Path(scratch, "out"), assemble(cache, [key for _, key in files], 0), shape, storage, {})
+            return time.monotonic() - start
 
-    run(files[:BATCH])  # what pyarrow imports at the first array (pandas, .5 s) is apart like all imports
+    run(files[: 2 * BATCH])
     return len(files) / run(files)
 
 
-def compare(folder: Path, name: str, size: int, repeats: int) -> tuple[float, float]:
-    """Median images/s of both sides, in alternation."""
-    rates: dict[str, list[float]] = {"plain": [], "ours": []}
+def matmul() -> float:
+    """The machine's own bfloat16 matrix-multiply rate, GFLOP/s, by torch on all cores."""
+    import torch
+
+    n = 2048
+    a, b = torch.randn(n, n).bfloat16(), torch.randn(n, n).bfloat16()
+    rates = []
+    for _ in range(6):
+        start = time.monotonic()
+        for _ in range(5):
+            a @ b
+        rates.append(5 * 2 * n**3 / (time.monotonic() - start) / 1e9)
+    return statistics.median(rates[1:])
+
+
+def bare(name: str, size: int) -> float:
+    """images/s of our engine's forward pass alone, a thread a core."""
+    import torch
+
+    from headstart.activations.engine import build_engine
+    from headstart.core.parallel import count
+    from headstart.data.images import image_map
+    from headstart.models.backbones import build_backbone
+    from headstart.runtime import configure
+
+    configure("auto", "cpu")
+    backbone = build_backbone(name, "random", size)
+    options = {"engine": "auto", "precision": "auto", "storage": "auto", "batch_size": BATCH}
+    engine = build_engine(backbone.body, backbone.preprocessing, **options, device=torch.device("cpu"))
+    images, workers = torch.zeros(BATCH, 3, size, size, dtype=torch.uint8), count("auto")
+    list(image_map(lambda _: engine(images), range(workers), workers, workers))
+    start, batches = time.monotonic(), 8 * workers
+    list(image_map(lambda _: engine(images), range(batches), workers, workers))
+    return batches * BATCH / (time.monotonic() - start)
+
+
+def measure(side: str, *arguments: object) -> float:
+    """One side in a fresh process."""
+    command = [sys.executable, "-m", "bench.precompute", "--side", side, *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise SystemExit(run.stderr[-2000:])
+    return float(json.loads(run.stdout.splitlines()[-1]))
+
+
+def compare(folder: Path, name: str, size: int, repeats: int) -> dict[str, list[float]]:
+    """images/s of each side, in rotation."""
+    rates: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(repeats):
         for side, found in rates.items():
-            command = [sys.executable, "-m", "bench.precompute", "--side", side, str(folder), name, str(size)]
-            found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    return statistics.median(rates["plain"]), statistics.median(rates["ours"])
+            found.append(measure(side, folder, name, size))
+    return rates
+
+
+def side(given: list[str]) -> float:
+    if given[0] == "matmul":
+        return matmul()
+    if given[0] == "bare":
+        return bare(given[1], int(given[2]))
+    return {"timm": timm, "fastai": fastai, "ours": ours}[given[0]](Path(given[1]), given[2], int(given[3]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.precompute", description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--models", nargs="+", default=["tf_efficientnet_lite0"], metavar="NAME")
-    parser.add_argument("--side", nargs=4, metavar=("SIDE", "FOLDER", "NAME", "SIZE"), help=argparse.SUPPRESS)
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--side", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        side, folder, name, size = arguments.side
-        print(json.dumps({"plain": plain, "ours": ours}[side](Path(folder), name, int(size))))
+        print(json.dumps(side(arguments.side)))
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        photos, digits = Path(scratch, "photos"), Path(scratch, "digits")
-        photos.mkdir()
-        write_photos(photos, COUNT)
-        from headstart.data.builtin import write_digits
-
-        write_digits(digits)
-        print(f"{'model':<24}{'files':<10}{'px':>4}{'plain timm':>14}{'headstart':>12}{'ratio':>8}   (images/s, medians)")
-        for name in arguments.models:
-            for folder, size in ((photos, 224), (photos, 128), (digits, 96)):
-                a, b = compare(folder, name, size, arguments.repeats)
-                print(f"{name:<24}{folder.name:<10}{size:>4}{a:>14.1f}{b:>12.1f}{b / a:>8.2f}", flush=True)
+    print(f"{'model':<24}{'photos':>12}{'px':>5}{'fastai':>9}{'timm':>9}{'ours':>9}  (images/s)   times fastai        times timm")
+    for name, size, photos, count in CASES:
+        if arguments.models and name not in arguments.models:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            write_photos(Path(scratch), count, photos)
+            rates = compare(Path(scratch), name, size, arguments.repeats)
+        middle = {key: statistics.median(found) for key, found in rates.items()}
+        line = f"{name:<24}{photos[0]:>7} x {photos[1]:<4}{size:>3}" + "".join(f"{middle[key]:>9.1f}" for key in SIDES)
+        for peer in ("fastai", "timm"):
+            ratios = [a / b for a, b in zip(rates["ours"], rates[peer], strict=True)]
+            line += f"   {middle['ours'] / middle[peer]:>6.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        print(line, flush=True)
+        if name in GFLOP:
+            pairs = [(measure("bare", name, size), measure("matmul")) for _ in range(arguments.repeats)]
+            shares = [rate * GFLOP[name] / flops for rate, flops in pairs]
+            print(
+                f"  {name}: forward pass alone {statistics.median(p[0] for p in pairs):.1f} images/s,"
+                f" bfloat16 matmul {statistics.median(p[1] for p in pairs):.0f} GFLOP/s:"
+                f" {statistics.median(shares):.0%} of it ({min(shares):.0%}-{max(shares):.0%})",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_progress_without_a_terminal_is_plain_lines_with_rate_and_time_left(monk
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(progress.logger, "propagate", True)
     with caplog.at_level(logging.INFO, "headstart"):
-        assert list(progress.track(range(9), "reading", 90, weight=10)) == list(range(9))
+        assert list(progress.track(range(9), "reading", 90, weigh=lambda item: 10)) == list(range(9))
     lines = [record.message.strip() for record in caplog.records]
     assert lines[0] == "reading: 30 of 90 images, 5/s, 12 s left"
     assert len(lines) == 3
