@@ -1,12 +1,13 @@
 # make help lists the targets. VENV=path uses an environment elsewhere.
 VENV ?= .venv
+BENCH ?= .venv-bench
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run repro test fuzz ui bench seeds lock clean
+.PHONY: help install run repro test fuzz ui peers bench views seeds lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
@@ -33,11 +34,14 @@ fuzz: install ## fuzz every reader and the decoder, a minute each way and target
 ui: install ## open MLflow's and Prefect's UIs on loopback, until Ctrl-C
 	@python -m flows.ui
 
-bench: install ## precompute against a plain timm loop, scanning, near duplicates, the flow's own overhead
-	@python -m bench.precompute
-	@python -m bench.scan
-	@python -m bench.duplicates
-	@python -m bench.overhead
+peers: ## make or update the benchmarks' environment from bench/requirements.lock (fastai, timm)
+	@PYTHON="$(PYTHON)" VENV="$(BENCH)" LOCK=bench/requirements.lock sh scripts/install.sh
+
+bench: peers ## every benchmark, the peers' too (about 2 hours)
+	@for name in precompute head cache scan duplicates overhead; do $(BENCH)/bin/python -m bench.$$name || exit; done
+
+views: install ## write docs/views.md: cached views against live augmentation (about 15 minutes)
+	@python -m bench.views > docs/views.md
 
 seeds: install ## test accuracy of the embedded default over 5 seeds (about 8 minutes)
 	@python -m bench.seeds

@@ -29,7 +29,6 @@ CASES = (  # model, input side, width and height of the photos, how many
     ("resnet50", 224, (500, 375), 128),
 )
 SIDES = ("fastai", "timm", "ours")
-BATCH = 16  # as in params.yaml
 GFLOP = {"resnet50": 8.18}  # of a forward pass at 224 px: twice the multiply-adds that `python -m headstart.models` shows
 
 
@@ -99,39 +98,17 @@ def fastai(folder: Path, name: str, size: int) -> float:
 
 def ours(folder: Path, name: str, size: int) -> float:
     """images/s from nothing cached to the files written."""
-    import torch
+    from bench.sides import keyed, set_up
 
-    from headstart.activations.cache import open_cache, open_root
-    from headstart.activations.compute import assemble, fill, row_bytes
-    from headstart.activations.engine import build_engine
-    from headstart.activations.store import write_shards
-    from headstart.core.files import sha256_file
-    from headstart.core.parallel import count
-    from headstart.data.images import ImageSource
-    from headstart.data.transforms import Augmentation
-    from headstart.models.backbones import build_backbone
-    from headstart.models.cuts import output_shape
-    from headstart.runtime import configure
-
-    configure("auto", "cpu")
-    backbone = build_backbone(name, "random", size)
-    body, preprocessing = backbone.body, backbone.preprocessing
-    options = {"engine": "auto", "precision": "auto", "storage": "auto", "batch_size": BATCH}
-    engine = build_engine(body, preprocessing, **options, device=torch.device("cpu"))
-    images = ImageSource(folder, 50_000_000, preprocessing, Augmentation("none", False, 0, 1, 0), seed=0)
-    paths = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*"))]
-    files = sorted([(path, sha256_file(folder / path)) for path in paths], key=lambda file: file[1])
-    shape, storage = output_shape(body, size), engine.plan.storage
+    side, files = set_up(folder, name, size), keyed(folder)
 
     def run(files: list[tuple[str, str]]) -> float:
         with tempfile.TemporaryDirectory() as scratch:
             start = time.monotonic()
-            cache = open_cache(open_root(Path(scratch, "cache")), "bench", {}, row_bytes(shape, storage))
-            fill(cache, engine, images, files, views=0, workers=count("auto"))
-            write_shards(Path(scratch, "out"), assemble(cache, [key for _, key in files], 0), shape, storage, {})
+            side.run(side.cache(Path(scratch, "cache")), Path(scratch, "out"), files)
             return time.monotonic() - start
 
-    run(files[: 2 * BATCH])
+    run(files[:32])
     return len(files) / run(files)
 
 
@@ -154,16 +131,11 @@ def bare(name: str, size: int) -> float:
     """images/s of our engine's forward pass alone, a thread a core."""
     import torch
 
-    from headstart.activations.engine import build_engine
+    from bench.sides import BATCH, set_up
     from headstart.core.parallel import count
     from headstart.data.images import image_map
-    from headstart.models.backbones import build_backbone
-    from headstart.runtime import configure
 
-    configure("auto", "cpu")
-    backbone = build_backbone(name, "random", size)
-    options = {"engine": "auto", "precision": "auto", "storage": "auto", "batch_size": BATCH}
-    engine = build_engine(backbone.body, backbone.preprocessing, **options, device=torch.device("cpu"))
+    engine = set_up(Path(), name, size).engine
     images, workers = torch.zeros(BATCH, 3, size, size, dtype=torch.uint8), count("auto")
     list(image_map(lambda _: engine(images), range(workers), workers, workers))
     start, batches = time.monotonic(), 8 * workers
@@ -206,7 +178,9 @@ def main() -> None:
     if arguments.side:
         print(json.dumps(side(arguments.side)))
         return
-    print(f"{'model':<24}{'photos':>12}{'px':>5}{'fastai':>9}{'timm':>9}{'ours':>9}  (images/s)   times fastai        times timm")
+    print(
+        f"{'model':<24}{'photos':>12}{'px':>5}{'fastai':>9}{'timm':>9}{'ours':>9}  (images/s)   times fastai        times timm"
+    )
     for name, size, photos, count in CASES:
         if arguments.models and name not in arguments.models:
             continue

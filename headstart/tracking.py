@@ -29,6 +29,7 @@ from mlflow.types.schema import Array
 
 from headstart.core.files import remove, sha256_file, write_json
 from headstart.core.params import Params
+from headstart.core.stages import last_record
 
 EXPERIMENT = "headstart"
 METRICS = "reports/metrics.json"
@@ -137,16 +138,18 @@ def record_pipeline(
     """
     client, experiment = store(root)
     results = json.loads((root / METRICS).read_text())
+    computed = last_record(root, "precompute")  # how activations were computed matters to every run that uses them
+    summaries = ({"precompute": computed.summary} if computed else {}) | dict(summaries or {})
     found = json.loads((root / "reports/find_lr/lr.json").read_text())
     run = client.create_run(experiment, run_name=f"{Path(params.data.source).name}-{params.backbone.name}")
     run_id = str(run.info.run_id)
     status = "FAILED"
     try:
-        for key, value in (_provenance(root) | dict(tags or {})).items():
+        for key, value in (_provenance(root) | _words(summaries) | dict(tags or {})).items():
             client.set_tag(run_id, key, value)
         client.log_batch(run_id, params=[Param(key, value) for key, value in _flat(params.model_dump()).items()])
         numbers = _numbers(results) | {"suggested_lr": found["lr"]}
-        for stage, summary in (summaries or {}).items():
+        for stage, summary in summaries.items():
             numbers |= {f"{stage}_{key}": value for key, value in _numbers(summary).items()}
         _log(client, run_id, numbers)
         client.log_inputs(run_id, [_data_set(root, params)])
@@ -184,6 +187,11 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float):
             flat[prefix + key] = float(value)
     return flat
+
+
+def _words(summaries: Mapping[str, Summary]) -> dict[str, str]:
+    """What stages said in words, as `precompute.engine`, …"""
+    return {f"{stage}.{key}": text for stage, said in summaries.items() for key, text in said.items() if isinstance(text, str)}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

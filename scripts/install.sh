@@ -1,12 +1,13 @@
 #!/bin/sh
-# Bring the environment $VENV to what requirements.lock says. Safe to run from any state: a stamp holds the
+# Bring the environment $VENV to what $LOCK (requirements.lock) says. Safe to run from any state: a stamp holds the
 # lock's hash once an install is complete, a marker says that one was begun.
 set -eu
 if [ -z "${PYTHON:-}" ]; then
   echo "error: no Python 3.11 to 3.13 with venv found; install one, or name it: make PYTHON=/path/to/python" >&2
   exit 2
 fi
-hash=$("$PYTHON" -c 'import hashlib; print(hashlib.sha256(open("requirements.lock", "rb").read()).hexdigest())')
+lock="${LOCK:-requirements.lock}"
+hash=$("$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$lock")
 stamp="$VENV/.headstart-lock"
 begun="$VENV/.headstart-begun"
 ours="$VENV/.headstart-ours"
@@ -23,7 +24,7 @@ repair=""
 [ ! -e "$begun" ] || repair="--force-reinstall"  # somebody else's environment: mend it, keep what else is in it
 rm -f "$stamp"
 : > "$begun"
-echo "installing requirements.lock into $VENV (a few minutes, about 6.5 GB)"
-"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check $repair --requirement requirements.lock
+echo "installing $lock into $VENV (a few minutes, about 6.5 GB)"
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check $repair --requirement "$lock"
 rm -f "$begun"
 echo "$hash" > "$stamp"

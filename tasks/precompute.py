@@ -6,8 +6,7 @@ import logging
 from pathlib import Path
 
 from headstart.activations.build import Settings, build, refuse_too_large
-from headstart.activations.cache import open_root, record_use
-from headstart.activations.compute import row_bytes
+from headstart.activations.cache import open_root, record_use, row_bytes
 from headstart.core.parallel import count
 from headstart.core.stages import Job, Summary, main
 from headstart.data.images import ImageSource

@@ -17,8 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from headstart.activations.cache import ENTRY, Cache, open_root, params_digest, split_place
-from headstart.activations.compute import row_bytes, split_blocks
+from headstart.activations.cache import ENTRY, Cache, open_root, params_digest, row_bytes, split_blocks, split_place
 from headstart.core.errors import InputError, guarded
 from headstart.core.files import remove
 from headstart.core.params import load_params

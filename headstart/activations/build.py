@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from headstart.activations import namespace
-from headstart.activations.cache import Cache, open_cache, places
-from headstart.activations.compute import File, Filled, assemble, engine_rows, fill, row_bytes
+from headstart.activations.cache import Cache, open_cache, places, row_bytes
+from headstart.activations.compute import File, Filled, assemble, engine_rows, fill
 from headstart.activations.engine import Engine, build_engine, fidelity
 from headstart.activations.guard import refuse_moved, refuse_moving, refuse_other
 from headstart.activations.store import write_shards
@@ -196,7 +196,7 @@ def refuse_too_large(project: Path, cache_root: Path, rows: int, row_sizes: Sequ
     if needed > max_gb * 1e9:
         raise InputError(
             f"the activations of {rows:,} views need {needed / 1e9:.3g} GB, and precompute.max_gb is {max_gb:g}",
-            fix="raise precompute.max_gb, lower precompute.views, or set precompute.map_after=none",
+            fix="raise precompute.max_gb, lower precompute.views, set precompute.map_after=none or precompute.storage=float16",
         )
     for path, copies, what in ((project, 2, "with DVC's copy"), (cache_root, 1, "in the cache")):
         free = free_bytes(path)

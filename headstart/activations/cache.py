@@ -32,6 +32,7 @@ TAG_TEXT = (
     "# Headstart's cache of activations, format 1. May be deleted at any time.\n"
 )
 ENTRY = np.dtype([("place", "S34"), ("checksum", "<u8")])  # place: SHA-256 of the image, then the view (big-endian)
+BLOCK_BYTES = 32_000_000
 DELETE = "delete the folder, or set runtime.cache_dir to another one"
 
 
@@ -50,6 +51,16 @@ def split_place(place: bytes) -> tuple[str, int]:
 def checksum(place: bytes, row: NDArray[np.uint8]) -> int:
     """xxh3 of the place and the row's bytes."""
     return xxhash.xxh3_64_intdigest(row.data, seed=xxhash.xxh3_64_intdigest(place.ljust(34, b"\0")))
+
+
+def row_bytes(shape: Sequence[int], storage: str) -> int:
+    """Bytes of one row."""
+    return int(np.prod(shape)) * np.dtype(storage).itemsize
+
+
+def split_blocks(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Row numbers in parts of some 32 MB; `size` is a row's."""
+    return [rows[start : start + step] for step in [max(1, BLOCK_BYTES // size)] for start in range(0, len(rows), step)]
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,8 @@ class Cache:
     def writing(self) -> Iterator[None]:
         """Hold the namespace for appending; another process that does so is waited for, and what it added is seen."""
         with locked(self.lock, f"the activations cache {self.folder}"):
-            self.folder.mkdir(parents=True, exist_ok=True)  # it may have been pruned meanwhile
+            if not self.folder.exists():
+                raise InputError(f"{self.folder}: was pruned meanwhile", fix="run again")
             self.refresh()
             self._count = len(self)
             with (self.folder / "rows.bin").open("r+b") as rows, (self.folder / "index.bin").open("r+b") as entries:

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headstart.activations.cache import Block, Cache, places, split_place
+from headstart.activations.cache import BLOCK_BYTES, Block, Cache, places, split_blocks, split_place
 from headstart.activations.engine import Engine
 from headstart.core.errors import InputError
 from headstart.core.parallel import chunks
 from headstart.data.images import ImageSource, image_map
 
 logger = logging.getLogger("headstart")
-BLOCK_BYTES = 32_000_000
 File = tuple[str, str]  # path, key
 Progress = Callable[[Iterator[int], int, int], Iterator[int]]
 
@@ -30,11 +29,6 @@ class Filled:
     cached: int
     damaged: int
     computed: int
-
-
-def row_bytes(shape: Sequence[int], storage: str) -> int:
-    """Bytes of one row."""
-    return int(np.prod(shape)) * np.dtype(storage).itemsize
 
 
 def fill(
@@ -84,11 +78,6 @@ def _missing(cache: Cache, wanted: NDArray[np.bytes_]) -> tuple[NDArray[np.bool_
     for part in split_blocks(there, cache.row_bytes):
         missing[part] = ~cache.read(rows[part])[1]
     return missing, int(missing[there].sum())
-
-
-def split_blocks(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Row numbers in parts of some 32 MB; `size` is a row's."""
-    return [rows[start : start + step] for step in [max(1, BLOCK_BYTES // size)] for start in range(0, len(rows), step)]
 
 
 def _compute(

@@ -220,7 +220,7 @@ def openvino_forward(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it traces with torch.jit, which torch calls deprecated
             model = openvino.convert_model(whole, example_input=example, input=list(shape))
-    except (RuntimeError, ValueError, TypeError, AttributeError, *_conversion_failures()) as error:
+    except _conversion_failures() as error:
         why = [line for line in str(error).splitlines() if line.strip()]
         raise InputError(
             f"precompute.engine: OpenVINO cannot run this backbone: {' '.join(why[-1:])[:200]}",
@@ -250,11 +250,11 @@ def openvino_forward(
 
 
 def _conversion_failures() -> tuple[type[Exception], ...]:
-    """OpenVINO's own, which have no common base."""
+    """What OpenVINO raises on a body it cannot convert; its own have no common base."""
     from openvino import frontend
 
     names = ("GeneralFailure", "InitializationFailure", "NotImplementedFailure", "OpConversionFailure", "OpValidationFailure")
-    return tuple(getattr(frontend, name) for name in names)
+    return (RuntimeError, ValueError, TypeError, AttributeError, *(getattr(frontend, name) for name in names))
 
 
 def torch_forward(

@@ -1,0 +1,208 @@
+"""Head training with K cached views against live augmentation at equal epochs: `python -m bench.views > docs/views.md`.
+
+Live augmentation is what the engine gives for a fresh view of each image in every epoch, by the same augmentations.
+A seed has its own split, initial weights, order and views. The plain view of the test images is judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.sides import Side, keyed, set_up
+from headstart.activations.store import Activations
+from headstart.core.files import sha256_bytes
+from headstart.data.transforms import Augmentation
+from headstart.models.heads import adapt, build_head
+from headstart.training.head import Rows, train_head
+from headstart.training.loop import derive_seed, predict, scores
+
+KS, EPOCHS, LR, BATCH = (0, 1, 2, 4, 8), 20, {"linear": 3e-3, "mlp": 1e-3}, 64
+PHOTOS = Augmentation("side_on", True, 10, 1.1, 0.05)  # the lesson's
+DIGITS = Augmentation("side_on", False, 10, 1.1, 0.1)  # as in params.yaml
+
+
+INTRODUCTION = """\
+`python -m bench.views --seeds {seeds} > docs/views.md`. Head training on the frozen EfficientNet-lite0 (ImageNet weights),
+{epochs} epochs, AdamW and one-cycle, batches of {batch}; the epoch with the lowest validation log-loss is kept. K cached
+views: an epoch draws, for each image, the plain view or one of K. Live: a fresh augmented view of each image in every epoch,
+computed by the same engine (the last column has its time). Seeds 0 to {last} each have their own split, initial weights,
+order and views; an arm and live share all of these. Computing K views takes once what 1 + K live epochs take."""
+
+
+@dataclass(frozen=True)
+class Set:
+    """A data set and how much of it trains.
+
+    Args:
+        train: training images, at most; 15 % of the rest choose the epoch, the others are the test.
+    """
+
+    name: str
+    size: int
+    augmentation: Augmentation
+    train: int
+    write: Callable[[Path], None]
+
+
+def write_digits(folder: Path) -> None:
+    """The 1,797 digits."""
+    from headstart.data.builtin import write_digits
+
+    write_digits(folder)
+
+
+def write_textures(folder: Path, each: int = 60) -> None:
+    """Crops of 160 x 160 of scikit-image's photos and textures; the class is the picture they come from.
+
+    Crops called l… are of the left part of a picture and r… of the right one, so that the two share no pixel.
+    """
+    from PIL import Image
+    from skimage import data
+
+    names = (
+        "astronaut",
+        "brick",
+        "camera",
+        "cat",
+        "coffee",
+        "grass",
+        "gravel",
+        "hubble_deep_field",
+        "immunohistochemistry",
+        "rocket",
+    )
+    rng = np.random.default_rng(0)
+    for name in names:
+        picture = Image.fromarray(getattr(data, name)()).convert("RGB")
+        (folder / name).mkdir()
+        border = int(picture.width * 0.5)
+        for number in range(each):
+            part, low, high = ("l", 0, border - 160) if number % 2 else ("r", border, picture.width - 160)
+            left, top = int(rng.integers(low, max(low, high) + 1)), int(rng.integers(0, picture.height - 160))
+            crop = picture.crop((left, top, left + 160, top + 160))
+            crop.save(folder / name / f"{part}{number:03}.png")
+
+
+SETS = (
+    Set("digits", 96, DIGITS, 1258, write_digits),
+    Set("digits, 100 to train on", 96, DIGITS, 100, write_digits),
+    Set("photos and textures, 50 to train on", 128, PHOTOS, 50, write_textures),
+)
+
+
+def divide(files: list[tuple[str, str]], train: int, seed: int) -> dict[str, list[int]]:
+    """Rows of the training, validation and test images, by a hash of seed and key; left and right parts stay apart."""
+    order = sorted(range(len(files)), key=lambda i: sha256_bytes(f"{seed} {files[i][1]}".encode()))
+    sided = [Path(path).name[0] for path, _ in files]
+    learn = [i for i in order if sided[i] != "r"]
+    rest = [i for i in order if sided[i] == "r"] or learn[train:]
+    cut = round(0.15 * len(rest))
+    return {"train": learn[:train], "valid": rest[:cut], "test": rest[cut:]}
+
+
+def trained(
+    kind: str, x_vnd: torch.Tensor, y_n: torch.Tensor, parts: dict[str, list[int]], views: int | None, seed: int
+) -> tuple[float, float]:
+    """Test accuracy and seconds per epoch with K cached views, or (None) a fresh one every epoch."""
+    split = {name: torch.tensor(rows) for name, rows in parts.items()}
+    x_train, y_train = x_vnd[:, split["train"]], y_n[split["train"]]
+    epoch = [0]
+
+    def take(images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        if views is None:
+            epoch[0] += 1
+            return x_train[epoch[0], images]
+        return x_train[drawn, images]
+
+    rows = Rows(take, 1 + (views or 0), y_train)
+    valid = Rows(lambda images, _: x_vnd[0, split["valid"]][images], 1, y_n[split["valid"]])
+    head = build_head(kind, x_vnd.shape[2], int(y_n.max()) + 1, derive_seed(seed, "head"))
+    adapt(head, [x_train[0]])
+    start = time.monotonic()
+    options = {"epochs": EPOCHS, "lr": LR[kind], "batch_size": BATCH, "seed": seed, "log": lambda *_: None}
+    train_head(head, rows, valid, **options)  # type: ignore[arg-type]
+    seconds = (time.monotonic() - start) / EPOCHS
+    return scores(predict(head, [x_vnd[0, split["test"]]]), y_n[split["test"]])["accuracy"], seconds
+
+
+def activations(side: Side, files: list[tuple[str, str]], scratch: Path) -> tuple[torch.Tensor, float]:
+    """[1 + epochs, n, d] of all views, and images/s of computing augmented ones."""
+    start = time.monotonic()
+    side.run(side.cache(scratch / "cache"), scratch / "out", files, EPOCHS)
+    rate = len(files) * (1 + EPOCHS) / (time.monotonic() - start)
+    return Activations(scratch / "out").all_views([key for _, key in files]), rate
+
+
+def run(data: Set, seeds: int) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """By head and arm, (accuracy, seconds per epoch) of each seed."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {kind: {} for kind in LR}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "source")
+        source.mkdir()
+        data.write(source)
+        files = keyed(source)
+        classes = sorted({Path(path).parts[0] for path, _ in files})
+        y_n = torch.tensor([classes.index(Path(path).parts[0]) for path, _ in files])
+        for seed in range(seeds):
+            side = set_up(source, "tf_efficientnet_lite0", data.size, "packaged", data.augmentation, seed)
+            (scratch := Path(folder, str(seed))).mkdir()
+            x_vnd, rate = activations(side, files, scratch)
+            parts = divide(files, data.train, seed)
+            for kind, arms in found.items():
+                for views in (*KS, None):
+                    accuracy, seconds = trained(kind, x_vnd, y_n, parts, views, seed)
+                    live = len(parts["train"]) / rate if views is None else 0.0
+                    arms.setdefault("live" if views is None else str(views), []).append((accuracy, seconds + live))
+            print(f"{data.name}, seed {seed}: {rate:,.0f} images/s", file=sys.stderr, flush=True)
+        counts = {name: len(rows) for name, rows in parts.items()}
+    print(f"\n## {data.name[0].upper()}{data.name[1:]}, {data.size} px\n")
+    print(f"{counts['train']} training, {counts['valid']} validation, {counts['test']} test images, {len(classes)} classes.\n")
+    return found
+
+
+def interval(differences: list[float]) -> tuple[float, float]:
+    """95 % t-interval of the mean of paired differences."""
+    from scipy import stats
+
+    n = len(differences)
+    half = stats.t.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5
+    return statistics.mean(differences) - half, statistics.mean(differences) + half
+
+
+def table(found: dict[str, dict[str, list[tuple[float, float]]]]) -> None:
+    """Markdown, a row per head and arm."""
+    print("| head | cached views | test accuracy, mean (range) | minus live: mean (95 % paired interval) | seconds per epoch |")
+    print("|---|---|---|---|---|")
+    for kind, arms in found.items():
+        live = [accuracy for accuracy, _ in arms["live"]]
+        for arm, runs in arms.items():
+            accuracy = [value for value, _ in runs]
+            differences = [a - b for a, b in zip(accuracy, live, strict=True)]
+            low, high = interval(differences)
+            against = "" if arm == "live" else f"{statistics.mean(differences):+.4f} ({low:+.4f} to {high:+.4f})"
+            shown = f"{statistics.mean(accuracy):.4f} ({min(accuracy):.4f}-{max(accuracy):.4f})"
+            print(f"| {kind} | {arm} | {shown} | {against} | {statistics.median(s for _, s in runs):.3g} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.views", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    seeds = parser.parse_args().seeds
+    print("# Cached views against live augmentation\n")
+    print(INTRODUCTION.format(seeds=seeds, last=seeds - 1, epochs=EPOCHS, batch=BATCH))
+    for data in SETS:
+        table(run(data, seeds))
+
+
+if __name__ == "__main__":
+    main()
