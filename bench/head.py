@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench.precompute import write_photos
 
-NAME, SIZE, COUNT, VIEWS, EPOCHS = "tf_efficientnet_lite0", 224, 512, 2, 20
+NAME, SIZE, COUNT, VIEWS, EPOCHS = "tf_efficientnet_lite0", 224, 128, 2, 50
 
 
 def fastai(folder: Path) -> dict[str, float]:

@@ -35,9 +35,9 @@ class After(nn.Module):
 class Counting(nn.Module):
     """A buffer that counts batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, persistent: bool = True) -> None:
         super().__init__()
-        self.register_buffer("seen", torch.zeros(1))
+        self.register_buffer("seen", torch.zeros(1), persistent=persistent)
 
     def forward(self, x):
         self.seen += 1
@@ -111,6 +111,11 @@ def _keep_on(whole, part):
     return whole
 
 
+def _spoilt(one):
+    next(one.parameters()).data.fill_(float("inf"))
+    return one
+
+
 VIOLATIONS = {
     "a parameter that trains": (trainable, "parameters would train: stages"),
     "a batch norm in training mode": (norm_in_training, "modules in training mode: stages"),
@@ -119,7 +124,9 @@ VIOLATIONS = {
     "stochastic depth in training mode": (lambda: stochastic_depth(True), "in training mode: rest"),
     "functional dropout": (lambda: After(LeftOn()).eval(), "draws random numbers"),
     "noise of its own": (lambda: After(OwnGenerator()).eval(), "two outputs for one input"),
-    "a buffer that counts": (lambda: After(Counting()).eval(), "buffers moved: rest.seen"),
+    "a buffer that counts": (lambda: After(Counting()).eval(), "parameters or buffers moved: rest.seen"),
+    "a buffer that counts and is not saved": (lambda: After(Counting(persistent=False)).eval(), "buffers moved: rest.seen"),
+    "weights that are not finite": (lambda: _spoilt(body()), "not finite"),
     "an attribute that counts": (lambda: After(Drifting()).eval(), "two outputs for one input"),
     "batch norm by batch statistics": (with_batch_statistics, "depends on the rest of its batch"),
     "the batch's mean": (lambda: After(Centred()).eval(), "depends on the rest of its batch"),

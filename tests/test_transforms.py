@@ -60,3 +60,38 @@ def test_normalise_takes_mean_and_std_off():
     x = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     mean, std = torch.tensor(PRE.mean).view(1, 3, 1, 1), torch.tensor(PRE.std).view(1, 3, 1, 1)
     assert torch.allclose(normalise(x, PRE), (x / 255 - mean) / std, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "flip", "wanted"), [("side_on", True, 2), ("top_down", True, 8), ("top_down", False, 1), ("none", True, 1)]
+)
+def test_presets(preset, flip, wanted):
+    """side_on mirrors, top_down takes any of a square's eight symmetries, none does nothing whatever else is set."""
+    square = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    other = {"rotate": 10, "zoom": 1.2, "lighting": 0.2} if preset == "none" else {"rotate": 0, "zoom": 1, "lighting": 0}
+    augmentation = Augmentation(preset=preset, flip=flip, **other)
+    whole = Preprocessing(32, 1.0, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    image = resized(square, whole)
+    views = [augmented_view(image, whole, augmentation, view_generator(0, "k", number)) for number in range(80)]
+    symmetries = [torch.rot90(turned, turns, (1, 2)) for turned in (image, image.flip(2)) for turns in range(4)]
+    seen = {next(i for i, one in enumerate(symmetries) if torch.equal(one, view)) for view in views}
+    assert len(seen) == wanted
+    assert 0 in seen
+
+
+def test_only_what_the_crop_needs_is_turned_and_it_makes_no_difference():
+    """Against turning the whole image, padded by reflection: the same pixels, but for rounding."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as tv
+
+    from headstart.data.transforms import _turn, centre
+
+    smooth = np.kron(np.random.default_rng(0).integers(60, 200, (6, 9, 3)), np.ones((10, 10, 1))).astype(np.uint8)
+    image = resized(smooth, PRE)
+    for degrees, scale in ((9.0, 1.05), (-30.0, 1.0), (45.0, 1.3), (3.0, 2.5)):
+        height, width = image.shape[1:]
+        border = [width // 2 - 1, height // 2 - 1]
+        padded = tv.pad(image, border, padding_mode="reflect")
+        whole = tv.affine(padded, degrees, [0, 0], scale, [0.0, 0.0], InterpolationMode.BILINEAR)
+        difference = (centre(_turn(image, 32, degrees, scale), PRE).int() - centre(whole, PRE).int()).abs().float()
+        assert difference.mean() < 2, (degrees, scale)  # half a pixel's shift would be more

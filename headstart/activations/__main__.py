@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,6 +132,8 @@ def damaged_rows(cache: Cache) -> list[tuple[str, int]]:
 
 def prune(root: Path, console: Console, max_gb: float | None) -> int:
     """Drop what no project's current parameters use, the least recently used first; all of it, or down to a size."""
+    for unfinished in (root / "rows").glob(".*"):
+        shutil.rmtree(unfinished, ignore_errors=True)  # a deletion that was cut off
     every = namespaces(root)
     total = sum(one.size for one in every)
     for one in reversed(every):

@@ -97,6 +97,7 @@ class Cache:
         if whole:
             self._rows = np.memmap(rows, np.uint8, "r", shape=(whole, self.row_bytes))
         self._order = np.argsort(self.entries["place"], kind="stable")
+        self._sorted = self.entries["place"][self._order]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -105,8 +106,7 @@ class Cache:
         """Row numbers of places [n]; -1 where there is none."""
         if not len(self.entries):
             return np.full(len(wanted), -1)
-        sorted_places = self.entries["place"][self._order]
-        found = np.searchsorted(sorted_places, wanted, side="right") - 1  # the last of equal ones
+        found = np.searchsorted(self._sorted, wanted, side="right") - 1  # the last of equal ones
         rows = self._order[np.maximum(found, 0)]
         return np.where((found >= 0) & (self.entries["place"][rows] == wanted), rows, -1)
 
@@ -185,7 +185,7 @@ def open_root(root: Path) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not (root / TAG).exists():
-            if any(root.iterdir()):
+            if any(not path.name.startswith(f".{TAG}.") for path in root.iterdir()):  # but for another's unfinished tag
                 raise InputError(f"runtime.cache_dir: {root} is not empty and not a cache of activations", fix=DELETE)
             write_text(root / TAG, TAG_TEXT)
         if (root / TAG).read_text(errors="replace") != TAG_TEXT:

@@ -5,7 +5,7 @@ Shape legend: n images of a batch, s the network's input side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -36,21 +36,27 @@ def refuse_moving(body: nn.Module, x_nchw: torch.Tensor) -> str:
     """
     _refuse([name for name, value in body.named_parameters() if value.requires_grad], "would train", "parameters")
     _refuse([name or "the body" for name, module in body.named_modules() if module.training], "in training mode", "modules")
-    before = state_digest(body)
-    state = {name: value.clone() for name, value in body.state_dict().items()}
+    before = {name: value.detach().clone() for name, value in _tensors(body)}
     drawn = torch.get_rng_state()
     with torch.inference_mode():
         first, again = body(x_nchw), body(x_nchw)
         others = body(torch.cat([x_nchw[:1], x_nchw[1:].flip(3).mul(0.5)]))
-    if state_digest(body) != before:
-        _refuse([name for name, value in body.state_dict().items() if not torch.equal(value, state[name])], "moved", "buffers")
+    _refuse([name for name, value in _tensors(body) if not torch.equal(value, before[name])], "moved", "parameters or buffers")
     if not torch.equal(torch.get_rng_state(), drawn):
         raise InputError("the frozen body draws random numbers (dropout or stochastic depth that eval mode leaves on)", fix=FIX)
+    if not first.isfinite().all():
+        raise InputError("the frozen body's activations are not finite", fix="check backbone.weights")
     if not torch.equal(first, again):
         raise InputError("the frozen body gives two outputs for one input: something in it is random or counts", fix=FIX)
     if (first[0] - others[0]).abs().max() > NEIGHBOUR_TOLERANCE * first.abs().max():
         raise InputError("the frozen body's output for an image depends on the rest of its batch (batch statistics)", fix=FIX)
-    return before
+    return state_digest(body)
+
+
+def _tensors(body: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers, those too that are not saved with the weights."""
+    yield from body.named_parameters()
+    yield from body.named_buffers()
 
 
 def refuse_moved(body: nn.Module, digest: str) -> None:
