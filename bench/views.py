@@ -44,13 +44,13 @@ class Set:
     """A data set and how much of it trains.
 
     Args:
-        train: training images, at most; 15 % of the rest choose the epoch, the others are the test.
+        trains: numbers of training images to try; 15 % of the rest choose the epoch, the others are the test.
     """
 
     name: str
     size: int
     augmentation: Augmentation
-    train: int
+    trains: tuple[int, ...]
     write: Callable[[Path], None]
 
 
@@ -94,9 +94,8 @@ def write_textures(folder: Path, each: int = 60) -> None:
 
 
 SETS = (
-    Set("digits", 96, DIGITS, 1258, write_digits),
-    Set("digits, 100 to train on", 96, DIGITS, 100, write_digits),
-    Set("photos and textures, 50 to train on", 128, PHOTOS, 50, write_textures),
+    Set("digits", 96, DIGITS, (1258, 100), write_digits),
+    Set("photos and textures", 128, PHOTOS, (200, 50), write_textures),
 )
 
 
@@ -143,9 +142,12 @@ def activations(side: Side, files: list[tuple[str, str]], scratch: Path) -> tupl
     return Activations(scratch / "out").all_views([key for _, key in files]), rate
 
 
-def run(data: Set, seeds: int) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """By head and arm, (accuracy, seconds per epoch) of each seed."""
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {kind: {} for kind in LR}
+Found = dict[str, dict[str, list[tuple[float, float]]]]
+
+
+def run(data: Set, seeds: int) -> None:
+    """Print the tables of one data set: by head and arm, accuracy and seconds per epoch."""
+    found: dict[int, Found] = {count: {kind: {} for kind in LR} for count in data.trains}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")
         source.mkdir()
@@ -157,17 +159,19 @@ def run(data: Set, seeds: int) -> dict[str, dict[str, list[tuple[float, float]]]
             side = set_up(source, "tf_efficientnet_lite0", data.size, "packaged", data.augmentation, seed)
             (scratch := Path(folder, str(seed))).mkdir()
             x_vnd, rate = activations(side, files, scratch)
-            parts = divide(files, data.train, seed)
-            for kind, arms in found.items():
-                for views in (*KS, None):
-                    accuracy, seconds = trained(kind, x_vnd, y_n, parts, views, seed)
-                    live = len(parts["train"]) / rate if views is None else 0.0
-                    arms.setdefault("live" if views is None else str(views), []).append((accuracy, seconds + live))
             print(f"{data.name}, seed {seed}: {rate:,.0f} images/s", file=sys.stderr, flush=True)
-        counts = {name: len(rows) for name, rows in parts.items()}
-    print(f"\n## {data.name[0].upper()}{data.name[1:]}, {data.size} px\n")
-    print(f"{counts['train']} training, {counts['valid']} validation, {counts['test']} test images, {len(classes)} classes.\n")
-    return found
+            for count, heads in found.items():
+                parts = divide(files, count, seed)
+                for kind, arms in heads.items():
+                    for views in (*KS, None):
+                        accuracy, seconds = trained(kind, x_vnd, y_n, parts, views, seed)
+                        live = len(parts["train"]) / rate if views is None else 0.0
+                        arms.setdefault("live" if views is None else str(views), []).append((accuracy, seconds + live))
+    for count, heads in found.items():
+        sizes = {name: len(rows) for name, rows in divide(files, count, 0).items()}
+        print(f"\n## {data.name.capitalize()}, {data.size} px, {sizes['train']} training images\n")
+        print(f"{sizes['valid']} validation and {sizes['test']} test images, {len(classes)} classes.\n")
+        table(heads)
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
@@ -179,7 +183,7 @@ def interval(differences: list[float]) -> tuple[float, float]:
     return statistics.mean(differences) - half, statistics.mean(differences) + half
 
 
-def table(found: dict[str, dict[str, list[tuple[float, float]]]]) -> None:
+def table(found: Found) -> None:
     """Markdown, a row per head and arm."""
     print("| head | cached views | test accuracy, mean (range) | minus live: mean (95 % paired interval) | seconds per epoch |")
     print("|---|---|---|---|---|")
@@ -201,7 +205,7 @@ def main() -> None:
     print("# Cached views against live augmentation\n")
     print(INTRODUCTION.format(seeds=seeds, last=seeds - 1, epochs=EPOCHS, batch=BATCH))
     for data in SETS:
-        table(run(data, seeds))
+        run(data, seeds)
 
 
 if __name__ == "__main__":
