@@ -1,6 +1,7 @@
 """The per-image cache: what is recomputed and what is not, damage, faults, two processes, and its commands."""
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -196,7 +197,7 @@ def test_a_damaged_row_is_recomputed_and_reported(shapes, tmp_path, caplog):
     assert (tmp_path / "a/00000.arrow").read_bytes() == (tmp_path / "b/00000.arrow").read_bytes()
 
 
-def test_labels_splits_and_names_recompute_nothing_and_settings_everything(tmp_path):
+def test_labels_splits_and_names_recompute_nothing_and_settings_everything(tmp_path, caplog, monkeypatch):
     from headstart.core.stages import load_graph, run_stage
     from tasks.link_data import link_data
     from tasks.precompute import precompute
@@ -230,7 +231,11 @@ def test_labels_splits_and_names_recompute_nothing_and_settings_everything(tmp_p
     ):  # fmt: skip
         assert computed(telling) == 120, telling
     assert computed("precompute.views=2") == 60
-    assert computed("precompute.views=0") == 0
+    monkeypatch.setattr(logging.getLogger("headstart"), "propagate", True)
+    with caplog.at_level("INFO", "headstart"):
+        assert computed("precompute.views=0") == 0
+    assert "data augmentation does nothing" in caplog.text
+    assert "against plain float32 on a sample: cosine >= " in caplog.text
     assert computed("precompute.map_after=early", "precompute.max_gb=0.1") == 0  # of the pooled ones
     assert (project / "data/activations/early/00000.arrow").exists()
     with pytest.raises(InputError, match="need .* GB, and precompute.max_gb is 1e-06"):
