@@ -137,7 +137,8 @@ def _dihedral(image: torch.Tensor, which: int) -> torch.Tensor:
 def _turn(image: torch.Tensor, size: int, degrees: float, scale: float) -> torch.Tensor:
     """Rotate and zoom about the centre; only as much of the image is turned as the centre `size` x `size` needs."""
     angle = math.radians(degrees)
-    needed = math.ceil(size * (abs(math.cos(angle)) + abs(math.sin(angle))) / scale) + 4
+    reach = size * (abs(math.cos(angle)) + abs(math.sin(angle))) / scale
+    needed = max(math.ceil(reach) + 4, size)  # a zoom needs less than the crop, which must fit in all the same
     _, height, width = image.shape
     margins = [-(-(needed - side) // 2) for side in (width, height)]  # pixels to add, or (below 0) to cut, on either side
     cut = [side + 2 * min(margin, 0) for side, margin in zip((height, width), margins[::-1], strict=True)]
