@@ -51,6 +51,7 @@ def ours(folder: Path) -> dict[str, float]:
     from headstart.data.transforms import Augmentation
     from headstart.models.heads import build_head
     from headstart.training.head import activations_of, train_head
+    from headstart.training.options import Options
 
     side, files = set_up(folder, NAME, SIZE, augmentation=Augmentation("side_on", True, 10, 1.1, 0.05)), keyed(folder)
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,7 +64,7 @@ def ours(folder: Path) -> dict[str, float]:
         stored = Activations(Path(scratch, "out"))
         train, valid = (activations_of(stored, manifest, split) for split in ("train", "valid"))
         head = build_head("mlp", side.backbone.width, 5, seed=0)
-        options = {"lr": 1e-3, "batch_size": 64, "seed": 0, "log": lambda *_: None}
+        options = {"lr": 1e-3, "options": Options(batch_size=64), "seed": 0, "log": lambda *_: None}
         train_head(head, train, valid, epochs=1, **options)  # type: ignore[arg-type]
         start = time.monotonic()
         train_head(head, train, valid, epochs=EPOCHS, **options)  # type: ignore[arg-type]

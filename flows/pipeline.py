@@ -1,4 +1,4 @@
-"""The whole pipeline as one Prefect flow: `python -m flows.pipeline [--set key=value …] [--force STAGE …]`.
+"""The whole pipeline as one Prefect flow: `python -m flows.pipeline [--recipe NAME] [--set key=value …] [--force STAGE …]`.
 
 The stages run in this process. DVC decides which of them are fresh, and records what they write.
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from headstart.core.errors import InputError, guarded
-from headstart.core.files import free_bytes
-from headstart.core.params import Params, load_params, set_params
-from headstart.core.stages import Stage, command_line, last_record, load_graph, run_stage
+from headstart.core.files import free_bytes, remove
+from headstart.core.params import Params, edit_params, load_params
+from headstart.core.stages import Stage, checkpoints, command_line, last_record, load_graph, run_stage
 from headstart.data.tree import preflight
 from headstart.versioning import Workspace, cache_folders, workspace
 from prefect import flow, task
@@ -67,6 +67,7 @@ def run_or_reuse(stage: Stage, space: Workspace, root: Path, params: Params, for
     gc.freeze()  # what was imported stays: the collector need not walk it again (.5 s each time)
     seconds = time.monotonic() - start
     space.commit(stage.name)
+    remove(checkpoints(root, stage.name))
     return Outcome(stage.name, RAN, seconds, record.summary)
 
 
@@ -201,9 +202,14 @@ def main() -> int:
         metavar="STAGE",
         help="run STAGE even if it is fresh, or `all`",
     )
+    parser.add_argument("--recipe", metavar="NAME", help="merge recipes/NAME.yaml into params.yaml first, before --set")
     arguments = parser.parse_args()
     start = time.monotonic()
-    params = set_params(PROJECT / "params.yaml", arguments.set)
+    recipe = PROJECT / "recipes" / f"{arguments.recipe}.yaml" if arguments.recipe else None
+    edit = edit_params(PROJECT / "params.yaml", arguments.set, recipe)
+    if recipe is not None:
+        logger.info("%s", edit.diff() or f"params.yaml is as {recipe.name} says already")
+    params = edit.make()
     check_inputs(PROJECT, params, arguments.force)
     outcomes = run_here(arguments.force)
     print(summary_text(PROJECT, outcomes, time.monotonic() - start))  # noqa: T201

@@ -1,9 +1,11 @@
-"""The machine: device, threads, memory allocation. `runtime` changes no result but the last bits by thread count."""
+"""The machine: device, threads, memory, random state. `runtime` changes no result but the last bits by thread count."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 import torch
@@ -60,3 +62,48 @@ def keep_freed_memory() -> None:
         if hasattr(libc, "mallopt"):
             libc.mallopt(M_MMAP_THRESHOLD, KEEP_BYTES)
             libc.mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)
+
+
+@contextmanager
+def scoped_seed(seed: int) -> Iterator[None]:
+    """Seed torch's generators (the CPU's and the current GPU's) inside the block only; outside, they are as before."""
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.manual_seed(seed)
+        yield
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """The state of torch's generators, by device."""
+    gpu = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state()} | gpu
+
+
+def restore_random_state(state: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `random_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Compute in `precision`, where that is bfloat16, and in float32 else; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def training_precision(wanted: str, device: torch.device, model: nn.Module) -> tuple[str, str]:
+    """The precision to train in, and why: a function of the hardware and the network, never of a timing.
+
+    bfloat16 pays on GPUs that have it, and on CPUs for networks without grouped convolutions: PyTorch's depthwise
+    ones run backwards slower in it than in float32 (docs/decisions.md).
+    """
+    if wanted != "auto":
+        return wanted, "as asked for"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bfloat16", "this GPU has bfloat16") if native else ("float32", "this GPU has no bfloat16")
+    if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
+        return "float32", "no native bfloat16 here"
+    if any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in model.modules()):
+        return "float32", "grouped convolutions train faster in it"
+    return "bfloat16", "this CPU has it natively"

@@ -22,6 +22,7 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
@@ -35,7 +36,6 @@ EXPERIMENT = "headstart"
 METRICS = "reports/metrics.json"
 ARTIFACTS = (
     "reports/report.html",
-    "reports/confusion_matrix.png",
     "reports/predictions.parquet",
     METRICS,
     "reports/look_alikes.csv",
@@ -92,25 +92,46 @@ def ui_command(root: Path, port: int) -> list[str]:
 
 
 @contextmanager
-def stage_run(root: Path, stage: str, params: Mapping[str, Any]) -> Iterator[Log]:
+def stage_run(root: Path, stage: str, params: Mapping[str, Any], resume: Path | None = None) -> Iterator[Log]:
     """A child run of a trained stage; yields a function that logs an epoch's metrics as they come.
 
     The run is FINISHED, KILLED when the process is told to stop, or FAILED. Its parent is named once the
     pipeline's run is made (`record_pipeline`).
+
+    Args:
+        resume: where the run's id is kept until the stage is done: a stage that goes on from a checkpoint goes on
+            with its run.
     """
     client, experiment = store(root)
-    run_id = client.create_run(experiment, run_name=stage, tags={"stage": stage}).info.run_id
-    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+    run_id = _interrupted_run(client, resume)
+    if run_id is None:
+        run_id = str(client.create_run(experiment, run_name=stage, tags={"stage": stage}).info.run_id)
+        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+    if resume is not None:
+        write_json(resume, {"run_id": run_id})
     status = "FAILED"
     try:
         yield lambda step, metrics: _log(client, run_id, metrics, step)
         status = "FINISHED"
-    except (SystemExit, KeyboardInterrupt):
+    except Exception:
+        raise
+    except BaseException:  # told to stop: SystemExit, KeyboardInterrupt, Prefect's TerminationSignal
         status = "KILLED"
         raise
     finally:
         client.set_terminated(run_id, status)
     write_json(_child_path(root, stage), {"run_id": run_id})
+
+
+def _interrupted_run(client: MlflowClient, resume: Path | None) -> str | None:
+    """The run that an interrupted training logged to, set running again; None where there is none any more."""
+    try:
+        run_id = str(json.loads(resume.read_text())["run_id"]) if resume else None
+        if run_id is not None:
+            client.update_run(run_id, "RUNNING")
+    except (OSError, ValueError, KeyError, MlflowException):
+        return None
+    return run_id
 
 
 def _log(client: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -155,7 +176,8 @@ def record_pipeline(
         client.log_inputs(run_id, [_data_set(root, params)])
         for artifact in ARTIFACTS:
             client.log_artifact(run_id, str(root / artifact), "" if artifact == "params.yaml" else "reports")
-        client.log_artifacts(run_id, str(root / "reports/data"), "reports/data")
+        for folder in ("data", "pictures", "fine_tune"):
+            client.log_artifacts(run_id, str(root / "reports" / folder), f"reports/{folder}")
         _adopt(client, root, run_id)
         _log_model(root, run_id, _example_image(root, params))
         status = "FINISHED"

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,17 +24,20 @@ from headstart.data.images import ImageSource, image_map
 from headstart.data.manifest import read_manifest, write_csv
 from headstart.data.transforms import Augmentation, normalise
 from headstart.evaluation import galleries, metrics, plots, report
+from headstart.evaluation.galleries import Judged
 from headstart.evaluation.look_alikes import BLOCK, look_alikes
+from headstart.models.folding import fold_batch_norms
+from headstart.models.heads import Classifier
 from headstart.models.trained import Card, load_classifier, load_head
 from headstart.runtime import configure, place
 from headstart.training.loop import predict
-from torch import nn
 
 logger = logging.getLogger("headstart")
+TUNED = "models/fine_tuned.safetensors"
 
 
 def evaluate(job: Job) -> Summary:
-    """Write reports/{metrics.json, predictions.parquet, look_alikes.csv, confusion_matrix.png, report.html}."""
+    """Write reports/{metrics.json, predictions.parquet, look_alikes.csv, report.html} and reports/pictures/."""
     params = job.params
     manifest = read_manifest(job.root / "data/manifest.parquet")
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
@@ -49,37 +53,36 @@ def evaluate(job: Job) -> Summary:
         augmentation=Augmentation(**params.precompute.augment.model_dump()),
         seed=params.precompute.view_seed,
     )
-    logits_vnc = all_views(job, images, model, test)
-    head_tta_nc = metrics.test_time_augmentation(head_vnc, params.evaluate.tta)
-    tta_nc = metrics.test_time_augmentation(logits_vnc, params.evaluate.tta)
-    results: dict[str, Any] = {
-        "n_test": len(test),
-        "head": metrics.summarise(head_vnc[0].double().softmax(1), y_n),
-        "head_tta": metrics.summarise(head_tta_nc, y_n),
-        "fine_tuned": metrics.summarise(logits_vnc[0].double().softmax(1), y_n),
-        "fine_tuned_tta": metrics.summarise(tta_nc, y_n),
+    tuned_vnc = all_views(job, images, model, test)
+    p = {
+        "head": head_vnc[0].double().softmax(1),
+        "head_tta": metrics.test_time_augmentation(head_vnc, params.evaluate.tta),
+        "fine_tuned": tuned_vnc[0].double().softmax(1),
+        "fine_tuned_tta": metrics.test_time_augmentation(tuned_vnc, params.evaluate.tta),
     }
+    results: dict[str, Any] = {"n_test": len(test)} | {name: metrics.summarise(p_nc, y_n) for name, p_nc in p.items()}
+    results["comparisons"] = report.compare_models(p, y_n, params.seed)
     write_json(job.output("reports/metrics.json"), results)
-    table = predictions(test, tta_nc, card)
-    write_bytes(job.output("reports/predictions.parquet"), table)
-    counts = metrics.confusion_matrix(y_n, tta_nc.argmax(1), len(card.classes))
-    picture = plots.confusion(counts, card.classes)
-    write_bytes(job.output("reports/confusion_matrix.png"), picture)
+    judged = galleries.Judged(images, test, p["fine_tuned_tta"], card.classes)
+    write_bytes(job.output("reports/predictions.parquet"), predictions(test, judged.p_nc, card))
+    counts = metrics.confusion_matrix(y_n, judged.p_nc.argmax(1), len(card.classes))
+    for name, data in pictures(job.root, judged, counts, y_n).items():
+        write_bytes(job.output(f"reports/pictures/{name}"), data)
     pairs = alike(activations, manifest, test)
     write_csv(job.output("reports/look_alikes.csv"), pairs)
-    page = html(job, results, manifest, test, tta_nc, counts, picture, card, images, pairs)
-    write_text(job.output("reports/report.html"), page)
+    write_text(job.output("reports/report.html"), html(job, results, manifest, judged, counts, card, pairs))
     if len(pairs):
         logger.warning("  %s test images look much like a training image: reports/look_alikes.csv", len(pairs))
     for row in report.result_rows(results):
-        logger.info("  %s: %.4f (%.4f to %.4f)", row["name"], row["accuracy"], row["low"], row["high"])
-    return {f"{name}_accuracy": results[name]["accuracy"] for name in ("head", "head_tta", "fine_tuned", "fine_tuned_tta")}
+        logger.info("  %s: %.4f (%.4f to %.4f)", row["name"], row["accuracy"], row["accuracy_low"], row["accuracy_high"])
+    return {f"{name}_accuracy": results[name]["accuracy"] for name in p}
 
 
-def all_views(job: Job, images: ImageSource, model: nn.Module, test: pd.DataFrame) -> torch.Tensor:
+def all_views(job: Job, images: ImageSource, model: Classifier, test: pd.DataFrame) -> torch.Tensor:
     """The fine-tuned model's logits [v, n, c] of every view of the test images."""
     params = job.params
     device = configure(params.runtime.threads, params.runtime.device)
+    model.body, _ = fold_batch_norms(model.body, torch.zeros(1, 3, *[images.preprocessing.image_size] * 2))
     place(model, device)
     augmented, size = params.precompute.views, params.fine_tune.batch_size
     files = list(zip(test["path"], test["key"], strict=True))
@@ -122,24 +125,38 @@ def predictions(test: pd.DataFrame, p_nc: torch.Tensor, card: Card) -> bytes:
     return buffer.getvalue()
 
 
+def pictures(root: Path, judged: Judged, counts: np.ndarray, y_n: torch.Tensor) -> dict[str, bytes]:
+    """reports/pictures: confusion matrix, calibration, training, and the galleries as contact sheets."""
+    courses = {stage: report.course(root / f"reports/{stage}") for stage in ("train_head", "fine_tune")}
+    return {
+        "confusion_matrix.png": plots.confusion(counts, judged.classes),
+        "calibration.png": plots.reliability_diagram(metrics.reliability(judged.p_nc, y_n)),
+        "training.png": plots.training_curves(courses),
+        **galleries.sheets(judged),
+    }
+
+
 def html(
     job: Job,
     results: dict[str, Any],
     manifest: pd.DataFrame,
-    test: pd.DataFrame,
-    p_nc: torch.Tensor,
+    judged: Judged,
     counts: np.ndarray,
-    picture: bytes,
     card: Card,
-    images: ImageSource,
     pairs: pd.DataFrame,
 ) -> str:
-    """The report of this evaluation."""
+    """The report of this evaluation; `pictures` has been written."""
     root, params = job.root, job.params
-    histories = {
-        stage: pd.read_csv(root / f"reports/{stage}/history.csv").to_numpy()[:, 1:] for stage in ("train_head", "fine_tune")
+    digests = {name: sha256_file(root / name) for name in ("data/manifest.parquet", "models/head.safetensors", TUNED)}
+    searches = [
+        report.search_section(root / "reports/find_lr", "Of the head, on cached activations"),
+        report.search_section(root / "reports/fine_tune", "Of the unfrozen network"),
+    ]
+    verdict = root / "reports/fine_tune/bn_freeze.json"
+    shown = {
+        name: report.base64_text(job.output(f"reports/pictures/{name}.png").read_bytes())
+        for name in ("confusion_matrix", "calibration", "training")
     }
-    digests = {name: sha256_file(root / name) for name in ("data/manifest.parquet", "models/head.safetensors")}
     return report.render(
         {
             "source": params.data.source,
@@ -148,15 +165,18 @@ def html(
             "classes": card.classes,
             "n_test": f"{results['n_test']:,}",
             "results": report.result_rows(results),
-            "wrong": galleries.most_wrong(images, test, p_nc, card),
-            "confusion": report.base64_text(picture),
+            "comparisons": report.comparison_rows(results),
+            "galleries": {
+                name: [judged.item(i) for i in rows[: galleries.SHOWN]] for name, rows in galleries.rankings(judged).items()
+            },
+            "by_class": {name: [judged.item(i) for i in rows] for name, rows in galleries.by_class(judged).items()},
+            "pictures": shown,
             "confused": metrics.most_confused(counts, card.classes),
             "per_class": report.class_rows(metrics.per_class(counts), manifest),
-            "lr_sentence": report.lr_sentence(json.loads((root / "reports/find_lr/lr.json").read_text())),
-            "lr_curve": report.base64_text((root / "reports/find_lr/curve.png").read_bytes()),
-            "curves": report.base64_text(plots.training_curves(histories)),
+            "searches": [search for search in searches if search],
+            "bn_freeze": json.loads(verdict.read_text())["sentence"] if verdict.is_file() else "",
             "data": report.data_section(root / "reports/data"),
-            "alike": galleries.look_alike_pictures(images, pairs, manifest),
+            "alike": galleries.look_alike_pictures(judged.images, pairs, manifest),
             "alike_total": len(pairs),
             "params": list(report.flat_params(params).items()),
             "provenance": [(f"SHA-256 of {name}", digest) for name, digest in digests.items()]

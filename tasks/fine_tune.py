@@ -1,49 +1,206 @@
-"""fine_tune: unfreeze the body and train it and the head on augmented images."""
+"""fine_tune: unfreeze the body and train it and the head, on augmented images or from a cached map."""
 
 from __future__ import annotations
 
-import json
+import copy
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 import torch
 from headstart import tracking
+from headstart.activations.store import Activations
 from headstart.core.errors import InputError
-from headstart.core.files import write_bytes
+from headstart.core.files import sha256_file, write_bytes, write_json
 from headstart.core.parallel import count
 from headstart.core.progress import track
 from headstart.core.stages import Job, Summary, main
 from headstart.data.images import ImageSource
 from headstart.data.manifest import read_manifest
 from headstart.data.transforms import Augmentation
+from headstart.evaluation.searches import write_search
 from headstart.models.backbones import build_backbone
-from headstart.models.freezing import has_batch_norm, layer_groups
+from headstart.models.cuts import cut_body
+from headstart.models.freezing import has_batch_norm
 from headstart.models.heads import Classifier
-from headstart.models.trained import load_head, save_model
+from headstart.models.trained import Card, load_head, save_model
 from headstart.models.weights import state_digest
-from headstart.runtime import configure, place
+from headstart.runtime import configure, place, training_precision
 from headstart.training import fine_tune as tuning
-from headstart.training.loop import Batch, derive_seed, history_csv
+from headstart.training.bn_choice import Verdict, choose
+from headstart.training.checkpoints import Checkpoint, open_checkpoint
+from headstart.training.fine_tune import Feed, Network, Stretch
+from headstart.training.head import activations_of
+from headstart.training.loop import History, derive_seed, history_files, predict
+from headstart.training.lr_search import Curve, range_test, suggest
+from headstart.training.options import options_of
 
 logger = logging.getLogger("headstart")
+ARMS = {True: "frozen", False: "moving"}
+Rate = float | Sequence[float]
 
 
 def fine_tune(job: Job) -> Summary:
-    """Write models/fine_tuned.safetensors and reports/fine_tune/history.csv."""
+    """Write models/fine_tuned.safetensors and reports/fine_tune/{history,trace}.csv, lr.json, curve.*, bn_freeze.json."""
     params, settings = job.params, job.params.fine_tune
     device = configure(params.runtime.threads, params.runtime.device)
-    manifest = read_manifest(job.root / "data/manifest.parquet")
     head, card = load_head(job.root / "models/head.safetensors")
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
     if state_digest(backbone.body) != card.provenance["weights"]:
         raise InputError("models/head.safetensors was trained on another backbone", fix="run the whole pipeline")
     model = place(Classifier(backbone.body, head), device)
-    if settings.bn_freeze and not has_batch_norm(model):
+    if not has_batch_norm(model):
         logger.info("  bn_freeze changes nothing: %s has no batch norm", backbone.name)
-    lr = settings.lr
-    if lr == "auto":
-        lr = float(json.loads((job.root / "reports/find_lr/lr.json").read_text())["lr"]) / 2
+    precision, why = training_precision(settings.precision, device, model)
+    logger.info("  training in %s (%s)", precision, why)
+    network = Network(model, backbone.groups, settings.bn_freeze is not False, precision)
+    manifest = read_manifest(job.root / "data/manifest.parquet")
+    feeds = [feed_for(job, network, card, manifest, one.unfreeze_from, device) for one in settings.stretches()]
+    identity = {
+        "head": sha256_file(job.root / "models/head.safetensors"),
+        "manifest": sha256_file(job.root / "data/manifest.parquet"),
+        "backbone": params.backbone.model_dump(),
+        "augment": params.precompute.augment.model_dump(),
+        "maps": [feed.digest for feed in feeds],
+        "fine_tune": settings.model_dump(),
+        "find_lr": [params.find_lr.unfrozen.model_dump(), params.find_lr.default],
+        "seed": params.seed,
+        "precision": precision,
+    }
+    tuner = Tuner(job, manifest, network, feeds, identity)
+    lr = tuner.rate()
+    arms = [True, False] if settings.bn_freeze == "auto" and has_batch_norm(model) else [network.bn_freeze]
+    start = time.monotonic()
+    tuned = {arm: tuner.tune(arm, lr, f"fine_tune {ARMS[arm]}" if len(arms) > 1 else "fine_tune") for arm in arms}
+    summary: dict[str, str | float] = {"training_seconds": round(time.monotonic() - start, 3)}
+    kept = arms[0]
+    if len(arms) > 1:
+        verdict = tuner.verdict({arm: one for arm, (one, _) in tuned.items()})
+        kept, summary = verdict.bn_freeze, summary | {"bn_freeze": verdict.sentence()}
+    best_model, history = tuned[kept]
+    best = history.best_epoch()
+    logger.info("  kept epoch %s: validation accuracy %.4f", best["epoch"], best["valid_accuracy"])
+    save_model(job.output("models/fine_tuned.safetensors"), best_model, card)
+    for name, data in history_files(history).items():
+        write_bytes(job.output(f"reports/fine_tune/{name}"), data)
+    rate = lr if isinstance(lr, float) else ", ".join(f"{one:g}" for one in lr)
+    return {"lr": rate, "valid_accuracy": best["valid_accuracy"], "epoch_kept": best["epoch"], **summary}
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """Fine-tuning from one head: the search, the arms, the choice between them."""
+
+    job: Job
+    manifest: pd.DataFrame
+    network: Network
+    feeds: Sequence[Feed]
+    identity: Mapping[str, object]
+
+    def split(self, name: str) -> pd.DataFrame:
+        """The manifest's rows of one split."""
+        return self.manifest[self.manifest["split"] == name].reset_index(drop=True)
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """The place of one training."""
+        return open_checkpoint(self.job.checkpoints, self.identity, name)
+
+    def stretches(self, lr: Rate) -> list[Stretch]:
+        """The phases; `lr` for those whose rate is `auto`."""
+        settings = self.job.params.fine_tune
+        return [
+            Stretch(one.unfreeze_from, one.epochs, lr if one.lr == "auto" else one.lr, settings.lr_ratio)
+            for one in settings.stretches()
+        ]
+
+    def rate(self) -> Rate:
+        """The last phase's rate: as params.yaml has it, or found by a range test on the unfrozen network."""
+        params, settings, folder = (
+            self.job.params,
+            self.job.params.fine_tune,
+            self.job.output("reports/fine_tune/lr.json").parent,
+        )
+        if settings.lr != "auto":
+            return settings.lr
+        search, options = params.find_lr.unfrozen, options_of(settings)
+        stretch, feed = self.stretches(params.find_lr.default)[-1], self.feeds[-1]
+        loss = options.loss(labels(self.split("train")), next(self.network.model.parameters()).device)
+
+        def curve(number: int) -> Curve:
+            seed = derive_seed(params.seed, "find_lr unfrozen", number)
+            return range_test(
+                self.network.model,
+                tuning.network_prepare(self.network, stretch, feed, options),
+                tuning.endless(feed, options, seed),
+                loss=loss,
+                lr_min=search.lr_min,
+                lr_max=search.lr_max,
+                steps=search.steps,
+                seed=seed,
+            )
+
+        logger.info("  searching the learning rate of the unfrozen network")
+        found_before = self.checkpoint("search").remember(lambda: [asdict(curve(number)) for number in range(search.seeds)])
+        curves = [Curve(one["steps"], tuple(one["lrs"]), tuple(one["losses"])) for one in found_before]
+        found = suggest(curves, params.find_lr.default)
+        write_search(folder, curves, found)
+        logger.info("  %s", found.sentence())
+        return found.lr
+
+    def tune(self, bn_freeze: bool, lr: Rate, name: str) -> tuple[Classifier, History]:
+        """Train a copy of the network, as a tracked run of its own."""
+        settings = self.job.params.fine_tune
+        network = replace(self.network, model=copy.deepcopy(self.network.model), bn_freeze=bn_freeze, views={})
+        checkpoint, train = self.checkpoint(ARMS[bn_freeze]), self.split("train")
+        used = settings.model_dump() | {"lr_used": lr, "bn_freeze_used": bn_freeze, "precision_used": network.precision}
+        with tracking.stage_run(self.job.root, name, used, checkpoint.run_path) as log:
+            history = tuning.fine_tune(
+                network,
+                list(zip(self.stretches(lr), self.feeds, strict=True)),
+                y_train=labels(train),
+                y_valid=labels(self.split("valid")),
+                options=options_of(settings),
+                seed=self.job.params.seed,
+                log=log,
+                name_of=list(train["path"]).__getitem__,
+                checkpoint=checkpoint,
+                progress=lambda batches, epoch, steps: track(batches, f"{name}, epoch {epoch + 1}", steps, unit="batches"),
+            )
+        return network.model, history
+
+    def verdict(self, models: Mapping[bool, Classifier]) -> Verdict:
+        """Compare the two arms on the validation images; writes reports/fine_tune/bn_freeze.json."""
+        y_n, feed = labels(self.split("valid")), self.feeds[-1]
+        frozen, moving = (
+            predict(replace(self.network, model=models[arm], bn_freeze=arm, views={}).runner(feed), feed.valid())
+            .double()
+            .softmax(1)
+            for arm in (True, False)
+        )
+        found = choose(frozen, moving, y_n, self.network.model.body, derive_seed(self.job.params.seed, "bn_freeze"))
+        write_json(self.job.output("reports/fine_tune/bn_freeze.json"), found.as_json())
+        logger.info("  bn_freeze: %s", found.sentence())
+        return found
+
+
+def feed_for(job: Job, network: Network, card: Card, manifest: pd.DataFrame, unfreeze_from: str, device: torch.device) -> Feed:
+    """A cached map, where precompute kept one that nothing below trains; else the images.
+
+    Raises:
+        InputError: the map is of other weights.
+    """
+    params, splits = job.params, ("train", "valid")
+    frozen, after = network.frozen(unfreeze_from), params.precompute.map_after
+    if after in frozen:
+        maps = Activations(job.root / f"data/activations/{after}")
+        front, _ = cut_body(network.model.body, network.groups, after)
+        if maps.meta["weights"] != state_digest(front):
+            raise InputError(f"data/activations/{after} is of other weights", fix="run the whole pipeline")
+        logger.info("  training what follows the group %r from its cached map, %s views of each image", after, maps.views)
+        rows, held = (activations_of(maps, manifest, split) for split in splits)
+        return tuning.cached_feed(after, rows, held, device, maps.digest())
     images = ImageSource(
         folder=job.root / params.data.source,
         max_pixels=params.data.max_pixels,
@@ -51,41 +208,19 @@ def fine_tune(job: Job) -> Summary:
         augmentation=Augmentation(**params.precompute.augment.model_dump()),
         seed=derive_seed(params.seed, "fine_tune"),
     )
-    train, valid = (manifest[manifest["split"] == split].reset_index(drop=True) for split in ("train", "valid"))
-    with tracking.stage_run(job.root, "fine_tune", settings.model_dump() | {"lr_used": lr}) as log:
-        history = tuning.fine_tune(
-            model,
-            layer_groups(backbone.groups, model),
-            train=(lambda epoch, row: images.augmented(train["path"][row], train["key"][row], epoch), labels(train)),
-            valid=(lambda row: images.plain(valid["path"][row], valid["key"][row]), labels(valid)),
-            preprocessing=card.preprocessing,
-            epochs=settings.epochs,
-            lr=lr,
-            lr_ratio=settings.lr_ratio,
-            bn_freeze=settings.bn_freeze,
-            unfreeze_from=settings.unfreeze_from,
-            batch_size=settings.batch_size,
-            label_smoothing=settings.label_smoothing,
-            workers=count(params.runtime.workers),
-            seed=params.seed,
-            log=log,
-            progress=lambda batches, epoch, steps: show(batches, epoch, settings.epochs, steps),
-        )
-    best = history.epochs[history.best]
-    logger.info("  kept epoch %s of %s: validation accuracy %.4f", history.best + 1, settings.epochs, best["valid_accuracy"])
-    save_model(job.output("models/fine_tuned.safetensors"), model, card)
-    write_bytes(job.output("reports/fine_tune/history.csv"), history_csv(history))
-    return {"lr": lr, "valid_accuracy": best["valid_accuracy"], "epoch_kept": history.best + 1}
+    train, valid = (manifest[manifest["split"] == split].reset_index(drop=True) for split in splits)
+    return tuning.live_feed(
+        train=(lambda epoch, row: images.augmented(train["path"][row], train["key"][row], epoch), labels(train)),
+        valid=(lambda row: images.plain(valid["path"][row], valid["key"][row]), labels(valid)),
+        preprocessing=card.preprocessing,
+        workers=count(params.runtime.workers),
+        device=device,
+    )
 
 
 def labels(rows: pd.DataFrame) -> torch.Tensor:
     """Class indices [n] int64."""
     return torch.tensor(rows["class_index"].to_numpy(), dtype=torch.int64)
-
-
-def show(batches: Iterator[Batch], epoch: int, epochs: int, steps: int) -> Iterator[Batch]:
-    """Progress of one epoch."""
-    return track(batches, f"epoch {epoch + 1} of {epochs}", steps, unit="batches")
 
 
 if __name__ == "__main__":

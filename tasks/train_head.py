@@ -15,14 +15,16 @@ from headstart.models.heads import adapt, build_head
 from headstart.models.trained import Card, save_model
 from headstart.runtime import configure
 from headstart.training import head as head_training
+from headstart.training.checkpoints import open_checkpoint
 from headstart.training.head import activations_of
-from headstart.training.loop import derive_seed, history_csv
+from headstart.training.loop import derive_seed, history_files
+from headstart.training.options import options_of
 
 logger = logging.getLogger("headstart")
 
 
 def train_head(job: Job) -> Summary:
-    """Write models/head.safetensors and reports/train_head/history.csv. No image is decoded."""
+    """Write models/head.safetensors and reports/train_head/{history,trace}.csv. No image is decoded."""
     params, settings = job.params, job.params.train_head
     configure(params.runtime.threads, "cpu")
     manifest = read_manifest(job.root / "data/manifest.parquet")
@@ -34,26 +36,33 @@ def train_head(job: Job) -> Summary:
         lr = float(json.loads((job.root / "reports/find_lr/lr.json").read_text())["lr"])
     head = build_head(settings.head, activations.width, len(classes), derive_seed(params.seed, "head"))
     adapt(head, train.plain())
-    with tracking.stage_run(job.root, "train_head", settings.model_dump() | {"lr_used": lr}) as log:
+    provenance = {"weights": activations.meta["weights"], "manifest": sha256_file(job.root / "data/manifest.parquet")}
+    identity = provenance | {"activations": activations.digest(), "lr": lr, "seed": params.seed} | settings.model_dump()
+    checkpoint = open_checkpoint(job.checkpoints, identity, "head")
+    paths = list(manifest["path"][manifest["split"] == "train"])
+    with tracking.stage_run(job.root, "train_head", settings.model_dump() | {"lr_used": lr}, checkpoint.run_path) as log:
         history = head_training.train_head(
             head,
             train,
             valid,
             epochs=settings.epochs,
             lr=lr,
-            batch_size=settings.batch_size,
             seed=params.seed,
             log=log,
+            options=options_of(settings),
+            name_of=paths.__getitem__,
+            checkpoint=checkpoint,
         )
-    best = history.epochs[history.best]
-    logger.info("  kept epoch %s of %s: validation accuracy %.4f", history.best + 1, settings.epochs, best["valid_accuracy"])
+    best = history.best_epoch()
+    logger.info("  kept epoch %s of %s: validation accuracy %.4f", best["epoch"], settings.epochs, best["valid_accuracy"])
     meta = activations.meta
-    preprocessing = Preprocessing(**meta["preprocessing"])
-    provenance = {"weights": meta["weights"], "manifest": sha256_file(job.root / "data/manifest.parquet")}
-    card = Card(meta["backbone"], preprocessing, settings.head, activations.width, tuple(classes), provenance)
+    card = Card(
+        meta["backbone"], Preprocessing(**meta["preprocessing"]), settings.head, activations.width, tuple(classes), provenance
+    )
     save_model(job.output("models/head.safetensors"), head, card)
-    write_bytes(job.output("reports/train_head/history.csv"), history_csv(history))
-    return {"lr": lr, "valid_accuracy": best["valid_accuracy"], "epoch_kept": history.best + 1}
+    for name, data in history_files(history).items():
+        write_bytes(job.output(f"reports/train_head/{name}"), data)
+    return {"lr": lr, "valid_accuracy": best["valid_accuracy"], "epoch_kept": best["epoch"]}
 
 
 if __name__ == "__main__":

@@ -1,23 +1,29 @@
-"""Freezing and batch norm, schedules, the loop, the LR search (invariant 3), the heads' training."""
+"""Freezing and batch norm, the heads' and the network's training, one loop for both."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from headstart.core.errors import InputError
 from headstart.models.backbones import build_backbone
-from headstart.models.freezing import freeze_except, layer_groups, trained_groups, training_mode
+from headstart.models.cuts import cut_body
+from headstart.models.folding import FoldedConv, training_view
+from headstart.models.freezing import freeze_except, has_batch_norm, layer_groups, trained_groups, training_mode
 from headstart.models.heads import Classifier, adapt, build_head
 from headstart.models.weights import state_digest
-from headstart.training.fine_tune import fine_tune
+from headstart.runtime import training_precision
+from headstart.training.fine_tune import Feed, Network, Stretch, cached_feed, fine_tune, live_feed
 from headstart.training.head import Rows, epoch_batches, train_head
-from headstart.training.loop import adamw, derive_seed, predict, scores, train_step
-from headstart.training.lr_search import Curve, minimum, range_test, slide, steep, suggest, trim, valley
-from headstart.training.schedules import OneCycle, group_rates, steps_per_epoch
+from headstart.training.loop import History, predict, scores, train_step
+from headstart.training.optimizers import build_optimizer, class_weights, cross_entropy, epoch_order
+from headstart.training.options import Options
+from headstart.training.schedules import group_rates, steps_per_epoch
+
+CPU = torch.device("cpu")
 
 
 def silent(epoch: int, metrics: dict[str, float]) -> None:
@@ -47,8 +53,8 @@ def test_batch_norm_rows_of_the_table(unfreeze_from, bn_freeze, batch_stats, mov
     x, y = torch.randn(8, 3, 32, 32) * 3 + 1, torch.arange(8) % 3
     same = torch.equal(model.body(x)[:4], model.body(torch.cat([x[:4], 9 * x[4:]]))[:4])
     assert same == (not batch_stats)  # with batch statistics, the other rows matter
-    optimizer = adamw([(group, 1e-2) for group in groups.values()])
-    train_step(model, optimizer, x, y)
+    optimizer = build_optimizer([(group, 1e-2) for group in groups.values()])
+    train_step(model, optimizer, x, y, cross_entropy())
     assert all(torch.equal(a, b.running_mean) for a, b in zip(running, norms, strict=True)) == (not moves)
     assert all(torch.equal(a, b.weight) for a, b in zip(affine, norms, strict=True)) == (not trains)
 
@@ -83,16 +89,6 @@ def test_which_groups_train():
         trained_groups(names, "last-4")
 
 
-def test_group_rates_and_one_cycle():
-    assert group_rates(1e-2, 10, 3) == pytest.approx([1e-4, 1e-3, 1e-2])
-    cycle = OneCycle(101, warm_up=0.25, div=25, final_div=1e5)
-    factors, momenta = zip(*(cycle.at(step) for step in range(101)), strict=True)
-    assert (factors[0], factors[25], factors[100]) == pytest.approx((1 / 25, 1, 1e-5))
-    assert (momenta[0], momenta[25], momenta[100]) == pytest.approx((0.95, 0.85, 0.95))
-    assert np.all(np.diff(factors[:26]) > 0) and np.all(np.diff(factors[25:]) < 0)
-    assert all(math.isfinite(f) for f, _ in (OneCycle(n).at(s) for n in (1, 2, 3) for s in range(n)))
-
-
 def rows(count: int = 120, width: int = 8, views: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(count) % 3
@@ -109,12 +105,18 @@ def test_an_epoch_holds_each_image_once_in_a_view_drawn_afresh():
     x = torch.arange(2 * 50).reshape(2, 50, 1).float()
     y = torch.arange(50)
     first, again, second = (list(epoch_batches(in_memory(x, y), 16, seed)) for seed in (0, 0, 1))
-    labels = torch.cat([labels for _, labels in first])
+    labels = torch.cat([labels for _, labels, _ in first])
     assert sorted(labels.tolist()) == list(range(50))
-    assert all(torch.equal(values[:, 0] % 50, labels.float()) for values, labels in first)
-    views = {tuple(torch.cat([values for values, _ in batches]).sort(0).values.ravel().tolist()) for batches in (first, second)}
+    assert all(torch.equal(values[:, 0] % 50, labels.float()) for values, labels, _ in first)
+    assert all(torch.equal(labels, images) for _, labels, images in first)
+    views = {
+        tuple(torch.cat([values for values, *_ in batches]).sort(0).values.ravel().tolist()) for batches in (first, second)
+    }
     assert len(views) == 2
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
+    assert list(epoch_batches(in_memory(x, y), 16, 0, first=4)) == []
+    later = list(epoch_batches(in_memory(x, y), 16, 0, first=2))  # an epoch gone on with
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first[2:], later, strict=True))
     for count, size in ((50, 16), (49, 16), (33, 16), (1, 8), (2, 2)):
         batches = list(epoch_batches(in_memory(x[:, :count], y[:count]), size, 0))
         assert len(batches) == steps_per_epoch(count, size)
@@ -128,23 +130,31 @@ def test_a_head_learns_keeps_its_best_epoch_and_repeats_to_the_bit(kind):
         head = build_head(kind, 8, 3, seed=1)
         adapt(head, x[0].split(50))
         return head, train_head(
-            head, in_memory(x, y), in_memory(x[1:], y), epochs=6, lr=1e-2, batch_size=16, seed=0, log=silent
+            head, in_memory(x, y), in_memory(x[1:], y), epochs=6, lr=1e-2, seed=0, log=silent, options=Options(batch_size=16)
         )
 
     (head, history), (twin, _) = trained(), trained()
     assert state_digest(head) == state_digest(twin)
     found = scores(predict(head, [x[1]]), y)
-    best = history.epochs[history.best]
+    best = history.best_epoch()
     assert found["accuracy"] > 0.9
     assert found["log_loss"] == best["valid_log_loss"] == min(e["valid_log_loss"] for e in history.epochs)
 
 
-def test_an_exploding_loss_stops_naming_step_and_rate():
+def test_a_loss_that_is_not_finite_or_explodes_stops_naming_step_rate_and_files():
     x, y = rows()
     x[:, 7] = float("nan")
     head = build_head("linear", 8, 3, seed=0)
-    with pytest.raises(InputError, match=r"the loss is nan in epoch 1, step \d+ at learning rate"):
-        train_head(head, in_memory(x, y), in_memory(x[1:], y), epochs=2, lr=1e-2, batch_size=16, seed=0, log=silent)
+    names = [f"c/{i}.png" for i in range(len(y))]
+    options = {"epochs": 2, "seed": 0, "log": silent, "options": Options(batch_size=16), "name_of": names.__getitem__}
+    naming = r"the loss is nan in epoch 1, step \d+ at learning rate \S+\n  in the batch of c/\d+"
+    with pytest.raises(InputError, match=naming) as nan:
+        train_head(head, in_memory(x, y), in_memory(x[1:], y), lr=1e-2, **options)
+    assert "(16 in all)" in str(nan.value)
+    assert all(bool(parameter.isfinite().all()) for parameter in head.parameters())  # the step was not taken
+    x[:, 7] = 0
+    with pytest.raises(InputError, match=r"(?s)the loss is \d.*wanted: a loss below 1000"):
+        train_head(build_head("mlp", 8, 3, 0), in_memory(x * 1e4, y), in_memory(x[1:], y), lr=1e4, **options)
 
 
 def test_prediction_leaves_modes_as_they_were():
@@ -155,123 +165,164 @@ def test_prediction_leaves_modes_as_they_were():
     assert [module.training for module in head] == [False, True, True, True, True, True, True]
 
 
-def test_fine_tuning_trains_only_its_groups_and_repeats_to_the_bit():
-    images = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    y = torch.arange(24) % 3
-    backbone = build_backbone("test_resnet", "random", 32)
+IMAGES = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(24) % 3
+BACKBONE = build_backbone("test_resnet", "random", 32)
 
-    def tuned(unfreeze_from: str, workers: int) -> Classifier:
-        model = Classifier(copy.deepcopy(backbone.body), build_head("mlp", backbone.width, 3, 0))
-        fine_tune(
-            model, layer_groups(backbone.groups, model),
-            train=(lambda epoch, row: images[row] ^ epoch, y), valid=(lambda row: images[row], y),
-            preprocessing=backbone.preprocessing, epochs=2, lr=1e-2, lr_ratio=3, bn_freeze=False,
-            unfreeze_from=unfreeze_from, batch_size=8, label_smoothing=0.1, workers=workers, seed=0, log=silent,
-        )  # fmt: skip
-        return model
 
-    model, twin = tuned("late", 1), tuned("late", 3)
-    assert state_digest(model) == state_digest(twin)
-    before, after = backbone.body.state_dict(), model.body.state_dict()
-    early = {name.rpartition(".")[0] for name in backbone.groups["early"]}
+def images_feed(workers: int = 1) -> Feed:
+    """The images, changed in every epoch."""
+    train, valid = (lambda epoch, row: IMAGES[row] ^ abs(epoch), LABELS), (lambda row: IMAGES[row], LABELS)
+    return live_feed(train, valid, BACKBONE.preprocessing, workers, CPU)
+
+
+def network(bn_freeze: bool = True) -> Network:
+    model = Classifier(copy.deepcopy(BACKBONE.body), build_head("mlp", BACKBONE.width, 3, 0))
+    return Network(model, BACKBONE.groups, bn_freeze)
+
+
+def tuned(net: Network, stretches: list[tuple[Stretch, Feed]], **options) -> History:
+    settings = Options(**({"batch_size": 8, "label_smoothing": 0.1} | options))
+    return fine_tune(net, stretches, y_train=LABELS, y_valid=LABELS, options=settings, seed=0, log=silent)
+
+
+@pytest.mark.parametrize("bn_freeze", [True, False])
+def test_fine_tuning_trains_only_its_groups_and_repeats_to_the_bit(bn_freeze):
+    nets = [network(bn_freeze) for _ in range(3)]
+    for net, start, workers in zip(nets, ("late", "late", "all"), (1, 3, 2), strict=True):
+        tuned(net, [(Stretch(start, 2, 1e-2, 3), images_feed(workers))])
+    model, twin, whole = (net.model for net in nets)
+    assert state_digest(model) == state_digest(twin) != state_digest(whole)
+    before, after = BACKBONE.body.state_dict(), model.body.state_dict()
+    early = {name.rpartition(".")[0] for name in BACKBONE.groups["early"]}
     for name in before:
         if name.rpartition(".")[0] in early:
             assert torch.equal(before[name], after[name]), name  # buffers too
-    assert any(not torch.equal(before[name], after[name]) for name in backbone.groups["late"])
-    assert state_digest(tuned("all", 2)) != state_digest(model)
+    assert any(not torch.equal(before[name], after[name]) for name in BACKBONE.groups["late"])
+    moved = any(not torch.equal(before[name], after[name]) for name in before if "running_mean" in name)
+    assert moved == (not bn_freeze)
 
 
-def endless(x: torch.Tensor, y: torch.Tensor, seed: int = 0):
-    epoch = 0
-    while True:
-        yield from epoch_batches(in_memory(x, y), 16, derive_seed(seed, epoch))
-        epoch += 1
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "tf_efficientnet_lite0", "densenet121", "test_vit"])
+def test_the_view_for_frozen_batch_norm_is_the_same_function_of_the_same_tensors(name):
+    size = 160 if name == "test_vit" else 64
+    backbone = build_backbone(name, "random", size)
+    model = Classifier(backbone.body, build_head("mlp", backbone.width, 3, 0)).eval()
+    for module in model.modules():  # statistics that are not those of a new network
+        if isinstance(module, nn.BatchNorm2d):
+            generator = torch.Generator().manual_seed(len(module.weight))
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    freeze_except(groups := layer_groups(backbone.groups, model), list(groups))
+    model.body.double()  # so that a rounding does not flip a ReLU deep down
+    x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    view = training_view(model, x[:1]).eval()
+    assert {id(p) for p in view.parameters()} == {id(p) for p in model.parameters()}
+    assert {id(b) for b in view.buffers()} == {id(b) for b in model.buffers()}
+    expected, found = model(x), view(x)
+    assert torch.allclose(expected, found, rtol=1e-4, atol=1e-5 * float(expected.detach().abs().max()))
+    slopes = [
+        torch.autograd.grad(out.square().mean(), list(model.parameters()), allow_unused=True) for out in (expected, found)
+    ]
+    for a, b in zip(*slopes, strict=True):
+        assert a is None or float((a - b).norm()) <= 1e-5 * float(a.norm()) + 1e-9
+    assert any(isinstance(module, FoldedConv) for module in view.modules()) == has_batch_norm(model.body)
 
 
-def test_lr_search_changes_nothing():
-    """Invariant 3: weights, buffers, modes, RNG; the next fit is the same to the bit with or without it."""
-    x, y = rows()
+def test_a_tail_on_the_cached_map_has_the_losses_of_the_full_forward():
+    """With the same views: the map of each image is of the very picture that the full forward sees."""
+    front, _ = cut_body(BACKBONE.body, BACKBONE.groups, "early")
+    preprocessing = BACKBONE.preprocessing
+    still = live_feed((lambda epoch, row: IMAGES[row], LABELS), (lambda row: IMAGES[row], LABELS), preprocessing, 1, CPU)
+    with torch.no_grad():
+        maps = front(torch.cat(list(still.valid())))
+    cached = Rows(lambda images, views: maps[images], 1, LABELS)
+    histories, models = [], []
+    for feed in (still, cached_feed("early", cached, cached, CPU)):
+        for bn_freeze in (True, False):
+            net = network(bn_freeze)
+            histories.append(tuned(net, [(Stretch("late", 3, 3e-3, 3), feed)], weight_decay=0.0))
+            models.append(net.model)
+    for full, tail, a, b in zip(histories[:2], histories[2:], models[:2], models[2:], strict=True):
+        assert np.allclose([row[2] for row in full.trace], [row[2] for row in tail.trace], rtol=2e-3)
+        for row, other in zip(full.epochs, tail.epochs, strict=True):
+            assert row["valid_log_loss"] == pytest.approx(other["valid_log_loss"], rel=2e-3)
+        x = torch.cat(list(still.valid()))
+        assert torch.allclose(a.eval()(x).softmax(1), b.eval()(x).softmax(1), atol=5e-3)
 
-    def fitted(search: bool) -> str:
-        torch.manual_seed(5)
-        np.random.seed(5)
-        head = build_head("mlp", 8, 3, seed=1)
-        head[0].eval()
-        before, state, numpy_state = state_digest(head), torch.get_rng_state(), np.random.get_state()[1].copy()
-        if search:
-            range_test(head, endless(x, y), lr_min=1e-6, lr_max=10, steps=60, seed=3)
-        assert state_digest(head) == before
-        assert torch.equal(torch.get_rng_state(), state)
-        assert np.array_equal(np.random.get_state()[1], numpy_state)
-        assert [module.training for module in head][:2] == [False, True]
-        assert all(parameter.grad is None for parameter in head.parameters())
-        train_head(head, in_memory(x, y), in_memory(x[1:], y), epochs=2, lr=1e-2, batch_size=16, seed=0, log=silent)
-        return state_digest(head)
 
-    assert fitted(search=True) == fitted(search=False)
+def test_gradual_unfreezing_goes_on_from_the_best_of_the_phase_before():
+    net = network()
+    history = tuned(net, [(Stretch("head", 1, 1e-3), images_feed()), (Stretch("late", 2, 1e-3), images_feed()),
+                          (Stretch("all", 1, [1e-5, 1e-4, 1e-3]), images_feed())])  # fmt: skip
+    assert [(row["epoch"], row["phase"]) for row in history.epochs] == [(1, "head"), (2, "late"), (3, "late"), (4, "all")]
+    assert [row[0] for row in history.trace] == list(range(1, 13))
+    found = scores(predict(net.model, images_feed().valid()), LABELS)
+    assert found["log_loss"] == pytest.approx(min(row["valid_log_loss"] for row in history.epochs), rel=1e-4)
+    with pytest.raises(InputError, match="2 rates for 3 layer groups"):
+        tuned(network(), [(Stretch("all", 1, [1e-5, 1e-4]), images_feed())])
 
 
-def test_the_range_test_covers_the_range_and_stops_when_it_diverges():
-    x, y = rows()
+def test_early_stopping_keeps_the_best_and_ends_a_phase_only():
+    x, y = rows(60)
     head = build_head("mlp", 8, 3, seed=1)
-    curve = range_test(head, endless(x, y), lr_min=1e-6, lr_max=1e3, steps=80, seed=0)
-    assert curve.lrs[0] == pytest.approx(1e-6)
-    ratios = np.diff(np.log(curve.lrs))
-    assert np.allclose(ratios, ratios[0])
-    assert len(curve.lrs) < 80  # cut off where the loss exploded
-    assert max(curve.losses) <= 4 * min(curve.losses[: np.argmax(curve.losses) + 1])
-    again = range_test(head, endless(x, y), lr_min=1e-6, lr_max=1e3, steps=80, seed=0)
-    assert again == curve
+    noise = in_memory(torch.randn(1, 60, 8, generator=torch.Generator().manual_seed(1)), y)
+    history = train_head(
+        head, noise, in_memory(x[1:], y), epochs=50, lr=3e-2, seed=0, log=silent, options=Options(batch_size=16, patience=2)
+    )
+    assert len(history.epochs) == history.best + 1 + 2 < 50
+    found = scores(predict(head, [x[1]]), y)
+    assert found["log_loss"] == history.best_epoch()["valid_log_loss"] == min(e["valid_log_loss"] for e in history.epochs)
 
 
-def bowl(steps: int = 100, low: float = -2.0, noise: float = 0.0, seed: int = 0) -> Curve:
-    """A curve flat at first, steepest a decade below its minimum at 10**low, then rising."""
-    exponents = np.linspace(-7, 1, steps)
-    losses = 2 - 1.5 / (1 + np.exp(-4 * (exponents - low + 1))) + np.maximum(0, exponents - low) ** 3
-    losses = losses + noise * np.random.default_rng(seed).normal(size=steps)
-    return Curve(steps, tuple(10**exponents), tuple(losses))
+def test_class_weights_and_balanced_sampling():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    y = torch.tensor([0] * 90 + [1] * 9 + [3])
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=y.numpy()) * 3 / 4  # ours has 4 classes
+    assert class_weights(y, 4)[[0, 1, 3]].tolist() == pytest.approx(expected.tolist())
+    assert class_weights(y, 4)[2] == 0
+    drawn = torch.cat([y[epoch_order(y, True, torch.Generator().manual_seed(seed))] for seed in range(60)])
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    assert shares[[0, 1, 3]].tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
+    order = epoch_order(y, False, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(100))
+    logits = torch.randn(100, 4)
+    weights = class_weights(y, 4)
+    by_hand = (weights[y] * F.cross_entropy(logits, y, reduction="none")).sum() / weights[y].sum()
+    assert float(Options(balance="weights").loss(y, CPU)(logits, y)) == pytest.approx(float(by_hand))
 
 
-def test_the_rules_read_the_curve():
-    lrs, losses = trim(bowl())
-    assert len(lrs) == 85
-    assert math.log10(steep(lrs, losses)) == pytest.approx(-3, abs=0.15)
-    assert math.log10(minimum(lrs, losses)) == pytest.approx(-3, abs=0.25)
-    assert -6 < math.log10(valley(lrs, losses)) < -2
-    assert slide(lrs, losses) is not None
+def test_label_smoothing_is_szegedys():
+    logits, y, classes = torch.randn(7, 5), torch.arange(7) % 5, 5
+    target = 0.9 * F.one_hot(y, classes) + 0.1 / classes
+    expected = -(target * logits.log_softmax(1)).sum(1).mean()
+    assert float(cross_entropy(0.1)(logits, y)) == pytest.approx(float(expected))
 
 
-def test_valley_is_fastais_longest_decreasing_subsequence():
-    generator = np.random.default_rng(0)
-    for _ in range(30):
-        losses = generator.normal(size=40)
-        n, longest, end = len(losses), [1] * 40, 0
-        for i in range(1, n):
-            for j in range(i):
-                if losses[i] < losses[j] and longest[i] < longest[j] + 1:
-                    longest[i] = longest[j] + 1
-                if longest[end] < longest[i]:
-                    end = i
-        start = end - longest[end]
-        third = longest[end] // 3
-        assert valley(np.arange(40.0), losses) == max(start + third + third // 2, 0)
+def test_weight_decay_is_for_matrices_and_kernels_only_and_each_group_has_its_rate():
+    model, groups = unfrozen()
+    rates = group_rates(1e-2, 10, list(groups))
+    for kind in ("adamw", "sgd"):
+        optimizer = build_optimizer(list(zip(groups.values(), rates, strict=True)), kind, 0.05)
+        of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        for parameters, rate in zip(groups.values(), rates, strict=True):
+            for parameter in parameters:
+                assert of[id(parameter)]["peak"] == rate
+                assert of[id(parameter)]["weight_decay"] == (0.05 if parameter.ndim > 1 else 0)
 
 
-def test_non_finite_losses_are_cut_off_and_no_nan_is_ever_suggested():
-    curve = bowl()
-    losses = [*curve.losses[:60], math.nan, *curve.losses[61:]]
-    lrs, kept = trim(Curve(100, curve.lrs, tuple(losses)))
-    assert len(kept) == 50 and np.isfinite(kept).all()
-    found = suggest([Curve(100, (1e-7, 1e-6), (math.nan, math.nan))], default=3e-3)
-    assert (found.lr, found.abstained) == (3e-3, True)
-
-
-def test_seeds_agree_or_the_search_abstains():
-    agreed = suggest([bowl(noise=0.01, seed=seed) for seed in range(5)], default=1.0)
-    assert not agreed.abstained
-    assert 1e-4 < agreed.lr < 1e-2
-    assert agreed.spread >= 1
-    torn = suggest([bowl(low=low) for low in (-5.5, -5.4, 0.4, 0.5)], default=3e-3)
-    noise = [Curve(100, bowl().lrs, tuple(np.random.default_rng(s).normal(size=100))) for s in range(5)]
-    assert torn.spread > 100
-    assert suggest(noise, default=3e-3).abstained or suggest(noise, default=3e-3).spread > 10
+def test_bfloat16_is_for_hardware_and_networks_that_gain(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    dense, depthwise = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8)
+    assert training_precision("auto", CPU, dense)[0] == "bfloat16"
+    assert training_precision("auto", CPU, depthwise)[0] == "float32"
+    assert training_precision("bfloat16", CPU, depthwise)[0] == "bfloat16"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert training_precision("auto", CPU, dense)[0] == "float32"
+    net = network()
+    bf16 = Network(net.model, net.groups, True, "bfloat16")
+    x = next(iter(images_feed().valid()))
+    a, b = (one.forward(images_feed())(x) for one in (net, bf16))
+    assert a.dtype == b.dtype == torch.float32
+    assert 0 < float((a - b).detach().abs().max()) < 0.1 * float(a.detach().abs().max())

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart.activations.folding import fold_batch_norms
 from headstart.core.errors import InputError
 from headstart.core.parallel import count
 from headstart.data.images import alone
 from headstart.data.transforms import Preprocessing, normalise
+from headstart.models.folding import fold_batch_norms
 from headstart.runtime import place
 
 MAX_ERROR = 0.063  # relative, of bfloat16 against float32: what a cosine of .998 comes to

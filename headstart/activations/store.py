@@ -7,6 +7,7 @@ Shape legend: n rows, d activation width (a map's values in one line), v views.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -114,6 +115,13 @@ class Activations:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def digest(self) -> str:
+        """Hex SHA-256 over what the rows are of and their checksums; no row is read."""
+        digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
+        for block in self._blocks:
+            digest.update(b"".join(block.places()) + block.checksums.tobytes())
+        return digest.hexdigest()
 
     def locate(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """Row numbers [n] of the plain views of images; view v's is v further on.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -102,35 +104,89 @@ class Precompute(Section):
     max_gb: Annotated[float, Field(gt=0)]
 
 
-class FindLR(Section):
+class RangeTest(Section):
+    """Of the second search, on the unfrozen network."""
+
     lr_min: Annotated[float, Field(gt=0)]
     lr_max: Annotated[float, Field(gt=0)]
     steps: Annotated[int, Field(ge=20, le=10_000)]
     seeds: Annotated[int, Field(ge=1, le=100)]
-    default: Annotated[float, Field(gt=0, le=10)]
 
     @model_validator(mode="after")
-    def ascending(self) -> FindLR:
+    def ascending(self) -> Self:
         if self.lr_min >= self.lr_max:
             raise ValueError("lr_min must be below lr_max")
         return self
 
 
-class TrainHead(Section):
+class FindLR(RangeTest):
+    default: Annotated[float, Field(gt=0, le=10)]
+    unfrozen: RangeTest
+
+
+class Training(Section):
+    """What training the head and fine-tuning have in common."""
+
     epochs: PositiveInt
+    batch_size: TrainingBatch
+    schedule: Literal["one_cycle", "sgdr"]
+    cycle_len: PositiveInt
+    cycle_mult: PositiveInt
+    optimizer: Literal["adamw", "sgd"]
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    label_smoothing: Annotated[float, Field(ge=0, le=0.5)]
+    balance: Literal["none", "weights", "sampling"]
+    patience: PositiveInt | Literal["none"]
+
+    @model_validator(mode="after")
+    def end_a_cycle(self) -> Self:
+        if self.schedule == "sgdr":
+            self.refuse_part_of_a_cycle(self.epochs)
+        return self
+
+    def refuse_part_of_a_cycle(self, epochs: int) -> None:
+        """Training must end where a cycle does, at the lowest rate."""
+        ends = [sum(self.cycle_len * self.cycle_mult**i for i in range(n)) for n in range(1, 40)]
+        if epochs not in ends and not (self.cycle_mult == 1 and epochs % self.cycle_len == 0):
+            near = sorted(sorted(ends, key=lambda end: abs(end - epochs))[:3])
+            raise ValueError(f"with sgdr, epochs must end a cycle: {', '.join(map(str, near))}, not {epochs}")
+
+
+class TrainHead(Training):
     lr: LearningRate
     head: Literal["linear", "mlp"]
-    batch_size: TrainingBatch
 
 
-class FineTune(Section):
+UnfreezeFrom = Annotated[str, Field(pattern="^(all|early|late|head|last-[0-9]+)$")]
+GroupRates = LearningRate | Annotated[list[Annotated[float, Field(gt=0, le=10)]], Field(min_length=1)]
+
+
+class Stretch(Section):
+    """A phase of gradual unfreezing."""
+
+    unfreeze_from: UnfreezeFrom
     epochs: PositiveInt
-    lr: LearningRate
+    lr: GroupRates
+
+
+class FineTune(Training):
+    lr: GroupRates
     lr_ratio: Annotated[float, Field(ge=1, le=1000)]
-    bn_freeze: bool
-    unfreeze_from: Annotated[str, Field(pattern="^(all|early|late|head|last-[0-9]+)$")]
-    batch_size: TrainingBatch
-    label_smoothing: Annotated[float, Field(ge=0, le=0.5)]
+    unfreeze_from: UnfreezeFrom
+    gradual: list[Stretch]
+    bn_freeze: bool | Literal["auto"]
+    precision: Literal["auto", "float32", "bfloat16"]
+
+    @model_validator(mode="after")
+    def end_cycles(self) -> Self:
+        if self.schedule == "sgdr":
+            for stretch in self.gradual:
+                self.refuse_part_of_a_cycle(stretch.epochs)
+        return self
+
+    def stretches(self) -> list[Stretch]:
+        """All phases in order, the last being the section's own."""
+        return [*self.gradual, Stretch(unfreeze_from=self.unfreeze_from, epochs=self.epochs, lr=self.lr)]
 
 
 class Evaluate(Section):
@@ -175,28 +231,80 @@ def check_params(value: Any, path: Path) -> Params:
         raise InputError(_explain(error, path), fix=f"edit {path.name}; README has the table of params") from None
 
 
-def set_params(path: Path, assignments: Iterable[str]) -> Params:
-    """Edit params.yaml in place as `dvc exp run -S` does: comments stay, the result is checked first.
+@dataclass(frozen=True)
+class Edit:
+    """A change of params.yaml that has been checked and not yet made.
+
+    Args:
+        path: params.yaml.
+        params: as they will be.
+        before, after: the file's text.
+    """
+
+    path: Path
+    params: Params
+    before: str
+    after: str
+
+    def diff(self) -> str:
+        """What will change, as a unified diff; empty for nothing."""
+        lines = (self.before.splitlines(keepends=True), self.after.splitlines(keepends=True))
+        return "".join(difflib.unified_diff(*lines, f"{self.path.name}, as it is", f"{self.path.name}, as it will be", n=0))
+
+    def make(self) -> Params:
+        """Write the file, if it changes."""
+        if self.after != self.before:
+            write_text(self.path, self.after)
+        return self.params
+
+
+def edit_params(path: Path, assignments: Iterable[str], recipe: Path | None = None) -> Edit:
+    """Merge a recipe and then single values into params.yaml, as `dvc exp run -S` does: comments stay, all is checked first.
 
     Args:
         path: params.yaml.
         assignments: `section.key=value` texts; the value is read as YAML.
+        recipe: an overlay: some of params.yaml's keys.
 
     Raises:
-        InputError: an assignment without `=`, an unknown key, or a bad value; the file is then untouched.
+        InputError: no such recipe, an assignment without `=`, an unknown key, or a bad value.
     """
     document = _read_yaml(path)
     before = dump_yaml(document)
+    if recipe is not None:
+        _merge(document, _read_recipe(recipe), recipe.name, "")
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise InputError(f"--set {assignment}: no '='", wanted="section.key=value", fix="--set train_head.epochs=3")
         _assign(document, key.strip(), _parse_yaml(text, f"--set {assignment}"), path)
-    params = check_params(document, path)
-    after = dump_yaml(document)
-    if after != before:
-        write_text(path, after)
-    return params
+    return Edit(path, check_params(document, path), before, dump_yaml(document))
+
+
+def set_params(path: Path, assignments: Iterable[str]) -> Params:
+    """Edit params.yaml in place by `section.key=value` texts; see `edit_params`."""
+    return edit_params(path, assignments).make()
+
+
+def _read_recipe(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
+        raise InputError(f"--recipe {path.stem}: there is no {path}", wanted=f"one of: {known}")
+    overlay = _read_yaml(path)
+    if not isinstance(overlay, Mapping):
+        raise InputError(f"{path}: no mapping of sections", wanted="keys of params.yaml")
+    return overlay
+
+
+def _merge(document: Any, overlay: Mapping[str, Any], name: str, prefix: str) -> None:
+    for key, value in overlay.items():
+        if not isinstance(document, dict) or key not in document:
+            known = ", ".join(sorted(document)) if isinstance(document, dict) else "none"
+            raise InputError(f"{name}: {prefix}{key}: params.yaml has no such key", wanted=f"one of: {known}")
+        if isinstance(value, Mapping):
+            _merge(document[key], value, name, f"{prefix}{key}.")
+        else:
+            document[key] = value
 
 
 def _assign(document: Any, key: str, value: Any, path: Path) -> None:
@@ -276,7 +384,10 @@ def _allowed(item: Any) -> str:
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Params
     for part in location:
-        inner = model.model_fields[str(part)].annotation
+        if isinstance(part, int):  # in a list of sections
+            continue
+        inner = model.model_fields[part].annotation
+        inner = get_args(inner)[0] if get_args(inner) else inner
         assert isinstance(inner, type)
         model = inner
     return sorted(model.model_fields)

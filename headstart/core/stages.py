@@ -42,12 +42,13 @@ class Job:
     """What a stage's function gets: its parameters, the project to read from, a folder to write into.
 
     `out` mirrors the project: what is written to `out / "models/head.safetensors"` is published as
-    `models/head.safetensors` once the stage is complete.
+    `models/head.safetensors` once the stage is complete. `checkpoints` outlives an interruption.
     """
 
     params: Params
     root: Path
     out: Path
+    checkpoints: Path
 
     def output(self, relative: str) -> Path:
         """The path to write `relative` at, its folder made."""
@@ -118,7 +119,7 @@ def run_stage(stage: Stage, function: StageFunction, root: Path, params: Params)
         inputs = signature(root, stage.deps)
         start = time.monotonic()
         try:
-            summary = function(Job(params, root, staging))
+            summary = function(Job(params, root, staging, checkpoints(root, stage.name)))
             refuse_changes(root, params, stage.name)
             if signature(root, stage.deps) != inputs:
                 raise InputError(
@@ -131,6 +132,11 @@ def run_stage(stage: Stage, function: StageFunction, root: Path, params: Params)
         record = Record(stage.name, round(time.monotonic() - start, 3), summary)
         files.write_json(_record_path(root, stage.name), record.__dict__)
         return record
+
+
+def checkpoints(root: Path, name: str) -> Path:
+    """Where a stage keeps what lets it go on after an interruption; deleted when its outs are safe."""
+    return root / ".headstart" / "checkpoints" / name
 
 
 def _publish(stage: Stage, staging: Path, root: Path) -> None:
@@ -204,6 +210,7 @@ def main(name: str, function: StageFunction, after: Callable[[Path, Params], obj
         root = Path.cwd()
         params = load_params(root / "params.yaml")
         record = run_stage(load_graph(root, params)[name], function, root, params)
+        files.remove(checkpoints(root, name))
         logger.info("%s done in %.1f s", name, record.seconds)
         if after is not None:
             after(root, params)

@@ -1,39 +1,128 @@
-"""Pictures for the report: the test images that a model got most wrong, and those that look like training images."""
+"""Pictures to look at, the lesson's: most wrong, most right, most uncertain, and per class; and test-train look-alikes.
+
+Shape legend: n test images, c classes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from headstart.data.images import ImageSource
-from headstart.evaluation.report import thumbnail
-from headstart.models.trained import Card
+from headstart.evaluation.report import base64_text, encoded
+from headstart.plotting import label as short
 
-MOST_WRONG = 12
+SHOWN = 12
+PER_CLASS = 4
+CLASSES_SHOWN = 40
 ALIKE_SHOWN = 6
+TILE, COLUMNS = 128, 6
 
 
-def most_wrong(images: ImageSource, test: pd.DataFrame, p_nc: torch.Tensor, card: Card) -> list[dict[str, Any]]:
-    """The misclassified test images with the least probability of their true class, with their pictures."""
-    y_n = torch.tensor(test["class_index"].to_numpy(), dtype=torch.int64)
-    true_n = p_nc[torch.arange(len(y_n)), y_n]
-    predicted_n = p_nc.argmax(1)
-    order = [i for i in true_n.argsort(stable=True).tolist() if predicted_n[i] != y_n[i]][:MOST_WRONG]
-    items = []
-    for i in order:
-        row = test.iloc[i]
-        items.append(
-            {
-                "path": row["path"],
-                "label": row["label"],
-                "predicted": card.classes[int(predicted_n[i])],
-                "confidence": float(p_nc[i].max()),
-                "image": thumbnail(images.plain(row["path"], row["key"])),
-            }
-        )
-    return items
+@dataclass(frozen=True)
+class Judged:
+    """The test images and what the model says of them.
+
+    Args:
+        images: where they are.
+        table: the manifest's rows of the test split.
+        p_nc: probabilities.
+        classes: in the order of the columns.
+    """
+
+    images: ImageSource
+    table: pd.DataFrame
+    p_nc: torch.Tensor
+    classes: Sequence[str]
+
+    def truths(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """True class, its probability, and whether it was said, [n] each."""
+        y_n = torch.tensor(self.table["class_index"].to_numpy(), dtype=torch.int64)
+        return y_n, self.p_nc[torch.arange(len(y_n)), y_n], self.p_nc.argmax(1) == y_n
+
+    def picture(self, i: int) -> torch.Tensor:
+        """The plain view of test image i, [3, s, s] uint8."""
+        return self.images.plain(self.table["path"][i], self.table["key"][i])
+
+    def item(self, i: int) -> dict[str, Any]:
+        """What the report says of test image i."""
+        confidence, said = (float(part) for part in self.p_nc[i].max(0))
+        return {
+            "path": self.table["path"][i],
+            "label": self.table["label"][i],
+            "predicted": self.classes[int(said)],
+            "confidence": confidence,
+            "true": float(self.p_nc[i, int(self.table["class_index"][i])]),
+            "image": thumbnail(self.picture(i)),
+        }
+
+
+def rankings(judged: Judged) -> dict[str, list[int]]:
+    """Test images in order: most wrong (errors, least probability of the truth), most right, most uncertain."""
+    _, true_n, hit_n = judged.truths()
+    ascending = true_n.argsort(stable=True).tolist()
+    top = judged.p_nc.topk(min(2, judged.p_nc.shape[1]), dim=1).values
+    margin_n = top[:, 0] - top[:, -1]
+    return {
+        "most wrong": [i for i in ascending if not hit_n[i]],
+        "most right": [i for i in true_n.argsort(stable=True, descending=True).tolist() if hit_n[i]],
+        "most uncertain": margin_n.argsort(stable=True).tolist(),
+    }
+
+
+def by_class(judged: Judged) -> dict[str, list[int]]:
+    """For each class (40 at most, those with the lowest accuracy), its most wrong and its most right images."""
+    y_n, true_n, hit_n = judged.truths()
+    there = [c for c in range(len(judged.classes)) if bool((y_n == c).any())]
+    worst = sorted(there, key=lambda c: (float(hit_n[y_n == c].double().mean()), c))[:CLASSES_SHOWN]
+    chosen: dict[str, list[int]] = {}
+    for c in sorted(worst):
+        rows = torch.nonzero(y_n == c).flatten()
+        order = rows[true_n[rows].argsort(stable=True)].tolist()
+        wrong = [i for i in order if not hit_n[i]][:PER_CLASS]
+        right = [i for i in reversed(order) if hit_n[i]][:PER_CLASS]
+        chosen[judged.classes[c]] = wrong + right
+    return chosen
+
+
+def thumbnail(image: torch.Tensor) -> str:
+    """A [3, s, s] uint8 image, made smaller where it is large, in base64."""
+    return base64_text(encoded(_tile(image)))
+
+
+def _tile(image: torch.Tensor) -> Image.Image:
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+    return picture
+
+
+def contact_sheet(judged: Judged, rows: Sequence[int]) -> bytes:
+    """Test images side by side as one PNG, each with its true class and what it was taken for."""
+    from matplotlib.figure import Figure
+
+    from headstart.plotting import png
+
+    lines = max(1, -(-len(rows) // COLUMNS))
+    figure = Figure(figsize=(1.5 * COLUMNS, 1.8 * lines), layout="constrained")
+    cells = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
+    for cell in cells:
+        cell.set_axis_off()
+    for cell, i in zip(cells, rows, strict=False):
+        item = judged.item(i)
+        cell.imshow(np.asarray(_tile(judged.picture(i))))
+        cell.set_title(f"{short(item['label'])}\nas {short(item['predicted'])} {100 * item['confidence']:.0f} %", fontsize=7)
+    return png(figure)
+
+
+def sheets(judged: Judged) -> Mapping[str, bytes]:
+    """most_wrong.png, most_right.png, most_uncertain.png."""
+    return {f"{name.replace(' ', '_')}.png": contact_sheet(judged, rows[:SHOWN]) for name, rows in rankings(judged).items()}
 
 
 def look_alike_pictures(images: ImageSource, pairs: pd.DataFrame, manifest: pd.DataFrame) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,10 +25,47 @@ def test_time_augmentation(logits_vnc: torch.Tensor, formula: str) -> torch.Tens
 
 
 def summarise(p_nc: torch.Tensor, y_n: torch.Tensor) -> dict[str, float]:
-    """Accuracy and log-loss (nats) of probabilities, from counts and one division."""
+    """Accuracy with its 95 % Wilson interval, log-loss (nats) and calibration error of probabilities."""
     right = int((p_nc.argmax(1) == y_n).sum())
+    low, high = wilson_interval(right, len(y_n))
     likelihood = p_nc[torch.arange(len(y_n)), y_n].clamp_min(1e-15)
-    return {"accuracy": right / len(y_n), "log_loss": float(-likelihood.log().sum()) / len(y_n)}
+    return {
+        "accuracy": right / len(y_n),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "log_loss": float(-likelihood.log().sum()) / len(y_n),
+        "calibration_error": reliability(p_nc, y_n).expected_calibration_error,
+    }
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often a model is right when it says it is so sure.
+
+    Args:
+        counts: images in each of the equal bins of confidence, [b].
+        confidence, accuracy: their means, [b]; 0 in empty bins.
+    """
+
+    counts: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """Mean gap between confidence and accuracy over images. Source: Guo et al. 2017, arXiv:1706.04599, section 2."""
+        return float((self.counts * np.abs(self.confidence - self.accuracy)).sum() / self.counts.sum())
+
+
+def reliability(p_nc: torch.Tensor, y_n: torch.Tensor, bins: int = 15) -> Reliability:
+    """Confidence against accuracy, in equal bins (low, high] of the largest probability."""
+    confidence_n, said_n = (part.numpy() for part in p_nc.double().max(1))
+    right_n = (said_n == y_n.numpy()).astype(float)
+    bin_n = np.clip(np.ceil(confidence_n * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(bin_n, minlength=bins)
+    sums = (np.bincount(bin_n, weights=values, minlength=bins) for values in (confidence_n, right_n))
+    confidence, accuracy = (total / np.maximum(counts, 1) for total in sums)
+    return Reliability(counts, confidence, accuracy)
 
 
 def confusion_matrix(y_n: torch.Tensor, predicted_n: torch.Tensor, classes: int) -> NDArray[np.int64]:

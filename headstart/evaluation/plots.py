@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from headstart.evaluation.metrics import Reliability
 from headstart.plotting import ACCENT, INK, QUIET, label, plain_frame, png
 
 RULE_COLOURS = ("#b45309", "#0b6e99", "#7c3aed", "#15803d")
@@ -57,23 +59,52 @@ def confusion(counts_cc: NDArray[np.int64], classes: Sequence[str]) -> bytes:
     return png(figure)
 
 
-def training_curves(histories: Mapping[str, NDArray[np.float64]]) -> bytes:
-    """Training and validation loss, and validation accuracy, by epoch.
+def reliability_diagram(found: Reliability) -> bytes:
+    """Accuracy over confidence, against the diagonal of perfect calibration; below it, how many images are in each bin."""
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    bins = len(found.counts)
+    places = (np.arange(bins) + 0.5) / bins
+    there = found.counts > 0
+    upper.plot([0, 1], [0, 1], color=QUIET, linewidth=1)
+    upper.bar(places[there], found.accuracy[there], width=0.9 / bins, color=ACCENT)
+    upper.plot(found.confidence[there], found.accuracy[there], color=INK, marker="o", markersize=4, linestyle="none")
+    upper.set(ylabel="accuracy", ylim=(0, 1.02), title=f"expected calibration error {found.expected_calibration_error:.3f}")
+    upper.title.set_fontsize(10)
+    lower.bar(places, found.counts, width=0.9 / bins, color=QUIET)
+    lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
+    for axes in (upper, lower):
+        plain_frame(axes)
+    return png(figure)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a stage trained.
 
     Args:
-        histories: by stage, [epochs, 3]: training loss, validation log-loss, validation accuracy.
+        trace: points [t, 3] of step, learning rate, mean loss since the point before.
+        epochs: [e, 3] of the last step, validation log-loss and validation accuracy.
     """
-    figure = Figure(figsize=(7, 2.6 * len(histories) + 0.4), layout="constrained")
-    rows = figure.subplots(len(histories), 2, squeeze=False)
-    for (stage, history), (left, right) in zip(histories.items(), rows, strict=True):
-        epochs = np.arange(1, len(history) + 1)
-        left.plot(epochs, history[:, 0], color=QUIET, marker=".", label="training")
-        left.plot(epochs, history[:, 1], color=ACCENT, marker=".", label="validation")
-        left.set(title=f"{stage}: loss", xlabel="epoch")
+
+    trace: NDArray[np.float64]
+    epochs: NDArray[np.float64]
+
+
+def training_curves(stages: Mapping[str, Course]) -> bytes:
+    """By step: training and validation loss, the learning rate of the last layer group, and validation accuracy."""
+    figure = Figure(figsize=(9, 2.7 * len(stages) + 0.4), layout="constrained")
+    rows = figure.subplots(len(stages), 3, squeeze=False)
+    for (stage, course), (left, middle, right) in zip(stages.items(), rows, strict=True):
+        left.plot(course.trace[:, 0], course.trace[:, 2], color=QUIET, linewidth=1, label="training")
+        left.plot(course.epochs[:, 0], course.epochs[:, 1], color=ACCENT, marker=".", label="validation")
+        left.set(title=f"{stage}: loss", xlabel="step", ylim=(0, None))
         left.legend(fontsize=8)
-        right.plot(epochs, history[:, 2], color=ACCENT, marker=".")
-        right.set(title=f"{stage}: validation accuracy", xlabel="epoch")
-        for axes in (left, right):
+        middle.plot(course.trace[:, 0], course.trace[:, 1], color=INK)
+        middle.set(title="learning rate", xlabel="step")
+        right.plot(course.epochs[:, 0], course.epochs[:, 2], color=ACCENT, marker=".")
+        right.set(title="validation accuracy", xlabel="step")
+        for axes in (left, middle, right):
             plain_frame(axes)
             axes.title.set_fontsize(10)
     return png(figure)

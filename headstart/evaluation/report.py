@@ -9,9 +9,11 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,7 +21,8 @@ from PIL import Image
 
 from headstart.core.params import Params
 from headstart.data.labels import SPLITS
-from headstart.evaluation.metrics import wilson_interval
+from headstart.evaluation.comparisons import compare
+from headstart.evaluation.plots import Course
 
 NEAR_SHOWN = 20
 
@@ -41,26 +44,41 @@ def base64_text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def thumbnail(image: torch.Tensor) -> str:
-    """A [3, s, s] uint8 image as base64 PNG."""
+def encoded(picture: Image.Image) -> bytes:
+    """A picture as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
-    return base64_text(buffer.getvalue())
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+NAMES = {
+    "head": "Frozen body, trained head",
+    "head_tta": "Frozen body, trained head, TTA",
+    "fine_tuned": "Fine-tuned",
+    "fine_tuned_tta": "Fine-tuned, TTA",
+}
+COMPARED = (("head", "fine_tuned"), ("head", "head_tta"), ("fine_tuned", "fine_tuned_tta"), ("head_tta", "fine_tuned_tta"))
 
 
 def result_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """metrics.json as rows with intervals."""
-    names = {
-        "head": "Frozen body, trained head",
-        "head_tta": "Frozen body, trained head, TTA",
-        "fine_tuned": "Fine-tuned",
-        "fine_tuned_tta": "Fine-tuned, TTA",
+    """metrics.json as rows."""
+    return [{"name": name, **metrics[key]} for key, name in NAMES.items()]
+
+
+def compare_models(p: Mapping[str, torch.Tensor], y_n: torch.Tensor, seed: int) -> dict[str, dict[str, Any]]:
+    """Paired comparisons of the four models' probabilities [n, c], for metrics.json."""
+    return {
+        f"{b} against {a}": asdict(found := compare(p[a], p[b], y_n, seed)) | {"better": found.better()} for a, b in COMPARED
     }
+
+
+def comparison_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The comparisons, in words and numbers."""
     rows = []
-    for key, name in names.items():
-        accuracy, total = metrics[key]["accuracy"], metrics["n_test"]
-        low, high = wilson_interval(round(accuracy * total), total)
-        rows.append({"name": name, "low": low, "high": high, **metrics[key]})
+    for a, b in COMPARED:
+        found = metrics["comparisons"][f"{b} against {a}"]
+        better = {"a": NAMES[a], "b": NAMES[b]}.get(found["better"], "undecided")
+        rows.append({"a": NAMES[a], "b": NAMES[b], **found, "better": better})
     return rows
 
 
@@ -77,8 +95,26 @@ def class_rows(measured: Sequence[Mapping[str, float]], manifest: pd.DataFrame) 
 def lr_sentence(found: Mapping[str, Any]) -> str:
     """What the learning-rate search found, in words."""
     if found["abstained"]:
-        return f"The rules and seeds disagree by more than a decade: the default {found['lr']:.2g} is used."
+        return f"No suggestion: {found['abstained']}; the default {found['lr']:.2g} is used."
     return f"Suggested learning rate {found['lr']:.2g}; all rules and seeds lie within a factor of {found['spread']:.3g}."
+
+
+def search_section(folder: Path, title: str) -> dict[str, Any] | None:
+    """A learning-rate search: its finding, each rule's suggestions, the picture; None where there was none."""
+    if not (folder / "lr.json").is_file():
+        return None
+    found = json.loads((folder / "lr.json").read_text())
+    rules = [{"rule": rule, "lrs": ", ".join(f"{lr:.2g}" for lr in lrs) or "none"} for rule, lrs in found["by_rule"].items()]
+    picture = base64_text((folder / "curve.png").read_bytes())
+    return {"title": title, "sentence": lr_sentence(found), "rules": rules, "picture": picture}
+
+
+def course(folder: Path) -> Course:
+    """How a stage trained, from its history.csv and trace.csv."""
+    history, trace = pd.read_csv(folder / "history.csv"), pd.read_csv(folder / "trace.csv")
+    ends = trace["step"].max() / max(history["epoch"].max(), 1) * history["epoch"]
+    scores = history[["valid_log_loss", "valid_accuracy"]]
+    return Course(trace.to_numpy(float), np.column_stack([ends, scores]))
 
 
 def data_section(folder: Path) -> dict[str, Any]:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +20,7 @@ from headstart.core.errors import InputError
 from headstart.data.transforms import Preprocessing
 from headstart.models import weights as weight_files
 from headstart.models.families import map_stages
+from headstart.runtime import scoped_seed
 
 TORCHVISION = "torchvision"
 TIMM = "timm"
@@ -84,14 +83,6 @@ class TimmFeatures(nn.Module):
     def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.model.forward_features(x_nchw)
         return self.model.forward_head(features, pre_logits=True) if self.pooled else features
-
-
-@contextmanager
-def scoped_seed(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside the block only; outside, the state is as before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def library_of(name: str) -> str:

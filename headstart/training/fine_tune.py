@@ -1,20 +1,127 @@
-"""Fine-tuning: the unfrozen network on augmented images."""
+"""Fine-tuning: the unfrozen network, phase by phase, on augmented images or on a cached map of its frozen front."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from headstart.core.parallel import chunks
 from headstart.data.images import image_map
 from headstart.data.transforms import Preprocessing, normalise
-from headstart.models.freezing import freeze_except, trained_groups, training_mode
-from headstart.training.loop import Batch, History, Log, adamw, derive_seed, fit, predict, scores
+from headstart.models.cuts import cut_body
+from headstart.models.folding import training_view
+from headstart.models.freezing import HEAD, freeze_except, layer_groups, trained_groups, training_mode
+from headstart.models.heads import Classifier
+from headstart.runtime import autocast
+from headstart.training.checkpoints import Checkpoint
+from headstart.training.head import Rows, epoch_batches
+from headstart.training.loop import Batch, Forward, History, Log, Phase, Trainer, derive_seed, predict, scores
+from headstart.training.optimizers import epoch_order
+from headstart.training.options import Options
 from headstart.training.schedules import OneCycle, group_rates, steps_per_epoch
 
 WARM_UP, DIV = 0.3, 5.0
+Groups = Mapping[str, tuple[str, ...]]
+Progress = Callable[[Iterator[Batch], int, int], Iterator[Batch]]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What trains for how long: one phase of gradual unfreezing.
+
+    Args:
+        unfreeze_from: see `trained_groups`.
+        lr: the last group's peak rate, or a rate for every layer group.
+        lr_ratio: each earlier group gets the next one's rate divided by this.
+    """
+
+    unfreeze_from: str
+    epochs: int
+    lr: float | Sequence[float]
+    lr_ratio: float = 1.0
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where a phase's inputs come from.
+
+    Args:
+        after: the layer group whose cached map the inputs are; None for images.
+        batches: from an epoch, the seed of its order, the batch size, whether to balance classes, and the number of
+            the first batch wanted, to the batches.
+        valid: the validation inputs in order.
+        example: an input or two.
+        digest: of cached maps.
+    """
+
+    after: str | None
+    batches: Callable[[int, int, int, bool, int], Iterator[Batch]]
+    valid: Callable[[], Iterator[torch.Tensor]]
+    example: Callable[[], torch.Tensor]
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A classifier and how it trains.
+
+    Args:
+        model: body and head; its state is what training changes.
+        groups: the body's parameter names by layer group, earliest first.
+        bn_freeze: see `training_mode`.
+        precision: "float32" or "bfloat16", of the forward and backward passes; weights are float32 always.
+    """
+
+    model: Classifier
+    groups: Groups
+    bn_freeze: bool
+    precision: str = "float32"
+    views: dict[str | None, nn.Module] = field(default_factory=dict)
+
+    def trained(self, unfreeze_from: str) -> list[str]:
+        """The layer groups that train, earliest first."""
+        return trained_groups([*self.groups, HEAD], unfreeze_from)
+
+    def frozen(self, unfreeze_from: str) -> list[str]:
+        """The layer groups that do not."""
+        trained = self.trained(unfreeze_from)
+        return [name for name in self.groups if name not in trained]
+
+    def runner(self, feed: Feed) -> nn.Module:
+        """The part of the model that a feed's inputs go through, its batch norms folded where they are frozen."""
+        if feed.after not in self.views:
+            body = cut_body(self.model.body, self.groups, feed.after)[1] if feed.after else self.model.body
+            part = Classifier(body, self.model.head)
+            self.views[feed.after] = training_view(part, feed.example()) if self.bn_freeze else part
+        return self.views[feed.after]
+
+    def forward(self, feed: Feed) -> Forward:
+        """Forward in the chosen precision."""
+        runner = self.runner(feed)
+
+        def run(x: torch.Tensor) -> torch.Tensor:
+            with autocast(x.device, self.precision):
+                logits: torch.Tensor = runner(x)
+            return logits.float()
+
+        return run
+
+    def unfreeze(self, stretch: Stretch, options: Options) -> Optimizer:
+        """Freeze the layer groups before; an optimizer over the others, each at its own rate."""
+        groups = layer_groups(self.groups, self.model)
+        trained = self.trained(stretch.unfreeze_from)
+        freeze_except(groups, trained)
+        rates = group_rates(stretch.lr, stretch.lr_ratio, list(groups))
+        return options.optimize([(groups[name], rate) for name, rate in zip(groups, rates, strict=True) if name in trained])
+
+    def prepare(self, feed: Feed) -> None:
+        """Into training mode, by the batch-norm table."""
+        training_mode(self.runner(feed), self.bn_freeze)
 
 
 def image_batches(
@@ -39,99 +146,138 @@ def image_batches(
         yield normalise(torch.stack(batch).to(device), preprocessing)
 
 
-def training_batches(
-    load: Callable[[int], torch.Tensor],
-    y_n: torch.Tensor,
+def live_feed(
+    train: tuple[Callable[[int, int], torch.Tensor], torch.Tensor],
+    valid: tuple[Callable[[int], torch.Tensor], torch.Tensor],
     preprocessing: Preprocessing,
-    batch_size: int,
     workers: int,
     device: torch.device,
-    seed: int,
-) -> Iterator[Batch]:
-    """One epoch's batches, in an order that depends on `seed` alone.
+) -> Feed:
+    """Images decoded and augmented as they are needed.
 
     A last batch of one image is left out: batch norm could not normalise it.
 
     Args:
-        load: from row to its augmented image [3, s, s] uint8.
-        y_n: class indices.
-
-    Yields:
-        x [b, 3, s, s] float32, y [b] int64, both on `device`.
+        train: from (epoch, row) to an augmented image [3, s, s] uint8; class indices [n].
+        valid: from row to a plain image; class indices [m].
     """
-    order = torch.randperm(len(y_n), generator=torch.Generator().manual_seed(seed))
-    if len(order) % batch_size == 1 and len(order) > 1:
-        order = order[:-1]
-    images = image_batches(order.tolist(), load, preprocessing, batch_size, workers, device)
-    labels = (y_n[part].to(device) for part in order.split(batch_size))
-    return zip(images, labels, strict=True)
+    (load, y_n), (load_valid, y_valid) = train, valid
+
+    def batches(epoch: int, seed: int, batch_size: int, balance: bool, first: int) -> Iterator[Batch]:
+        order = epoch_order(y_n, balance, torch.Generator().manual_seed(seed))
+        order = order[first * batch_size : batch_size * steps_per_epoch(len(y_n), batch_size)]
+        images = image_batches(order.tolist(), lambda row: load(epoch, row), preprocessing, batch_size, workers, device)
+        parts = order.split(batch_size) if len(order) else ()
+        return ((x, y_n[part].to(device), part) for x, part in zip(images, parts, strict=True))
+
+    def plain() -> Iterator[torch.Tensor]:
+        return image_batches(range(len(y_valid)), load_valid, preprocessing, 64, workers, device)
+
+    return Feed(None, batches, plain, lambda: next(image_batches([0], load_valid, preprocessing, 1, 1, device)))
 
 
-def unfreeze(groups: Mapping[str, list[nn.Parameter]], unfreeze_from: str, lr: float, lr_ratio: float) -> torch.optim.AdamW:
-    """Freeze the layer groups before `unfreeze_from`; AdamW over the others, each at its own rate."""
-    trained = trained_groups(list(groups), unfreeze_from)
-    freeze_except(groups, trained)
-    rates = group_rates(lr, lr_ratio, len(groups))
-    return adamw([(groups[name], rate) for name, rate in zip(groups, rates, strict=True) if name in trained])
+def cached_feed(after: str, train: Rows, valid: Rows, device: torch.device, digest: str = "") -> Feed:
+    """Cached maps [n, f, h, w] of the frozen front, each epoch one of every image's views."""
+
+    def to(x: torch.Tensor) -> torch.Tensor:
+        x = x.to(device)
+        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+    def batches(epoch: int, seed: int, batch_size: int, balance: bool, first: int) -> Iterator[Batch]:
+        for x, y, rows in epoch_batches(train, batch_size, seed, balance=balance, first=first):
+            yield to(x), y.to(device), rows
+
+    def plain() -> Iterator[torch.Tensor]:
+        return (to(part) for x in valid.plain() for part in x.split(64))
+
+    first = torch.zeros(1, dtype=torch.int64)
+    return Feed(after, batches, plain, lambda: to(train.take(first, first)), digest)
 
 
 def fine_tune(
-    model: nn.Module,
-    groups: Mapping[str, list[nn.Parameter]],
+    network: Network,
+    stretches: Sequence[tuple[Stretch, Feed]],
     *,
-    train: tuple[Callable[[int, int], torch.Tensor], torch.Tensor],
-    valid: tuple[Callable[[int], torch.Tensor], torch.Tensor],
-    preprocessing: Preprocessing,
-    epochs: int,
-    lr: float,
-    lr_ratio: float,
-    bn_freeze: bool,
-    unfreeze_from: str,
-    batch_size: int,
-    workers: int,
-    label_smoothing: float,
+    y_train: torch.Tensor,
+    y_valid: torch.Tensor,
+    options: Options,
     seed: int,
     log: Log,
-    progress: Callable[[Iterator[Batch], int, int], Iterator[Batch]] = lambda batches, epoch, steps: batches,
+    name_of: Callable[[int], str] = str,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = lambda batches, epoch, steps: batches,
 ) -> History:
-    """Unfreeze and train by one-cycle AdamW, earlier layer groups at lower rates.
+    """Unfreeze and train, phase by phase, earlier layer groups at lower rates.
 
     Args:
-        model: body and head, trained in place; the head should have been trained before.
-        groups: parameters by layer group, earliest first.
-        train: from (epoch, row) to an augmented image [3, s, s] uint8; class indices [n].
-        valid: from row to a plain image; class indices [m].
-        lr: peak rate of the last group.
-        label_smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7.
+        network: trained in place; the head should have been trained before.
+        stretches: phases, and what each is fed with.
+        y_train, y_valid: class indices.
+        name_of, checkpoint: see `Trainer`.
         progress: wraps an epoch's batches (batches, epoch, steps) to show how far they are.
 
     Raises:
         InputError: an unknown layer group, an image that changed, a loss that is not finite.
     """
-    load_train, y_train = train
-    load_valid, y_valid = valid
-    device = next(model.parameters()).device
-    steps = steps_per_epoch(len(y_train), batch_size)
+    steps = steps_per_epoch(len(y_train), options.batch_size)
+    current: list[Feed] = [stretches[0][1]]
 
-    def batches(epoch: int) -> Iterator[Batch]:
-        order = derive_seed(seed, "order", epoch)
-        parts = training_batches(lambda row: load_train(epoch, row), y_train, preprocessing, batch_size, workers, device, order)
-        return progress(parts, epoch, steps)
+    def phase(stretch: Stretch, feed: Feed) -> Phase:
+        def begin() -> Optimizer:
+            current[0] = feed
+            return network.unfreeze(stretch, options)
+
+        def batches(epoch: int, first: int) -> Iterator[Batch]:
+            order = derive_seed(seed, "order", epoch)
+            return progress(feed.batches(epoch, order, options.batch_size, options.balance == "sampling", first), epoch, steps)
+
+        return Phase(
+            name=stretch.unfreeze_from,
+            epochs=stretch.epochs,
+            steps=steps,
+            begin=begin,
+            schedule=options.over(steps, OneCycle(stretch.epochs * steps, warm_up=WARM_UP, div=DIV)),
+            prepare=lambda: network.prepare(feed),
+            forward=network.forward(feed),
+            batches=batches,
+        )
 
     def validate() -> dict[str, float]:
-        rows = range(len(y_valid))
-        return scores(predict(model, image_batches(rows, load_valid, preprocessing, batch_size, workers, device)), y_valid)
+        return scores(predict(network.runner(current[0]), current[0].valid()), y_valid)
 
-    return fit(
-        model,
-        unfreeze(groups, unfreeze_from, lr, lr_ratio),
-        OneCycle(epochs * steps, warm_up=WARM_UP, div=DIV),
-        epochs=epochs,
-        batches=batches,
-        prepare=lambda: training_mode(model, bn_freeze),
+    trainer = Trainer(
+        model=network.model,
         validate=validate,
+        loss=options.loss(y_train, next(network.model.parameters()).device),
         seed=seed,
         log=log,
         what="fine_tune",
-        label_smoothing=label_smoothing,
+        name_of=name_of,
+        patience=options.patience,
+        checkpoint=checkpoint,
     )
+    return trainer.fit([phase(*stretch) for stretch in stretches])
+
+
+def endless(feed: Feed, options: Options, seed: int) -> Iterator[Batch]:
+    """Epoch after epoch of a feed, for the range test; its views are those of no training epoch."""
+    balance = options.balance == "sampling"
+    return itertools.chain.from_iterable(
+        feed.batches(-1 - epoch, derive_seed(seed, "order", epoch), options.batch_size, balance, 0)
+        for epoch in itertools.count()
+    )
+
+
+def network_prepare(
+    network: Network, stretch: Stretch, feed: Feed, options: Options
+) -> Callable[[nn.Module], tuple[Forward, Optimizer]]:
+    """How the range test trains a copy of the unfrozen network: in the groups' own ratios, as `fine_tune` will."""
+
+    def prepare(model: nn.Module) -> tuple[Forward, Optimizer]:
+        assert isinstance(model, Classifier)
+        trial = Network(model, network.groups, network.bn_freeze, network.precision)
+        optimizer = trial.unfreeze(stretch, options)
+        trial.prepare(feed)
+        return trial.forward(feed), optimizer
+
+    return prepare

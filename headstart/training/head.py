@@ -5,6 +5,7 @@ Shape legend: v views (the plain one first), n images, d activation width, c cla
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,10 +14,14 @@ import torch
 from torch import nn
 
 from headstart.activations.store import Activations
-from headstart.training.loop import Batch, History, Log, adamw, derive_seed, fit, predict, scores
+from headstart.training.checkpoints import Checkpoint
+from headstart.training.loop import Batch, Forward, History, Log, Phase, Trainer, derive_seed, predict, scores
+from headstart.training.optimizers import epoch_order
+from headstart.training.options import Options
 from headstart.training.schedules import OneCycle, steps_per_epoch
 
 TAKE = 8192  # rows gathered at a time
+TAKE_VALUES = 1 << 25  # and values, where rows are large
 
 
 @dataclass(frozen=True)
@@ -24,45 +29,70 @@ class Rows:
     """Training rows that need not be in memory.
 
     Args:
-        take: from images [m] and views [m] (int64) to activations [m, d] float32.
+        take: from images [m] and views [m] (int64) to activations [m, ...] float32.
         views: v.
         y_n: class index of each image.
+        most: rows to take at a time.
     """
 
     take: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     views: int
     y_n: torch.Tensor
+    most: int = TAKE
 
     def plain(self) -> Iterator[torch.Tensor]:
         """The plain view of all images, some thousands at a time."""
-        for images in torch.arange(len(self.y_n)).split(TAKE):
+        for images in torch.arange(len(self.y_n)).split(self.most):
             yield self.take(images, torch.zeros_like(images))
 
 
 def activations_of(activations: Activations, manifest: pd.DataFrame, split: str) -> Rows:
-    """The rows and classes of one split, on the mapped file."""
+    """The rows and classes of one split, on the mapped file; maps keep their shape [f, h, w]."""
     chosen = manifest[manifest["split"] == split]
     located = activations.locate(list(chosen["key"]))
+    shape = tuple(activations.meta["shape"])
 
     def take(images: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
-        return activations.gather(located[images.numpy()] + views.numpy())
+        return activations.gather(located[images.numpy()] + views.numpy()).reshape(len(images), *shape)
 
-    return Rows(take, activations.views, torch.tensor(chosen["class_index"].to_numpy(), dtype=torch.int64))
+    y_n = torch.tensor(chosen["class_index"].to_numpy(), dtype=torch.int64)
+    return Rows(take, activations.views, y_n, max(1, min(TAKE, TAKE_VALUES // activations.width)))
 
 
-def epoch_batches(rows: Rows, batch_size: int, seed: int) -> Iterator[Batch]:
+def epoch_batches(rows: Rows, batch_size: int, seed: int, *, balance: bool = False, first: int = 0) -> Iterator[Batch]:
     """One epoch in random order, for each image one of its views drawn afresh.
 
     A last batch of one row is dropped: batch norm cannot normalise it.
+
+    Args:
+        balance: draw images so that classes come equally often.
+        first: batches to leave out at the beginning.
     """
     y_n, generator = rows.y_n, torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(y_n), generator=generator)
-    views = torch.randint(rows.views, (len(y_n),), generator=generator)
-    for images in order.split(batch_size * max(1, TAKE // batch_size)):  # many at a time: gathering has a cost per call
-        x_nd = rows.take(images, views[images])
-        for x, part in zip(x_nd.split(batch_size), images.split(batch_size), strict=True):
+    order = epoch_order(y_n, balance, generator)
+    views = torch.randint(rows.views, (len(y_n),), generator=generator)[first * batch_size :]
+    if not len(views):
+        return
+    at_once = batch_size * max(1, rows.most // batch_size)  # many at a time: gathering has a cost per call
+    for images, chosen in zip(order[first * batch_size :].split(at_once), views.split(at_once), strict=True):
+        x = rows.take(images, chosen)
+        for x_b, part in zip(x.split(batch_size), images.split(batch_size), strict=True):
             if len(part) > 1 or len(order) == 1:
-                yield x, y_n[part]
+                yield x_b, y_n[part], part
+
+
+def endless(rows: Rows, options: Options, seed: int) -> Iterator[Batch]:
+    """Epoch after epoch of shuffled batches, for the range test."""
+    balance = options.balance == "sampling"
+    return itertools.chain.from_iterable(
+        epoch_batches(rows, options.batch_size, derive_seed(seed, "order", epoch), balance=balance)
+        for epoch in itertools.count()
+    )
+
+
+def head_prepare(options: Options, lr: float) -> Callable[[nn.Module], tuple[Forward, torch.optim.Optimizer]]:
+    """How the range test trains a copy of a head."""
+    return lambda head: (head.train(), options.optimize([(list(head.parameters()), lr)]))
 
 
 def train_head(
@@ -72,37 +102,49 @@ def train_head(
     *,
     epochs: int,
     lr: float,
-    batch_size: int,
     seed: int,
     log: Log,
+    options: Options,
+    name_of: Callable[[int], str] = str,
+    checkpoint: Checkpoint | None = None,
 ) -> History:
-    """Train a head by one-cycle AdamW.
+    """Train a head on the activations of a frozen body.
 
     Args:
         head: [n, d] to [n, c], trained in place.
         rows: training activations and classes.
         valid: those whose plain view chooses the epoch.
         lr: peak learning rate.
+        name_of, checkpoint: see `Trainer`.
     """
+    steps = steps_per_epoch(len(rows.y_n), options.batch_size)
 
-    def batches(epoch: int) -> Iterator[Batch]:
-        return epoch_batches(rows, batch_size, derive_seed(seed, "order", epoch))
-
-    def validate() -> dict[str, float]:
-        return scores(predict(head, valid.plain()), valid.y_n)
+    def batches(epoch: int, first: int) -> Iterator[Batch]:
+        order = derive_seed(seed, "order", epoch)
+        return epoch_batches(rows, options.batch_size, order, balance=options.balance == "sampling", first=first)
 
     def prepare() -> None:
         head.train()
 
-    return fit(
-        head,
-        adamw([(list(head.parameters()), lr)]),
-        OneCycle(epochs * steps_per_epoch(len(rows.y_n), batch_size)),
+    phase = Phase(
+        name="head",
         epochs=epochs,
-        batches=batches,
+        steps=steps,
+        begin=lambda: options.optimize([(list(head.parameters()), lr)]),
+        schedule=options.over(steps, OneCycle(epochs * steps)),
         prepare=prepare,
-        validate=validate,
+        forward=head,
+        batches=batches,
+    )
+    trainer = Trainer(
+        model=head,
+        validate=lambda: scores(predict(head, valid.plain()), valid.y_n),
+        loss=options.loss(rows.y_n, torch.device("cpu")),
         seed=seed,
         log=log,
         what="train_head",
+        name_of=name_of,
+        patience=options.patience,
+        checkpoint=checkpoint,
     )
+    return trainer.fit([phase])

@@ -1,35 +1,88 @@
-"""The training loop, one for the frozen head and for fine-tuning.
+"""The training loop, one for the frozen head and for fine-tuning: phases of epochs, resumable to the bit.
 
-Shape legend: n rows of a batch, c classes. `x` is whatever the model takes.
+Shape legend: n rows of a batch, c classes. `x` is whatever the network takes.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from headstart.core.errors import InputError
-from headstart.models.backbones import scoped_seed
-from headstart.training.schedules import OneCycle
+from headstart.runtime import random_state, restore_random_state, scoped_seed
+from headstart.training.checkpoints import Checkpoint, Saved, Tensors, load_optimizer, optimizer_tensors
+from headstart.training.interrupts import WholeSteps
+from headstart.training.optimizers import Loss, set_rates
+from headstart.training.schedules import Schedule
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # x, classes y [n] int64, training rows [n] int64
+Forward = Callable[[torch.Tensor], torch.Tensor]
 Log = Callable[[int, dict[str, float]], None]
-WEIGHT_DECAY = 0.01
+TRACED = 50  # points of an epoch's loss curve
+EXPLODED = 1000.0  # nats; a guess among c classes costs ln c
+FILES_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Epochs with the same layers unfrozen.
+
+    Args:
+        name: what trains, for messages and the history.
+        epochs, steps: how many, and batches in each.
+        begin: freezes and unfreezes, and returns a new optimizer whose groups carry `peak`.
+        schedule: over the phase's steps.
+        prepare: puts the network into training mode before each epoch.
+        forward: from x to logits [n, c], with gradients.
+        batches: from an epoch's number and that of the first batch wanted to the batches from there on.
+    """
+
+    name: str
+    epochs: int
+    steps: int
+    begin: Callable[[], torch.optim.Optimizer]
+    schedule: Schedule
+    prepare: Callable[[], None]
+    forward: Forward
+    batches: Callable[[int, int], Iterable[Batch]]
 
 
 @dataclass
 class History:
-    """Per epoch: mean training loss, validation log-loss and accuracy; and which epoch's weights were kept."""
+    """How a training went, and how far it has come.
 
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    best: int = 0
+    Args:
+        epochs: of each its number (from 1), phase, mean training loss, last learning rate and validation scores.
+        trace: points of (step, learning rate, mean loss since the last point), some 50 an epoch.
+        best: the row of `epochs` whose weights were kept; -1 before the first.
+        done: epochs finished, or skipped by early stopping.
+        batch, total, count: of the epoch under way, its batches so far, their summed loss and images.
+        part, parts: summed loss and batches since the trace's last point.
+    """
+
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    trace: list[list[float]] = field(default_factory=list)
+    best: int = -1
+    done: int = 0
+    batch: int = 0
+    total: float = 0.0
+    count: int = 0
+    part: float = 0.0
+    parts: int = 0
+
+    def best_epoch(self) -> dict[str, Any]:
+        """The row of the epoch whose weights were kept."""
+        return self.epochs[self.best]
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
@@ -38,92 +91,146 @@ def derive_seed(seed: int, *parts: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
-def adamw(groups: Sequence[tuple[Sequence[nn.Parameter], float]]) -> torch.optim.AdamW:
-    """AdamW over layer groups of (parameters, learning rate); weight decay on matrices and kernels only.
-
-    Each parameter group remembers its peak rate as `peak`, for the schedule to scale.
-    """
-    described = []
-    for parameters, lr in groups:
-        for decay in (True, False):
-            chosen = [p for p in parameters if p.requires_grad and (p.ndim > 1) == decay]
-            if chosen:
-                described.append({"params": chosen, "lr": lr, "peak": lr, "weight_decay": WEIGHT_DECAY * decay})
-    return torch.optim.AdamW(described, eps=1e-5)
-
-
-def fit(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: OneCycle,
-    *,
-    epochs: int,
-    batches: Callable[[int], Iterable[Batch]],
-    prepare: Callable[[], None],
-    validate: Callable[[], dict[str, float]],
-    seed: int,
-    log: Log,
-    what: str,
-    label_smoothing: float = 0.0,
-) -> History:
-    """Train, and leave the model with the weights of the epoch whose validation log-loss was lowest.
+@dataclass
+class Trainer:
+    """Trains a model, and leaves it with the weights of the epoch whose validation log-loss was lowest.
 
     Args:
-        model: what is trained, in place.
-        optimizer: its groups carry `peak` (see `adamw`).
-        schedule: over all steps of all epochs.
-        batches: from an epoch's number to its batches (x, y [n] int64).
-        prepare: puts the model into training mode before each epoch.
+        model: what is trained, in place; its state is what checkpoints hold.
         validate: returns at least `log_loss`; called after each epoch.
+        loss: what is minimised.
         seed: dropout of epoch e depends on (seed, e) alone.
-        log: called with (epoch, metrics) after each epoch.
-        what: the step's name, for messages.
-        label_smoothing: share of the target spread over all classes, in training only.
-
-    Raises:
-        InputError: a loss that is not finite, naming epoch, step and learning rate.
+        log: called with (epoch, scores) after each epoch.
+        what: the stage's name, for messages.
+        name_of: from a training row to its file.
+        patience: a phase ends after so many epochs without a better one; 0: never.
+        checkpoint: written after every epoch, and when the process is told to stop; a run before is gone on from.
     """
-    history = History()
-    best_state = copy.deepcopy(model.state_dict())
-    step = 0
-    for epoch in range(epochs):
-        prepare()
-        total, count = 0.0, 0
-        with scoped_seed(derive_seed(seed, "dropout", epoch)):
-            for x, y in batches(epoch):
-                _schedule(optimizer, *schedule.at(step))
-                loss = train_step(model, optimizer, x, y, label_smoothing)
-                if not math.isfinite(loss):
-                    rates = ", ".join(f"{group['lr']:.2g}" for group in optimizer.param_groups)
-                    raise InputError(
-                        f"{what}: the loss is {loss} in epoch {epoch + 1}, step {step} at learning rate {rates}",
-                        fix=f"lower {what}.lr",
-                    )
-                total, count, step = total + loss * len(y), count + len(y), step + 1
-        metrics = {"train_loss": total / count, **{f"valid_{k}": v for k, v in validate().items()}}
-        history.epochs.append(metrics)
-        log(epoch, metrics)
-        if metrics["valid_log_loss"] <= min(past["valid_log_loss"] for past in history.epochs):
-            history.best, best_state = epoch, copy.deepcopy(model.state_dict())
-    model.load_state_dict(best_state)
-    return history
 
+    model: nn.Module
+    validate: Callable[[], dict[str, float]]
+    loss: Loss
+    seed: int
+    log: Log
+    what: str
+    name_of: Callable[[int], str] = str
+    patience: int = 0
+    checkpoint: Checkpoint | None = None
+    history: History = field(default_factory=History, init=False)
+    best: Tensors = field(init=False)
+    whole: WholeSteps = field(default_factory=WholeSteps, init=False)
 
-def _schedule(optimizer: torch.optim.Optimizer, factor: float, momentum: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
-        group["betas"] = (momentum, group["betas"][1])
+    def fit(self, phases: Sequence[Phase]) -> History:
+        """Run phase after phase, each from the best weights so far.
+
+        Raises:
+            InputError: a loss that is not finite or explodes, naming epoch, step, learning rate and files. The
+                checkpoint of the last epoch stays.
+        """
+        self.best = copy.deepcopy(self.model.state_dict())
+        saved = self.checkpoint.load() if self.checkpoint else None
+        if saved is not None:
+            self.model.load_state_dict(saved.model)
+            self.best, self.history = saved.best, History(**saved.progress)
+        start = 0
+        with self.whole:
+            for phase in phases:
+                if self.history.done < start + phase.epochs:
+                    self._run(phase, start, saved)
+                    saved = None
+                start += phase.epochs
+        self.model.load_state_dict(self.best)
+        return self.history
+
+    def _run(self, phase: Phase, start: int, saved: Saved | None) -> None:
+        """One phase whose first epoch is `start`, from where `saved` left it."""
+        history, end = self.history, start + phase.epochs
+        begun = saved is not None and (history.done > start or history.batch > 0)
+        if not begun:
+            self.model.load_state_dict(self.best)
+        optimizer = phase.begin()
+        if saved is not None and begun:
+            load_optimizer(optimizer, saved.optimizer)
+        random = saved.random if saved is not None else {}
+        while history.done < end:
+            self._epoch(phase, optimizer, start, random)
+            random = {}
+            if history.done - max(start, int(history.best_epoch()["epoch"])) >= (self.patience or math.inf):
+                history.done = end
+            self._save(optimizer, {})
+
+    def _epoch(self, phase: Phase, optimizer: torch.optim.Optimizer, start: int, random: Tensors) -> None:
+        """The rest of the epoch under way: its batches, validation, and the record of both."""
+        history, epoch = self.history, self.history.done
+        phase.prepare()
+        with scoped_seed(derive_seed(self.seed, "dropout", epoch)):
+            if random:
+                restore_random_state(random)
+            try:
+                for batch in phase.batches(epoch, history.batch):
+                    with self.whole.step():
+                        self._step(phase, optimizer, (epoch - start) * phase.steps + history.batch, batch)
+                scores = self.validate()
+            except BaseException as error:
+                if not isinstance(error, Exception) and not self.whole.inside:  # told to stop
+                    self._save(optimizer, random_state())
+                raise
+        rate = optimizer.param_groups[-1]["lr"]
+        row = {"epoch": epoch + 1, "phase": phase.name, "train_loss": history.total / history.count, "lr": rate}
+        history.epochs.append(row | {f"valid_{name}": score for name, score in scores.items()})
+        history.done, history.batch, history.total, history.count = epoch + 1, 0, 0.0, 0
+        if scores["log_loss"] <= min(past["valid_log_loss"] for past in history.epochs):
+            history.best, self.best = len(history.epochs) - 1, copy.deepcopy(self.model.state_dict())
+        self.log(epoch, {name: value for name, value in history.epochs[-1].items() if name not in ("epoch", "phase")})
+
+    def _step(self, phase: Phase, optimizer: torch.optim.Optimizer, step: int, batch: Batch) -> None:
+        x, y, rows = batch
+        set_rates(optimizer, *phase.schedule.at(step))
+        value = train_step(phase.forward, optimizer, x, y, self.loss, lambda loss: self._refuse(loss, optimizer, step, rows))
+        history, every = self.history, math.ceil(phase.steps / TRACED)
+        history.batch, history.total, history.count = history.batch + 1, history.total + value * len(y), history.count + len(y)
+        history.part, history.parts = history.part + value, history.parts + 1
+        if history.batch % every == 0 or history.batch == phase.steps:
+            number = history.done * phase.steps + history.batch
+            history.trace.append([number, optimizer.param_groups[-1]["lr"], history.part / history.parts])
+            history.part, history.parts = 0.0, 0
+
+    def _refuse(self, loss: float, optimizer: torch.optim.Optimizer, step: int, rows: torch.Tensor) -> None:
+        if loss <= EXPLODED:  # false for NaN too
+            return
+        rates = ", ".join(dict.fromkeys(f"{group['lr']:.2g}" for group in optimizer.param_groups))
+        files = ", ".join(self.name_of(row) for row in rows[:FILES_NAMED].tolist())
+        more = f", … ({len(rows)} in all)" if len(rows) > FILES_NAMED else ""
+        kept = f"; the state after epoch {self.history.done} stays in {self.checkpoint.path}" if self.checkpoint else ""
+        raise InputError(
+            f"{self.what}: the loss is {loss:.3g} in epoch {self.history.done + 1}, step {step} at learning rate {rates}\n"
+            f"  in the batch of {files}{more}",
+            wanted=f"a loss below {EXPLODED:g}",
+            fix=f"lower {self.what}.lr{kept if self.history.done else ''}",
+        )
+
+    def _save(self, optimizer: torch.optim.Optimizer, random: Tensors) -> None:
+        if self.checkpoint:
+            state = Saved(self.model.state_dict(), self.best, optimizer_tensors(optimizer), random, asdict(self.history))
+            self.checkpoint.save(state)
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor, label_smoothing: float = 0.0
+    forward: Forward,
+    optimizer: torch.optim.Optimizer,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    loss: Loss,
+    check: Callable[[float], None] = lambda loss: None,
 ) -> float:
-    """One step of cross-entropy on a batch; returns its loss before the step."""
-    loss = F.cross_entropy(model(x), y, label_smoothing=label_smoothing)
+    """One step on a batch; returns its loss before the step. `check` sees that first, and may raise."""
+    value = loss(forward(x), y)
+    number = float(value.detach())
+    check(number)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    value.backward()
     optimizer.step()
-    return float(loss.detach())
+    return number
 
 
 @torch.inference_mode()
@@ -146,10 +253,14 @@ def scores(logits_nc: torch.Tensor, y_n: torch.Tensor) -> dict[str, float]:
     }
 
 
-def history_csv(history: History) -> bytes:
-    """The history as CSV, a row per epoch; no times, so that equal runs give equal bytes."""
-    columns = list(history.epochs[0])
-    lines = [",".join(["epoch", *columns])]
-    for number, metrics in enumerate(history.epochs, start=1):
-        lines.append(",".join([str(number), *(repr(metrics[column]) for column in columns)]))
-    return ("\n".join(lines) + "\n").encode()
+def csv(rows: Sequence[Any], columns: list[str] | None = None) -> bytes:
+    """Rows as CSV; no times in them, so that equal runs give equal bytes."""
+    buffer = io.StringIO()
+    pd.DataFrame(rows, columns=columns).to_csv(buffer, index=False, lineterminator="\n")
+    return buffer.getvalue().encode()
+
+
+def history_files(history: History) -> dict[str, bytes]:
+    """history.csv, a row per epoch, and trace.csv, some 50 points of each."""
+    columns = ["epoch", "phase", "train_loss", "lr", "valid_log_loss", "valid_accuracy"]
+    return {"history.csv": csv(history.epochs, columns), "trace.csv": csv(history.trace, ["step", "lr", "loss"])}

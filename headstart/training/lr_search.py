@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
+from torch.optim import Optimizer
 
-from headstart.models.backbones import scoped_seed
-from headstart.training.loop import Batch, adamw, train_step
+from headstart.runtime import scoped_seed
+from headstart.training.loop import Batch, Forward, train_step
+from headstart.training.optimizers import Loss, set_rates
+from headstart.training.schedules import MOMENTUM
 
 BETA = 0.98
 STOP_FACTOR = 4.0
 DECADE = 10.0
+
+Prepare = Callable[[nn.Module], tuple[Forward, Optimizer]]
 
 
 @dataclass(frozen=True)
@@ -37,40 +43,63 @@ class Suggestion:
     Args:
         lr: the consensus, or the default where `abstained`.
         by_rule: each rule's suggestions, one per seed that gave one.
+        by_seed: the geometric median of each seed's suggestions.
         spread: largest over smallest of all suggestions; 1 means all agree.
-        abstained: the rules disagree by more than a decade, or gave nothing (see `suggest`).
+        abstained: why the default is used; empty where it is not.
     """
 
     lr: float
     by_rule: dict[str, list[float]]
+    by_seed: list[float]
     spread: float
-    abstained: bool
+    abstained: str
+
+    def as_json(self) -> dict[str, Any]:
+        """For lr.json; a spread of nothing at all is null."""
+        return asdict(self) | {"spread": self.spread if math.isfinite(self.spread) else None}
+
+    def sentence(self) -> str:
+        """The finding in words."""
+        if self.abstained:
+            return f"no suggestion: {self.abstained}; the default {self.lr:.2g} is used"
+        return f"suggested learning rate {self.lr:.2g} (all suggestions within a factor of {self.spread:.3g})"
 
 
-def range_test(model: nn.Module, batches: Iterator[Batch], *, lr_min: float, lr_max: float, steps: int, seed: int) -> Curve:
+def range_test(
+    model: nn.Module,
+    prepare: Prepare,
+    batches: Iterator[Batch],
+    *,
+    loss: Loss,
+    lr_min: float,
+    lr_max: float,
+    steps: int,
+    seed: int,
+) -> Curve:
     """Train a copy of `model` for `steps` steps while the learning rate grows exponentially.
 
-    The model, its buffers, its mode and the global random state are left as they were.
+    The model, its buffers and modes, the global random state and any sampler are left as they were.
 
     Args:
+        prepare: puts the copy into training mode, and returns what runs it forward and an optimizer over it whose
+            groups' `peak` rates are in the ratios to keep; the last group's is the one that is reported.
         batches: endless.
         seed: of dropout.
 
     Returns:
         The curve, cut where the smoothed loss exceeds 4 times its best or is not finite.
     """
-    trial = copy.deepcopy(model).train()
-    optimizer = adamw([(list(trial.parameters()), lr_min)])
+    forward, optimizer = prepare(copy.deepcopy(model))
+    peak = optimizer.param_groups[-1]["peak"]
     lrs: list[float] = []
     losses: list[float] = []
     average, best = 0.0, math.inf
     with scoped_seed(seed):
         for step in range(steps):
             lr = lr_min * (lr_max / lr_min) ** (step / (steps - 1))
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            x, y = next(batches)
-            average = BETA * average + (1 - BETA) * train_step(trial, optimizer, x, y)
+            set_rates(optimizer, lr / peak, MOMENTUM)
+            x, y, _ = next(batches)
+            average = BETA * average + (1 - BETA) * train_step(forward, optimizer, x, y, loss)
             smoothed = average / (1 - BETA ** (step + 1))
             if not math.isfinite(smoothed) or smoothed > STOP_FACTOR * best:
                 break
@@ -134,19 +163,25 @@ RULES = {"valley": valley, "steep": steep, "minimum": minimum, "slide": slide}
 def suggest(curves: Sequence[Curve], default: float) -> Suggestion:
     """Combine every rule on every seed's curve; the consensus is the geometric median of all suggestions.
 
-    Abstains, and returns the default, when the rules' own medians lie more than a decade apart after
-    the farthest one is set aside, or when fewer than two rules had anything to say.
+    Abstains, and returns the default, when fewer than two rules have anything to say, when the seeds lie more than a
+    decade apart, or when the rules do: each rule by its median over the seeds, the farthest rule set aside.
     """
-    by_rule = {name: [lr for curve in curves if (lr := rule(*trim(curve))) is not None] for name, rule in RULES.items()}
+    found = [{name: rule(*trim(curve)) for name, rule in RULES.items()} for curve in curves]
+    by_rule = {name: [lr for one in found if (lr := one[name]) is not None] for name in RULES}
+    by_seed = [_geometric_median(lrs) for one in found if (lrs := [lr for lr in one.values() if lr is not None])]
     every = sorted(lr for lrs in by_rule.values() for lr in lrs)
     medians = sorted(_geometric_median(lrs) for lrs in by_rule.values() if lrs)
     if len(medians) < 2:
-        return Suggestion(default, by_rule, math.inf, abstained=True)
-    spread = every[-1] / every[0]
+        return Suggestion(default, by_rule, by_seed, math.inf, "the curves are too short: training diverged at once")
     core = min(medians[-2] / medians[0], medians[-1] / medians[1]) if len(medians) > 2 else medians[1] / medians[0]
+    between_seeds = max(by_seed) / min(by_seed)
+    abstained = ""
     if core > DECADE:
-        return Suggestion(default, by_rule, spread, abstained=True)
-    return Suggestion(_geometric_median(every), by_rule, spread, abstained=False)
+        abstained = f"the rules disagree by a factor of {core:.3g}"
+    elif between_seeds > DECADE:
+        abstained = f"the seeds disagree by a factor of {between_seeds:.3g}"
+    lr = default if abstained else _geometric_median(every)
+    return Suggestion(lr, by_rule, by_seed, every[-1] / every[0], abstained)
 
 
 def _geometric_median(values: Sequence[float]) -> float:

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+from headstart.core.errors import InputError
+
+MOMENTUM = 0.9
+
+
+class Schedule(Protocol):
+    """From a step's number to the factor on the peak learning rate, and the momentum."""
+
+    def at(self, step: int) -> tuple[float, float]: ...
 
 
 def cosine(start: float, end: float, share: float) -> float:
@@ -35,9 +47,51 @@ class OneCycle:
         return cosine(1, 1 / self.final_div, part), cosine(low, end, part)
 
 
-def group_rates(lr: float, lr_ratio: float, groups: int) -> list[float]:
-    """Learning rates by layer group, earliest first: the last has `lr`, each earlier one the next's over `lr_ratio`."""
-    return [lr / lr_ratio ** (groups - 1 - group) for group in range(groups)]
+@dataclass(frozen=True)
+class WarmRestarts:
+    """SGDR: cosine from lr to 0, and again from lr in a cycle `cycle_mult` times as long.
+
+    Source: Loshchilov and Hutter 2016, SGDR, arXiv:1608.03983, section 3; the lesson's `cycle_len`, `cycle_mult`.
+
+    Args:
+        cycle: steps of the first cycle.
+        cycle_mult: length of a cycle over that of the one before.
+    """
+
+    cycle: int
+    cycle_mult: int = 1
+
+    def at(self, step: int) -> tuple[float, float]:
+        """The factor on the learning rate, and the momentum, for `step`."""
+        length = self.cycle
+        while step >= length:
+            step, length = step - length, length * self.cycle_mult
+        return cosine(1, 0, step / length), MOMENTUM
+
+
+def whole_cycles(epochs: int, cycle_len: int, cycle_mult: int) -> bool:
+    """Whether `epochs` end where a cycle ends, at the lowest rate."""
+    while epochs > 0:
+        epochs, cycle_len = epochs - cycle_len, cycle_len * cycle_mult
+    return epochs == 0
+
+
+def group_rates(lr: float | Sequence[float], lr_ratio: float, groups: Sequence[str]) -> list[float]:
+    """Learning rates by layer group, earliest first.
+
+    Args:
+        lr: the last group's rate, each earlier one having the next one's over `lr_ratio`; or a rate for every group.
+
+    Raises:
+        InputError: another number of rates than of groups.
+    """
+    if isinstance(lr, int | float):
+        return [lr / lr_ratio ** (len(groups) - 1 - group) for group in range(len(groups))]
+    if len(lr) != len(groups):
+        raise InputError(
+            f"fine_tune.lr: {len(lr)} rates for {len(groups)} layer groups", wanted=f"one for each of {', '.join(groups)}"
+        )
+    return list(lr)
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:

@@ -1,4 +1,8 @@
-"""Fold batch norms into the convolutions before them: the same function, with fewer passes over memory."""
+"""Fold batch norms into the convolutions before them: the same function, with fewer passes over memory.
+
+Once and for all for a frozen body; in every step, from the weights as they are, for one that trains with frozen
+statistics.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,53 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 FOLD_TOLERANCE = 1e-3
+
+
+class FoldedConv(nn.Module):
+    """A convolution and the batch norm after it with frozen statistics, as one convolution whose weights follow theirs.
+
+    With s = weight / sqrt(running_var + eps), norm(conv(x)) is the convolution with s times the weights and bias
+    norm.bias - s x running_mean; gradients reach the convolution's and the norm's own parameters through that.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        conv, norm = self.conv, self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - norm.running_mean * scale
+        if conv.bias is not None:
+            shift = shift + conv.bias * scale
+        weights = {"weight": conv.weight * scale.view(-1, 1, 1, 1), "bias": shift}
+        y: torch.Tensor = torch.func.functional_call(conv, weights, (x,))  # a subclass pads as it always does
+        return y
+
+
+def training_view(model: nn.Module, example: torch.Tensor) -> nn.Module:
+    """`model` for training with frozen batch norm: the same function, parameters and buffers, in fewer passes.
+
+    Only the modules are new, every tensor is the model's own: an optimizer of the model's parameters trains both.
+
+    Args:
+        example: an input [n, ...], to find the pairs by.
+    """
+    own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    view = copy.deepcopy(model, own)  # deepcopy takes what its memo holds as copied already
+    view.eval()
+    with torch.no_grad():
+        pairs = _conv_norm_pairs(view, example)
+    for conv_name, norm_name in pairs:
+        conv, norm = view.get_submodule(conv_name), view.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, _BatchNorm)
+        _replace(view, conv_name, FoldedConv(conv, norm))
+        _replace(view, norm_name, _rest(norm))
+    return view
 
 
 @torch.inference_mode(False)
@@ -76,7 +127,14 @@ def _fold(body: nn.Module, conv_name: str, norm_name: str) -> None:
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    parent, _, leaf = norm_name.rpartition(".")
-    # timm's BatchNormAct2d carries its dropout and activation; a plain batch norm leaves nothing behind
-    rest = [getattr(norm, part) for part in ("drop", "act") if isinstance(getattr(norm, part, None), nn.Module)]
-    setattr(body.get_submodule(parent), leaf, nn.Sequential(*rest))
+    _replace(body, norm_name, _rest(norm))
+
+
+def _rest(norm: nn.Module) -> nn.Module:
+    """What timm's BatchNormAct2d does besides: dropout and activation; a plain batch norm leaves nothing behind."""
+    return nn.Sequential(*(part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)))
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)

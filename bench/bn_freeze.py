@@ -1,0 +1,163 @@
+"""Fine-tuning with frozen against moving batch-norm statistics: `python -m bench.bn_freeze > docs/bn_freeze.md`.
+
+Both arms of a seed share split, head, order, views and schedule. The plain view of the test images is judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bench.data_sets import DIGITS, PHOTOS, Set, divide, interval, write_digits, write_textures
+from bench.sides import Side, keyed, set_up
+from headstart.activations.store import Activations
+from headstart.core.parallel import count
+from headstart.models.heads import Classifier, adapt, build_head
+from headstart.runtime import place
+from headstart.training.fine_tune import Network, Stretch, fine_tune, image_batches, live_feed
+from headstart.training.head import Rows, train_head
+from headstart.training.loop import derive_seed, predict, scores
+from headstart.training.options import Options
+
+NAMES, SIZES = tuple(f"tf_efficientnet_lite{n}" for n in range(3)), (64, 96)
+SETS = (
+    Set("digits", 0, DIGITS, (256,), write_digits),
+    Set("photos and textures", 0, PHOTOS, (256,), write_textures),
+)
+HEAD_EPOCHS, EPOCHS, LR, LR_RATIO, BATCH = 20, 5, 5e-4, 3.0, 32
+MOST = {"valid": 100, "test": 300}
+CPU = torch.device("cpu")
+
+INTRODUCTION = """\
+# Batch norm: frozen or moving statistics while fine-tuning
+
+`python -m bench.bn_freeze --seeds {seeds} > docs/bn_freeze.md`. From the same head (linear, {head} epochs on cached
+activations), the whole network trains {epochs} epochs on {train} images (AdamW, one-cycle, LR {lr:g}, each earlier
+layer group a third of the next, batches of {batch}, label smoothing .1). Frozen: batch norm keeps its running
+statistics (`bn_freeze: true`). Moving: it normalises by the batch's, and the running ones move by a tenth in each step
+(`false`). Its affine parameters train in both. Packaged ImageNet weights. The epoch with the lowest validation log-loss
+({valid} images) is kept; the plain view of up to {test} test images is judged. Seeds 0 to {last}: each its own split,
+initial weights, order and views, shared by both arms. Differences are paired by seed, with their 95 % t-interval."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of one seed: test scores of the head, and of the arms with frozen and with moving statistics."""
+
+    head: dict[str, float]
+    frozen: dict[str, float]
+    moving: dict[str, float]
+
+
+def one_seed(
+    side: Side, files: list[tuple[str, str]], y_n: torch.Tensor, parts: dict[str, list[int]], seed: int, scratch: Path
+) -> Found:
+    """Head, then both arms."""
+    chosen = [files[i] for rows in parts.values() for i in rows]
+    side.run(side.cache(scratch / "cache"), scratch / "out", sorted(chosen, key=lambda file: file[1]), 1)
+    stored = Activations(scratch / "out")
+    x_vnd = {name: stored.all_views([files[i][1] for i in rows]) for name, rows in parts.items()}
+    y = {name: y_n[rows] for name, rows in parts.items()}
+    head = build_head("linear", side.backbone.width, int(y_n.max()) + 1, derive_seed(seed, "head"))
+    adapt(head, [x_vnd["train"][0]])
+    rows, held = (in_memory(x_vnd[name], y[name]) for name in ("train", "valid"))
+    train_head(head, rows, held, epochs=HEAD_EPOCHS, lr=3e-3, seed=seed, log=lambda *_: None, options=Options())
+    at = {name: [files[i] for i in rows] for name, rows in parts.items()}
+    feed = live_feed(
+        (lambda epoch, row: side.images.augmented(*at["train"][row], epoch), y["train"]),
+        (lambda row: side.images.plain(*at["valid"][row]), y["valid"]),
+        side.backbone.preprocessing,
+        count("auto"),
+        CPU,
+    )
+
+    def arm(bn_freeze: bool) -> dict[str, float]:
+        model = place(Classifier(copy.deepcopy(side.backbone.body), copy.deepcopy(head)), CPU)
+        network = Network(model, side.backbone.groups, bn_freeze)
+        fine_tune(
+            network,
+            [(Stretch("all", EPOCHS, LR, LR_RATIO), feed)],
+            y_train=y["train"],
+            y_valid=y["valid"],
+            options=Options(batch_size=BATCH, label_smoothing=0.1),
+            seed=seed,
+            log=lambda *_: None,
+        )
+        plain = range(len(at["test"]))
+        batches = image_batches(plain, lambda row: side.images.plain(*at["test"][row]), side.backbone.preprocessing, 64, 2, CPU)
+        return scores(predict(model, batches), y["test"])
+
+    return Found(scores(predict(head, [x_vnd["test"][0]]), y["test"]), arm(True), arm(False))
+
+
+def in_memory(x_vnd: torch.Tensor, y_n: torch.Tensor) -> Rows:
+    """Rows [v, n, d] with their classes."""
+    return Rows(lambda images, views: x_vnd[views, images], len(x_vnd), y_n)
+
+
+def run_cell(data: Set, name: str, size: int, seeds: int) -> list[Found]:
+    """All seeds of one backbone, data set and size."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "source")
+        source.mkdir()
+        data.write(source)
+        files = keyed(source)
+        classes = sorted({Path(path).parts[0] for path, _ in files})
+        y_n = torch.tensor([classes.index(Path(path).parts[0]) for path, _ in files])
+        for seed in range(seeds):
+            start = time.monotonic()
+            side = set_up(source, name, size, "packaged", data.augmentation, seed)
+            parts = divide(files, data.trains[0], seed)
+            parts = {name: rows[: MOST.get(name)] for name, rows in parts.items()}
+            (scratch := Path(folder, str(seed))).mkdir()
+            found.append(one_seed(side, files, y_n, parts, seed, scratch))
+            took = time.monotonic() - start
+            print(f"{data.name}, {name}, {size} px, seed {seed}: {found[-1]} in {took:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def row(data: Set, backbone: str, size: int, found: list[Found]) -> str:
+    """A cell as a line of the table."""
+
+    def said(values: list[float], form: str = ".4f") -> str:
+        return f"{statistics.mean(values):{form}} ({min(values):{form}}-{max(values):{form}})"
+
+    head, frozen, moving = ([getattr(one, arm) for one in found] for arm in ("head", "frozen", "moving"))
+    accuracy = [said([one["accuracy"] for one in arm]) for arm in (head, frozen, moving)]
+    paired = [difference(frozen, moving, key) for key in ("accuracy", "log_loss")]
+    cells = [data.name, backbone.removeprefix("tf_efficientnet_"), str(size), *accuracy, *paired]
+    return f"| {' | '.join(cells)} |"
+
+
+def difference(a: list[dict[str, float]], b: list[dict[str, float]], key: str) -> str:
+    """A less B, paired by seed, with its interval."""
+    values = [x[key] - y[key] for x, y in zip(a, b, strict=True)]
+    low, high = interval(values)
+    return f"{statistics.mean(values):+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.bn_freeze", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    seeds = parser.parse_args().seeds
+    facts = {"seeds": seeds, "last": seeds - 1, "head": HEAD_EPOCHS, "epochs": EPOCHS, "train": 256, "lr": LR}
+    print(INTRODUCTION.format(**facts, batch=BATCH, **MOST))
+    print("\n| set | backbone | px | head alone | frozen | moving | frozen less moving: accuracy | log-loss |")
+    print("|---|---|---|---|---|---|---|---|")
+    for data in SETS:
+        for name in NAMES:
+            for size in SIZES:
+                print(row(data, name, size, run_cell(data, name, size, seeds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""`bn_freeze: auto`: which of two arms, trained alike but for batch norm, is the better on the validation images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from headstart.evaluation.comparisons import Comparison, compare
+
+RESNET34_CONVOLUTIONS = 36
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was chosen, and why.
+
+    Args:
+        bn_freeze: the choice.
+        decided: whether the validation images told the arms apart; else the rule of thumb chose.
+        comparison: moving statistics (B) against frozen ones (A).
+        convolutions: of the body, which the rule of thumb goes by.
+    """
+
+    bn_freeze: bool
+    decided: bool
+    comparison: Comparison
+    convolutions: int
+
+    def as_json(self) -> dict[str, Any]:
+        """For bn_freeze.json."""
+        return asdict(self) | {"sentence": self.sentence()}
+
+    def sentence(self) -> str:
+        """The verdict in words."""
+        c = self.comparison
+        chosen = "frozen" if self.bn_freeze else "moving"
+        measured = (
+            f"moving less frozen statistics: log-loss {c.log_loss:+.4f} (95 % {c.low:+.4f} to {c.high:+.4f}); "
+            f"frozen alone right on {c.only_a} validation images, moving alone on {c.only_b} (McNemar p = {c.p_value:.3f})"
+        )
+        if self.decided:
+            return f"{chosen} batch norm is better: {measured}"
+        rule = f"{self.convolutions} convolutions are {'more' if self.bn_freeze else 'no more'} than ResNet-34's"
+        return f"undecided, {measured}; {chosen} by the lesson's rule of thumb ({rule})"
+
+
+def choose(frozen_nc: torch.Tensor, moving_nc: torch.Tensor, y_n: torch.Tensor, body: nn.Module, seed: int) -> Verdict:
+    """Keep the better arm; where neither paired test tells them apart, freeze in bodies deeper than ResNet-34.
+
+    Source of the rule: fast.ai's lesson 3 (2018), `learn.bn_freeze(True)`.
+
+    Args:
+        frozen_nc, moving_nc: validation probabilities of the two arms.
+        body: whose convolutions are counted.
+        seed: of the bootstrap.
+    """
+    comparison = compare(frozen_nc, moving_nc, y_n, seed)
+    better = comparison.better()
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in body.modules())
+    frozen = better == "a" if better != "undecided" else convolutions > RESNET34_CONVOLUTIONS
+    return Verdict(frozen, better != "undecided", comparison, convolutions)

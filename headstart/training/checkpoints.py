@@ -1,0 +1,127 @@
+"""The state of a training on disk: one checksummed safetensors file, written atomically, no pickle.
+
+Checkpoints live outside every out, in `.headstart/checkpoints/STAGE/DIGEST/`, where DIGEST stands for all that decides
+the training's result: its inputs, parameters, code, libraries and the machine's own part (threads, device).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from headstart.core import snapshot
+from headstart.core.files import canonical_json, remove, sha256_bytes, write_bytes, write_json
+
+logger = logging.getLogger("headstart")
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """All of a training's state.
+
+    Args:
+        model, best: state dicts, the current one and the best epoch's.
+        optimizer: the optimizer's tensors, named `PARAMETER.NAME`.
+        random: of the generators; empty at an epoch's end, as every epoch seeds its own.
+        progress: plain values, of `History`.
+    """
+
+    model: Tensors
+    best: Tensors
+    optimizer: Tensors
+    random: Tensors
+    progress: dict[str, Any]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """What an optimizer has accumulated, flat."""
+    states = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": torch.as_tensor(value) for i, state in states.items() for name, value in state.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave, into an optimizer of the same groups."""
+    state: dict[int, Tensors] = {}
+    for name, value in tensors.items():
+        i, _, key = name.partition(".")
+        state.setdefault(int(i), {})[key] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+class Checkpoint:
+    """One training's place on disk.
+
+    Args:
+        folder: of the digest.
+        name: of the training, where a stage has several.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / f"{name}.safetensors"
+        self.run_path = folder / f"{name}.run.json"  # which tracked run goes on
+        self.found_path = folder / f"{name}.json"
+
+    def remember(self, compute: Callable[[], list[Any]]) -> list[Any]:
+        """What `compute` gave, plain values in a list: computed once, and read from disk after an interruption."""
+        try:
+            found: list[Any] = json.loads(self.found_path.read_text())["found"]
+        except (OSError, ValueError, KeyError):
+            found = compute()
+            write_json(self.found_path, {"found": found})
+        return found
+
+    def save(self, saved: Saved) -> None:
+        """Write atomically; the state on disk is the old one or the new one, never a mix."""
+        parts = {"model": saved.model, "best": saved.best, "optimizer": saved.optimizer, "random": saved.random}
+        flat = {
+            f"{part}/{name}": value.detach().cpu().contiguous() for part, own in parts.items() for name, value in own.items()
+        }
+        checksum = sha256_bytes(save(flat))
+        metadata = {"headstart": canonical_json({"progress": saved.progress, "sha256": checksum})}
+        write_bytes(self.path, save(flat, metadata=metadata))
+
+    def load(self) -> Saved | None:
+        """The last state, or None where there is none; a damaged one is reported and not used."""
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = json.loads(file.metadata()["headstart"])
+                flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("  %s is damaged (%s): training begins anew", self.path, str(error)[:120])
+            return None
+        if metadata["sha256"] != sha256_bytes(save(flat)):
+            logger.warning("  %s is damaged (checksum): training begins anew", self.path)
+            return None
+        parts: dict[str, Tensors] = {"model": {}, "best": {}, "optimizer": {}, "random": {}}
+        for name, value in flat.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = value
+        return Saved(**parts, progress=metadata["progress"])
+
+
+def open_checkpoint(stage: Path, identity: Mapping[str, Any], name: str) -> Checkpoint:
+    """The place of a training, by all that decides its result; those of other digests are deleted.
+
+    Code, libraries, device and the number of threads are part of it, besides `identity`.
+
+    Args:
+        stage: the stage's folder of checkpoints.
+        identity: digests of inputs, and parameters.
+    """
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "cuda": torch.cuda.is_available()}
+    digest = sha256_bytes(canonical_json({**identity, "machine": machine, "code": snapshot.CODE_AT_START}).encode())[:32]
+    for other in stage.glob("*"):
+        if other.name != digest:
+            remove(other)
+    return Checkpoint(stage / digest, name)

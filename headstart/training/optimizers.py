@@ -1,0 +1,76 @@
+"""Optimizers over layer groups, and the loss they minimise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from headstart.training.schedules import MOMENTUM
+
+Kind = Literal["adamw", "sgd"]
+
+
+class Loss(Protocol):
+    """From logits [n, c] and class indices [n] to one number, nats."""
+
+    def __call__(self, logits_nc: torch.Tensor, y_n: torch.Tensor, /) -> torch.Tensor: ...
+
+
+def build_optimizer(
+    groups: Sequence[tuple[Sequence[nn.Parameter], float]], kind: Kind = "adamw", weight_decay: float = 0.01
+) -> torch.optim.Optimizer:
+    """An optimizer over layer groups of (parameters, learning rate); weight decay on matrices and kernels only.
+
+    Each parameter group remembers its peak rate as `peak`, for the schedule to scale.
+
+    Args:
+        kind: "adamw" (Loshchilov and Hutter 2017, arXiv:1711.05101; eps as fastai 2), or "sgd" with momentum.
+    """
+    described = []
+    for parameters, lr in groups:
+        for decay in (True, False):
+            chosen = [p for p in parameters if p.requires_grad and (p.ndim > 1) == decay]
+            if chosen:
+                described.append({"params": chosen, "lr": lr, "peak": lr, "weight_decay": weight_decay * decay})
+    if kind == "sgd":
+        return torch.optim.SGD(described, momentum=MOMENTUM)
+    return torch.optim.AdamW(described, eps=1e-5)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float, momentum: float) -> None:
+    """Every group's rate to its peak times `factor`; momentum, or AdamW's first beta, to `momentum`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+        if "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        else:
+            group["momentum"] = momentum
+
+
+def cross_entropy(label_smoothing: float = 0.0, weight_c: torch.Tensor | None = None) -> Loss:
+    """Cross-entropy, with labels smoothed (Szegedy et al. 2015, arXiv:1512.00567, section 7) and classes weighted.
+
+    Args:
+        label_smoothing: share of the target that is spread over all classes.
+        weight_c: of each class, [c]; the mean is over the weights.
+    """
+    return partial(F.cross_entropy, label_smoothing=label_smoothing, weight=weight_c)
+
+
+def class_weights(y_n: torch.Tensor, classes: int) -> torch.Tensor:
+    """Weights [c] that make every class count the same: n / (c x its images); 0 for a class without an image."""
+    counts = torch.bincount(y_n, minlength=classes).float()
+    return torch.where(counts > 0, len(y_n) / (classes * counts.clamp_min(1)), 0.0)
+
+
+def epoch_order(y_n: torch.Tensor, balance: bool, generator: torch.Generator) -> torch.Tensor:
+    """The images [n] of one epoch: each once in random order, or drawn anew so that classes come equally often."""
+    if not balance:
+        return torch.randperm(len(y_n), generator=generator)
+    weights = class_weights(y_n, int(y_n.max()) + 1)[y_n]
+    return torch.multinomial(weights, len(y_n), replacement=True, generator=generator)

@@ -1,0 +1,103 @@
+"""A training that dies where it is told to: `python -m tests.resuming FOLDER POINT`, run by tests/test_resume.py.
+
+Dropout, shuffling, augmentation, stochastic depth, moving batch norm, two phases, weights of classes. It prints the digest of
+the model it ends with. Points: `none`; `step N` before the Nth step since the process began; `validate N`; `save N`, in the
+middle of writing the Nth checkpoint; `saved N`, just after it; `term N`, a SIGTERM to itself within the Nth step;
+`term-validate N`, while it validates.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from headstart.core.stages import command_line
+from headstart.data.transforms import Augmentation, augmented_view, view_generator
+from headstart.models.backbones import build_backbone
+from headstart.models.heads import Classifier, build_head
+from headstart.models.weights import state_digest
+from headstart.training import checkpoints, loop
+from headstart.training.checkpoints import Checkpoint
+from headstart.training.fine_tune import Network, Stretch, fine_tune, live_feed
+from headstart.training.options import Options
+
+COUNT = 40
+
+
+class Fuse:
+    """Kills this process at the Nth call of one kind."""
+
+    def __init__(self, point: str) -> None:
+        self.kind, _, number = point.partition(" ")
+        self.left = int(number or 0)
+
+    def __call__(self, kind: str) -> None:
+        if kind == self.kind:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGTERM if kind.startswith("term") else signal.SIGKILL)
+
+
+def arm(fuse: Fuse) -> None:
+    """Put the fuse into the loop."""
+    step, replace, save = loop.train_step, os.replace, Checkpoint.save
+
+    def train_step(*arguments: object) -> float:
+        fuse("step")
+        value = step(*arguments)  # type: ignore[arg-type]
+        fuse("term")
+        return value
+
+    def renamed(source: object, target: object) -> None:
+        if str(target).endswith(".safetensors"):
+            fuse("save")
+        replace(source, target)  # type: ignore[arg-type]
+
+    def saved(self: Checkpoint, state: checkpoints.Saved) -> None:
+        save(self, state)
+        fuse("saved")
+
+    loop.train_step, os.replace, Checkpoint.save = train_step, renamed, saved  # type: ignore[assignment,method-assign]
+
+
+def main() -> None:
+    folder, point = Path(sys.argv[1]), " ".join(sys.argv[2:])
+    command_line()
+    torch.set_num_threads(2)
+    fuse = Fuse(point)
+    arm(fuse)
+    backbone = build_backbone("test_efficientnet", "random", 32)
+    images = torch.randint(0, 256, (COUNT, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(COUNT) % 4 % 3
+    augmentation = Augmentation("side_on", True, 10, 1.2, 0.1)
+
+    def augmented(epoch: int, row: int) -> torch.Tensor:
+        return augmented_view(images[row], backbone.preprocessing, augmentation, view_generator(0, "epoch", row, epoch))
+
+    def plain(row: int) -> torch.Tensor:
+        if row == 0:
+            fuse("validate")
+            fuse("term-validate")
+        return images[row]
+
+    feed = live_feed((augmented, y), (plain, y), backbone.preprocessing, 2, torch.device("cpu"))
+    model = Classifier(backbone.body, build_head("mlp", backbone.width, 3, 0))
+    history = fine_tune(
+        Network(model, backbone.groups, bn_freeze=False),
+        [(Stretch("late", 2, 3e-3, 2), feed), (Stretch("all", 2, 1e-3, 2), feed)],
+        y_train=y,
+        y_valid=y,
+        options=Options(batch_size=8, label_smoothing=0.1, balance="weights", patience=3),
+        seed=0,
+        log=lambda epoch, metrics: None,
+        checkpoint=Checkpoint(folder, "training"),
+    )
+    print(state_digest(model), [row["train_loss"] for row in history.epochs], history.trace)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
