@@ -20,22 +20,30 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench.data_sets import divide, interval, write_textures
 from bench.sides import keyed, said
 
-NAME, SIZE, BATCH, HEAD_EPOCHS, EPOCHS, VIEWS = "tf_efficientnet_lite0", 128, 32, 5, 4, 4
+NAME, SIZE, BATCH, HEAD_EPOCHS, EPOCHS, VIEWS = "tf_efficientnet_lite0", 128, 32, 5, 4, 2
 SIDES = ("fastai", "whole", "tail")
 Times = dict[str, float]
 
 
-def write_set(folder: Path, seed: int, train: int) -> None:
-    """Crops of photos and textures with a labels.csv that holds the splits."""
-    write_textures(folder)
+def write_labels(folder: Path, seed: int, train: int, most: dict[str, int] | None = None) -> None:
+    """A labels.csv beside class folders that holds a seed's splits.
+
+    Args:
+        most: images of a split, at most; the others are deleted.
+    """
     files = keyed(folder)
-    splits = {i: split for split, rows in divide(files, train, seed).items() for i in rows}
+    divided = divide(files, train, seed)
+    splits = {i: split for split, rows in divided.items() for i in rows[: (most or {}).get(split)]}
+    for i in set(range(len(files))) - set(splits):
+        (folder / files[i][0]).unlink()
     with (folder / "labels.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["path", "label", "split"])
@@ -100,7 +108,14 @@ def fastai(folder: Path, seed: int) -> Times:
         timed("head", learner.fit_one_cycle, HEAD_EPOCHS, lr)
         times["head accuracy"] = accuracy(*learner.get_preds(dl=test))
         learner.unfreeze()
-        lr = timed("search unfrozen", learner.lr_find, show_plot=False).valley
+        start = time.monotonic()
+        try:
+            lr = learner.lr_find(show_plot=False).valley
+        except (
+            IndexError
+        ):  # the loss quadrupled within ten steps, and its rules have nothing to read: half of it, as in fine_tune
+            lr, times["searches failed"] = lr / 2, 1.0
+        times["search unfrozen"] = time.monotonic() - start
         timed("fine-tune", learner.fit_one_cycle, EPOCHS, slice(lr / 100, lr), pct_start=0.3, div=5.0)
         times["tuned accuracy"] = accuracy(*timed("test", learner.tta, dl=test, n=VIEWS))
     times["all"] = sum(times[name] for name in ("search", "head", "search unfrozen", "fine-tune", "test"))
@@ -117,8 +132,15 @@ SETTINGS = {
 TAIL = {"precompute.map_after": "early", "fine_tune.unfreeze_from": "late"}
 
 
-def ours(folder: Path, seed: int, settings: dict[str, str]) -> Times:
-    """Seconds of each stage, and test accuracy."""
+Run = Callable[[dict[str, str]], tuple[Times, dict[str, Any]]]
+
+
+@contextmanager
+def scratch_project(folder: Path) -> Iterator[Run]:
+    """A project whose images are in `folder`; yields what runs all stages but fetch_data with settings.
+
+    It returns each stage's seconds (and of fine_tune's, those of training), and metrics.json.
+    """
     from headstart import tracking
     from headstart.core.params import set_params
     from headstart.core.stages import load_graph, run_stage
@@ -129,20 +151,35 @@ def ours(folder: Path, seed: int, settings: dict[str, str]) -> Times:
             shutil.copy(name, root)
         (root / "data").mkdir()
         (root / "data/photos").symlink_to(folder)
-        params = set_params(root / "params.yaml", [f"{key}={value}" for key, value in (settings | {"seed": str(seed)}).items()])
-        modules = {name: importlib.import_module(f"tasks.{name}") for name in load_graph(root, params)}
         tracking.store(root)  # a database is made once in a project's life
-        import openvino  # noqa: F401
 
-        times: Times = {}
-        for stage in list(load_graph(root, params).values())[1:]:
-            times[stage.name] = run_stage(stage, getattr(modules[stage.name], stage.name), root, params).seconds
-        found = json.loads((root / "reports/metrics.json").read_text())
-        epochs = json.loads((root / ".headstart/records/fine_tune.json").read_text())["summary"]
-        times |= {"head accuracy": found["head"]["accuracy"], "tuned accuracy": found["fine_tuned_tta"]["accuracy"]}
-        times |= {"head with TTA": found["head_tta"]["accuracy"], "training": epochs["training_seconds"]}
-    times["all"] = sum(times[stage.name] for stage in list(load_graph(Path.cwd(), params).values())[1:])
-    return times
+        def run(settings: dict[str, str]) -> tuple[Times, dict[str, Any]]:
+            shutil.copy("params.yaml", root)
+            params = set_params(root / "params.yaml", [f"{key}={value}" for key, value in settings.items()])
+            stages = list(load_graph(root, params).values())[1:]
+            modules = [importlib.import_module(f"tasks.{stage.name}") for stage in stages]  # importing is apart
+            records = [
+                run_stage(stage, getattr(module, stage.name), root, params)
+                for stage, module in zip(stages, modules, strict=True)
+            ]
+            times = {record.stage: record.seconds for record in records}
+            times |= {"all": sum(times.values()), "training": float(records[-2].summary["training_seconds"])}
+            return times, json.loads((root / "reports/metrics.json").read_text())
+
+        yield run
+
+
+def ours(folder: Path, seed: int, settings: dict[str, str]) -> Times:
+    """Seconds of each stage, and test accuracy."""
+    import openvino  # noqa: F401
+
+    with scratch_project(folder) as run:
+        times, found = run(settings | {"seed": str(seed)})
+    return times | {
+        "head accuracy": found["head"]["accuracy"],
+        "head with TTA": found["head_tta"]["accuracy"],
+        "tuned accuracy": found["fine_tuned_tta"]["accuracy"],
+    }
 
 
 def measure(side: str, folder: str, seed: int) -> Times:
@@ -217,7 +254,8 @@ def main() -> None:
     rounds = []
     for seed in range(arguments.seeds):
         with tempfile.TemporaryDirectory() as folder:
-            write_set(Path(folder), seed, arguments.train)
+            write_textures(Path(folder))
+            write_labels(Path(folder), seed, arguments.train)
             rounds.append({side: measure(side, folder, seed) for side in SIDES})
     print(f"{arguments.train} training images of 160 x 160, {NAME} at {SIZE} px, fastai's head, batches of {BATCH}: ", end="")
     print(f"{HEAD_EPOCHS} epochs frozen, {EPOCHS} unfrozen, {VIEWS} augmented test views.")

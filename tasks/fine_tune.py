@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,7 @@ def fine_tune(job: Job) -> Summary:
         "augment": params.precompute.augment.model_dump(),
         "maps": [feed.digest for feed in feeds],
         "fine_tune": settings.model_dump(),
-        "find_lr": [params.find_lr.unfrozen.model_dump(), params.find_lr.default],
+        "find_lr": [params.find_lr.unfrozen.model_dump(), sha256_file(job.root / "reports/find_lr/lr.json")],
         "seed": params.seed,
         "precision": precision,
     }
@@ -125,7 +126,8 @@ class Tuner:
         if settings.lr != "auto":
             return settings.lr
         search, options = params.find_lr.unfrozen, options_of(settings)
-        stretch, feed = self.stretches(params.find_lr.default)[-1], self.feeds[-1]
+        default = self.head_rate() / 2
+        stretch, feed = self.stretches(default)[-1], self.feeds[-1]
         loss = options.loss(labels(self.split("train")), next(self.network.model.parameters()).device)
 
         def curve(number: int) -> Curve:
@@ -144,10 +146,14 @@ class Tuner:
         logger.info("  searching the learning rate of the unfrozen network")
         found_before = self.checkpoint("search").remember(lambda: [asdict(curve(number)) for number in range(search.seeds)])
         curves = [Curve(one["steps"], tuple(one["lrs"]), tuple(one["losses"])) for one in found_before]
-        found = suggest(curves, params.find_lr.default)
+        found = suggest(curves, default)
         write_search(folder, curves, found)
         logger.info("  %s", found.sentence())
         return found.lr
+
+    def head_rate(self) -> float:
+        """What find_lr suggests for the head; half of it is the default here, as in fastai 2's `fine_tune`."""
+        return float(json.loads((self.job.root / "reports/find_lr/lr.json").read_text())["lr"])
 
     def tune(self, bn_freeze: bool, lr: Rate, name: str) -> tuple[Classifier, History]:
         """Train a copy of the network, as a tracked run of its own."""

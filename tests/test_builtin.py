@@ -188,13 +188,13 @@ def test_a_damaged_archive_is_refused(tmp_path):
         unpack(path, tmp_path / "out")
 
 
-@pytest.fixture
-def pets(site) -> list[Archive]:
-    """The two Oxford-IIIT Pet archives, with ten pictures."""
+def pets_archives(site: Site, count: int) -> list[Archive]:
+    """The two Oxford-IIIT Pet archives, with so many pictures, two of five of them to test."""
     images, lines = {}, {"trainval": ["# a comment"], "test": []}
-    for i, (breed, kind) in enumerate([("Abyssinian", 1), ("great_pyrenees", 2)] * 5):
+    for i in range(count):
+        breed, kind = (("Abyssinian", 1), ("great_pyrenees", 2))[i % 2]
         images[f"images/{breed}_{i}.jpg"] = encode(picture(kind, i), "JPEG")
-        lines["test" if i > 5 else "trainval"].append(f"{breed}_{i} {1 + i % 2} {kind} 1")
+        lines["test" if i >= 0.6 * count else "trainval"].append(f"{breed}_{i} {1 + i % 2} {kind} 1")
     notes = {f"annotations/{split}.txt": ("\n".join(rows) + "\n").encode() for split, rows in lines.items()}
     archives = []
     for name, members in (("images.tar.gz", images), ("annotations.tar.gz", notes)):
@@ -206,6 +206,11 @@ def pets(site) -> list[Archive]:
                 archive.addfile(info, io.BytesIO(data))
         archives.append(site.archive(name, buffer.getvalue()))
     return archives
+
+
+@pytest.fixture
+def pets(site) -> list[Archive]:
+    return pets_archives(site, 10)
 
 
 def test_oxford_pets_as_cats_and_dogs_and_as_breeds(pets, tmp_path):

@@ -1,13 +1,14 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import binomtest
 from sklearn import metrics as sk
 
 from headstart.core.errors import InputError
-from headstart.evaluation import metrics, plots, report
+from headstart.evaluation import galleries, metrics, plots, report
 from headstart.evaluation.look_alikes import look_alikes
 from headstart.evaluation.predictor import Predictor
 from tests.conftest import encode, picture
@@ -30,6 +31,8 @@ def test_metrics_agree_with_scikit_learn():
     found, said = metrics.summarise(p, y), p.argmax(1)
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(y, said))
     assert found["log_loss"] == pytest.approx(sk.log_loss(y, p.numpy()))
+    low, high = metrics.wilson_interval(int((said == y).sum()), 200)
+    assert (found["accuracy_low"], found["accuracy_high"]) == (low, high)
     counts = metrics.confusion_matrix(y, said, 4)
     assert np.array_equal(counts, sk.confusion_matrix(y, said))
     for row, values in zip(
@@ -48,32 +51,119 @@ def test_wilson_interval_is_scipys():
 
 def test_pictures_are_the_same_bytes_each_time():
     counts = np.array([[3, 1], [0, 4]])
+    course = plots.Course(np.array([[1, 1e-3, 2.0], [2, 1e-4, 1.0]]), np.array([[2, 1.1, 0.5]]))
+    found = metrics.reliability(torch.tensor([[0.9, 0.1], [0.4, 0.6]]), torch.tensor([0, 0]))
     for draw in (
         lambda: plots.confusion(counts, ("a", "b")),
         lambda: plots.lr_curve([((1e-3, 1e-2), (2.0, 1.0))], {"steep": [3e-3]}, 3e-3, False),
-        lambda: plots.training_curves({"train_head": np.ones((3, 3))}),
+        lambda: plots.training_curves({"train_head": course, "fine_tune": course}),
+        lambda: plots.reliability_diagram(found),
     ):
         assert draw() == draw()
         assert draw().startswith(b"\x89PNG")
 
 
+EVIL = "<script>alert(1)</script>"
+DATA = {
+    "sentence": EVIL, "classes_kept_in_train": [EVIL], "rows": [(EVIL, "1")], "near_total": 1,
+    "near": [{"path": EVIL, "label": EVIL, "split": "train", "of": EVIL, "of_label": EVIL, "of_split": "test"}],
+    "unusual_shares": [{"class": EVIL, "split": "test", "images": 1, "expected": 9.0}],
+    "pictures": {"samples": "", "classes": "", "sizes": ""},
+}  # fmt: skip
+
+
+def page() -> str:
+    """A report in which every name is an attack."""
+    item = {"path": EVIL, "label": EVIL, "predicted": EVIL + "x", "confidence": 0.5, "true": 0.1, "image": ""}
+    score = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "log_loss": 1.0, "calibration_error": 0.1}
+    against = {"a": EVIL, "b": EVIL, "only_a": 1, "only_b": 2, "p_value": 0.5, "log_loss": 0.1, "low": 0, "high": 1}
+    row = {"name": EVIL, "precision": 0, "recall": 0, "f1": 0, "train": 1, "valid": 1, "test": 1}
+    search = {"title": EVIL, "sentence": EVIL, "rules": [{"rule": EVIL, "lrs": EVIL}], "picture": ""}
+    alike = {"path": EVIL, "label": EVIL, "like": EVIL, "like_label": EVIL, "image": "", "like_image": ""}
+    return report.render({
+        "source": EVIL, "backbone": EVIL, "image_size": 1, "classes": [EVIL, "b"], "n_test": "1",
+        "results": [{"name": EVIL, **score}] * 4, "comparisons": [against | {"better": EVIL}],
+        "galleries": {"most wrong": [item], "most right": [item], "most uncertain": []}, "by_class": {EVIL: [item]},
+        "pictures": {"confusion_matrix": "", "calibration": "", "training": ""}, "confused": [(EVIL, EVIL, 1)],
+        "per_class": [row], "searches": [search], "bn_freeze": EVIL, "data": DATA, "alike": [alike], "alike_total": 1,
+        "params": [(EVIL, EVIL)], "provenance": [(EVIL, EVIL)],
+    })  # fmt: skip
+
+
 def test_file_and_class_names_are_escaped_in_the_report():
-    evil = "<script>alert(1)</script>"
-    item = {"path": evil, "label": evil, "predicted": evil, "confidence": 0.5, "image": ""}
-    empty = {"results": [], "confused": [], "per_class": [], "params": [], "provenance": [], "classes": [evil]}
-    words = dict.fromkeys(("source", "backbone", "lr_sentence", "confusion", "lr_curve", "curves"), evil)
-    near = {"path": evil, "label": evil, "split": "train", "of": evil, "of_label": evil, "of_split": "test"}
-    data = {
-        "sentence": evil, "classes_kept_in_train": [evil], "rows": [(evil, "1")], "near": [near], "near_total": 1,
-        "unusual_shares": [{"class": evil, "split": "test", "images": 1, "expected": 9.0}],
-        "pictures": {"samples": "", "classes": "", "sizes": ""},
-    }  # fmt: skip
-    alike = {"path": evil, "label": evil, "like": evil, "like_label": evil, "image": "", "like_image": ""}
-    more = {"wrong": [item], "image_size": 1, "n_test": "1", "data": data, "alike": [alike], "alike_total": 1}
-    html = report.render(empty | words | more)
-    assert evil not in html
+    html = page()
+    assert EVIL not in html
     assert "&lt;script&gt;" in html
-    assert "http://" not in html and "https://" not in html  # opens offline
+    assert html.count("<script>") == 1  # our own
+    assert "http://" not in html and "https://" not in html and 'src="/' not in html  # opens offline
+
+
+def test_the_report_is_accessible():
+    """Every picture has a text, every link of the contents a place, one h1, a language, and text stands out."""
+    from html.parser import HTMLParser
+
+    seen: dict[str, list[dict[str, str | None]]] = {}
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            seen.setdefault(tag, []).append(dict(attrs))
+
+    html = page()
+    Reader().feed(html)
+    assert all(image.get("alt") for image in seen["img"])
+    ids = {attrs["id"] for tag in seen.values() for attrs in tag if attrs.get("id")}
+    assert {link["href"].removeprefix("#") for link in seen["a"]} <= ids
+    assert len(seen["h1"]) == 1
+    assert seen["html"][0]["lang"] == "en"
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    import re
+
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", html))
+    for ink in ("ink", "quiet", "accent"):
+        for paper in (colours["wash"], "#ffffff"):
+            contrast = (luminance(paper) + 0.05) / (luminance(colours[ink]) + 0.05)
+            assert contrast >= 4.5, (ink, paper, contrast)  # WCAG 2.1, 1.4.3
+
+
+def judged(p: list[list[float]], y: list[int], folder) -> galleries.Judged:
+    from headstart.core.files import sha256_bytes
+    from headstart.data.images import ImageSource
+    from headstart.data.transforms import Augmentation, Preprocessing
+
+    preprocessing = Preprocessing(20, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    rows = []
+    for i, c in enumerate(y):
+        data = encode(picture(c, i))
+        (folder / f"{i}.png").write_bytes(data)
+        rows.append({"path": f"{i}.png", "key": sha256_bytes(data), "label": "abc"[c], "class_index": c})
+    images = ImageSource(folder, 10_000, preprocessing, Augmentation("none", False, 0, 1, 0), 0)
+    return galleries.Judged(images, pd.DataFrame(rows), torch.tensor(p, dtype=torch.float64), ("a", "b", "c"))
+
+
+def test_the_lessons_galleries(tmp_path):
+    p = [[0.98, 0.01, 0.01], [0.1, 0.8, 0.1], [0.5, 0.49, 0.01], [0.05, 0.05, 0.9], [0.3, 0.3, 0.4], [0.01, 0.98, 0.01]]
+    found = judged(p, [0, 0, 0, 1, 2, 1], tmp_path)
+    ranks = galleries.rankings(found)
+    assert ranks["most wrong"] == [3, 1]
+    assert ranks["most right"] == [0, 5, 2, 4]
+    assert ranks["most uncertain"][:2] == [2, 4]
+    assert galleries.by_class(found) == {"a": [1, 0, 2], "b": [3, 5], "c": [4]}
+    item = found.item(3)
+    assert (item["label"], item["predicted"], item["confidence"], item["true"]) == ("b", "c", 0.9, 0.05)
+    sheets = galleries.sheets(found)
+    assert set(sheets) == {"most_wrong.png", "most_right.png", "most_uncertain.png"}
+    assert dict(galleries.sheets(found)) == dict(sheets)
+
+
+def test_only_the_worst_of_many_classes_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(galleries, "CLASSES_SHOWN", 2)
+    found = judged([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0], [0.9, 0.1, 0.0]], [0, 1, 2], tmp_path)
+    assert list(galleries.by_class(found)) == ["b", "c"]
 
 
 def test_look_alikes_are_the_nearest_training_rows_whatever_the_blocks():

@@ -20,17 +20,18 @@ from headstart.models.weights import state_digest
 from tests.test_families import FAMILIES
 
 
-def test_packaged_weights_are_imagenets():
+@pytest.mark.parametrize(("name", "crop_pct"), [("lite0", 0.875), ("lite1", 0.882), ("lite2", 0.89)])
+def test_packaged_weights_are_imagenets(name, crop_pct):
     """The package's weights in timm's architecture tell a real photo's class (scikit-image ships the cat)."""
     from skimage import data
 
     from headstart.data.transforms import normalise, plain_view
     from headstart.models.weights import create_timm
 
-    model = create_timm("tf_efficientnet_lite0", "packaged", {}, "none").eval()
-    backbone = build_backbone("tf_efficientnet_lite0", "packaged", 224)
+    model = create_timm(f"tf_efficientnet_{name}", "packaged", {}, "none").eval()
+    backbone = build_backbone(f"tf_efficientnet_{name}", "packaged", 224)
     assert (backbone.preprocessing.mean, backbone.preprocessing.interpolation) == ((0.5, 0.5, 0.5), "bicubic")
-    assert (backbone.preprocessing.crop_pct, backbone.width) == (0.875, 2560)
+    assert (backbone.preprocessing.crop_pct, backbone.width) == (crop_pct, 2560)
     with torch.no_grad():
         cat = model(normalise(plain_view(data.cat(), backbone.preprocessing)[None], backbone.preprocessing)).argmax()
     assert int(cat) in range(281, 286)  # tabby, tiger cat, Persian, Siamese, Egyptian

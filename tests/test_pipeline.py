@@ -271,7 +271,10 @@ def test_mlflow_has_parent_children_params_curves_artifacts(done):
     history = client.get_metric_history(children["train_head"].info.run_id, "valid_log_loss")
     assert [point.step for point in history] == [0, 1]
     kept = {file.path for file in client.list_artifacts(parent.info.run_id, "reports")}
-    assert {"reports/report.html", "reports/curve.png", "reports/confusion_matrix.png"} <= kept
+    assert {"reports/report.html", "reports/curve.png", "reports/metrics.json"} <= kept
+    pictures = {file.path.rpartition("/")[2] for file in client.list_artifacts(parent.info.run_id, "reports/pictures")}
+    assert pictures == {path.name for path in (done / "reports/pictures").iterdir()}  # those of the report
+    assert {"confusion_matrix.png", "calibration.png", "most_wrong.png", "training.png"} <= pictures
 
 
 def test_a_run_that_changed_nothing_makes_no_mlflow_run(copied):

@@ -73,12 +73,31 @@ def test_a_frozen_part_is_in_eval_mode_with_its_dropout():
     assert state_digest(model.body) == before
 
 
-def test_batch_norm_1d_and_sync_are_frozen_too():
-    for norm in (nn.BatchNorm1d(4), nn.SyncBatchNorm(4), nn.BatchNorm3d(4)):
-        model = nn.Sequential(norm, nn.Linear(4, 2))
-        training_mode(model, bn_freeze=True)
-        assert not norm.training
-        assert model[1].training
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm])
+@pytest.mark.parametrize(("frozen", "bn_freeze"), [(True, True), (True, False), (False, True), (False, False)])
+def test_every_kind_of_batch_norm_keeps_to_the_table(norm, frozen, bn_freeze):
+    """Against the formula: running statistics or the batch's, moved by a tenth or not, gradients or none."""
+    torch.manual_seed(0)
+    layer = norm(4)
+    layer.running_mean.fill_(0.5)
+    layer.running_var.fill_(4.0)
+    model = nn.Sequential(layer)
+    for parameter in layer.parameters():
+        parameter.requires_grad_(not frozen)
+    training_mode(model, bn_freeze)
+    shape = (8, 4) if norm is nn.BatchNorm1d else (8, 4, 3, 3)
+    x = torch.randn(shape, requires_grad=True)
+    axes = (0, *range(2, x.ndim))
+    mean, var = x.detach().mean(axes), x.detach().var(axes, correction=0)
+    seen = [0.5 * torch.ones(4), 4.0 * torch.ones(4)] if frozen or bn_freeze else [mean, var]
+    wide = [part.view(1, 4, *[1] * (x.ndim - 2)) for part in seen]
+    y = model(x)
+    assert torch.allclose(y, (x - wide[0]) / torch.sqrt(wide[1] + layer.eps), atol=1e-5)
+    moved = not frozen and not bn_freeze
+    assert torch.allclose(layer.running_mean, 0.9 * torch.full((4,), 0.5) + 0.1 * mean if moved else torch.full((4,), 0.5))
+    (y**3).sum().backward()
+    assert (layer.weight.grad is not None) == (not frozen)
+    assert layer.training == moved
 
 
 def test_which_groups_train():

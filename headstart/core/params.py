@@ -394,4 +394,4 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _is_union_tag(part: str) -> bool:
-    return part in ("float", "int", "str", "none") or part.startswith(("constrained", "literal", "function"))
+    return part in ("float", "int", "str", "none") or part.startswith(("constrained", "literal", "function", "list["))

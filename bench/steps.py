@@ -1,0 +1,120 @@
+"""What each step of the recipe adds: `python -m bench.steps > docs/recipe.md`.
+
+Every row is a whole run of this project's stages with one thing changed; a seed has its own split, initial weights,
+order and views, the same in all rows, so that rows are compared in pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.data_sets import DIGITS, PHOTOS, Set, interval, write_digits, write_textures
+from bench.recipe import scratch_project, write_labels
+
+SETS = (
+    Set("digits", 96, DIGITS, (256,), write_digits),
+    Set("photos and textures", 128, PHOTOS, (256,), write_textures),
+)
+MOST = {"valid": 100, "test": 300}
+COMMON = {
+    "data.source": "data/photos", "data.near_duplicates": "keep", "backbone.crop_pct": "1.0", "precompute.views": "2",
+    "fine_tune.lr": "1.0e-3", "fine_tune.lr_ratio": "3",
+}  # fmt: skip
+
+INTRODUCTION = """\
+# What each step of the recipe adds
+
+`python -m bench.steps --seeds {seeds} > docs/recipe.md`. EfficientNet-lite0 with ImageNet weights; 256 training images, up to
+100 for validation and 300 for the test; 20 epochs for the head, 6 for fine-tuning. A row that begins with … is the row it is
+compared with, and that one thing more; parameters that are not named are those of params.yaml, but for an `lr_ratio` of 3.
+Seeds share split, initial weights, order and views across rows. Log-loss: below 0 is better."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A row.
+
+    Args:
+        says: what it does.
+        read: which of metrics.json's models it is.
+        changes: parameters besides the common ones.
+        less: the row it is compared with.
+    """
+
+    says: str
+    read: str
+    changes: dict[str, str] = field(default_factory=dict)
+    less: int = 0
+
+
+NO_VIEWS = {"precompute.views": "0", "fine_tune.unfreeze_from": "head", "fine_tune.epochs": "1"}
+HEAD = {"fine_tune.unfreeze_from": "head", "fine_tune.epochs": "1"}
+TAIL = {"precompute.map_after": "early", "fine_tune.unfreeze_from": "late"}
+STEPS = (
+    Step("linear head on cached activations, no views, LR 3e-3", "head", NO_VIEWS | {"train_head.lr": "3.0e-3"}),
+    Step("… LR by the range test", "head", NO_VIEWS, 0),
+    Step("… 2 augmented views", "head", HEAD, 1),
+    Step("… TTA", "head_tta", HEAD, 2),
+    Step("fastai's head instead of the linear one", "head", HEAD | {"train_head.head": "mlp"}, 2),
+    Step("late half unfrozen, from the cached map, LR 1e-3", "fine_tuned", TAIL, 2),
+    Step("… LR by the second range test", "fine_tuned", TAIL | {"fine_tune.lr": "auto"}, 5),
+    Step("all unfrozen, live images, earlier groups at a third, LR 1e-3", "fine_tuned", {}, 5),
+    Step("… LR by the second range test", "fine_tuned", {"fine_tune.lr": "auto"}, 7),
+    Step("… all groups at one rate, LR 1e-3", "fine_tuned", {"fine_tune.lr_ratio": "1"}, 7),
+    Step("… the late half first, for 2 of the 6 epochs", "fine_tuned", {
+        "fine_tune.gradual": "[{unfreeze_from: late, epochs: 2, lr: 1.0e-3}]", "fine_tune.epochs": "4"}, 7),
+    Step("… TTA", "fine_tuned_tta", {}, 7),
+)  # fmt: skip
+
+
+def run_seed(data: Set, seed: int) -> list[dict[str, float]]:
+    """The test scores of every row."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder, scratch_project(Path(folder)) as run:
+        data.write(Path(folder))
+        write_labels(Path(folder), seed, data.trains[0], MOST)
+        augment = {f"precompute.augment.{key}": str(value).lower() for key, value in data.augmentation.__dict__.items()}
+        for step in STEPS:
+            key = json.dumps(step.changes)
+            if key not in found:
+                start = time.monotonic()
+                settings = COMMON | augment | {"backbone.image_size": str(data.size), "seed": str(seed)} | step.changes
+                found[key] = run(settings)[1]
+                took = time.monotonic() - start
+                print(f"{data.name}, seed {seed}, {step.says}: {took:.0f} s", file=sys.stderr, flush=True)
+    return [found[json.dumps(step.changes)][step.read] for step in STEPS]
+
+
+def table(rounds: list[list[dict[str, float]]]) -> None:
+    """Markdown, a row per step."""
+    print("| | step | test accuracy, mean (range) | less row | accuracy: mean (95 % paired interval) | log-loss |")
+    print("|---|---|---|---|---|---|")
+    for i, step in enumerate(STEPS):
+        own = [one[i]["accuracy"] for one in rounds]
+        cells = [str(i), step.says, f"{statistics.mean(own):.4f} ({min(own):.4f}-{max(own):.4f})", str(step.less) if i else ""]
+        for key in ("accuracy", "log_loss"):
+            values = [one[i][key] - one[step.less][key] for one in rounds]
+            low, high = interval(values)
+            cells.append(f"{statistics.mean(values):+.4f} ({low:+.4f} to {high:+.4f})" if i else "")
+        print(f"| {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.steps", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    seeds = parser.parse_args().seeds
+    print(INTRODUCTION.format(seeds=seeds))
+    for data in SETS:
+        print(f"\n## {data.name.capitalize()}, {data.size} px\n")
+        table([run_seed(data, seed) for seed in range(seeds)])
+
+
+if __name__ == "__main__":
+    main()

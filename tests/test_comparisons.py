@@ -1,0 +1,81 @@
+"""Paired tests and calibration against the libraries' own, and the choice of `bn_freeze: auto`."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from headstart.evaluation.comparisons import Comparison, bootstrap_interval, compare, mcnemar
+from headstart.evaluation.metrics import reliability
+from headstart.models.backbones import build_backbone
+from headstart.training.bn_choice import choose
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 0), (1, 0), (5, 5), (3, 9), (0, 12), (40, 61), (700, 500)])
+def test_mcnemar_is_the_exact_binomial_test(a, b):
+    assert mcnemar(a, b) == pytest.approx(stats.binomtest(a, a + b, 0.5).pvalue if a + b else 1.0)
+
+
+def test_the_bootstrap_is_scipys():
+    values = np.random.default_rng(0).gamma(2, size=300)
+    low, high = bootstrap_interval(values, seed=1)
+    reference = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, random_state=0)
+    assert (low, high) == pytest.approx(tuple(reference.confidence_interval), rel=0.01)
+    assert bootstrap_interval(values, seed=1) == (low, high)
+
+
+def predictions(right_n: np.ndarray, sure: float = 0.9) -> torch.Tensor:
+    """Probabilities of three classes, where the true one is 0."""
+    wrong = torch.tensor([(1 - sure) / 2, sure, (1 - sure) / 2], dtype=torch.float64)
+    right = torch.tensor([sure, (1 - sure) / 2, (1 - sure) / 2], dtype=torch.float64)
+    return torch.stack([right if one else wrong for one in right_n])
+
+
+def test_a_comparison_counts_in_pairs_and_says_who_is_better():
+    y = torch.zeros(200, dtype=torch.int64)
+    a, b = np.arange(200) < 150, np.arange(200) < 180
+    found = compare(predictions(a), predictions(b), y)
+    assert (found.only_a, found.only_b) == (0, 30)
+    assert found.high < 0
+    assert found.better() == "b"
+    assert compare(predictions(b), predictions(a), y).better() == "a"
+    assert compare(predictions(a), predictions(a), y).better() == "undecided"
+    contradiction = Comparison(only_a=0, only_b=20, p_value=1e-5, log_loss=0.2, low=0.1, high=0.3)
+    assert contradiction.better() == "undecided"
+
+
+def test_the_better_arm_is_kept_and_the_rule_of_thumb_decides_the_rest():
+    y = torch.zeros(200, dtype=torch.int64)
+    good, bad = predictions(np.arange(200) < 190), predictions(np.arange(200) < 150)
+    deep, shallow = (build_backbone(name, "random", 64).body for name in ("resnet50", "resnet34"))
+    for body in (deep, shallow):
+        found = choose(good, bad, y, body, 0)
+        assert (found.bn_freeze, found.decided) == (True, True)
+        found = choose(bad, good, y, body, 0)
+        assert (found.bn_freeze, found.decided) == (False, True)
+        assert "moving batch norm is better" in found.sentence()
+    undecided = {name: choose(good, good, y, body, 0) for name, body in (("deep", deep), ("shallow", shallow))}
+    assert (undecided["deep"].bn_freeze, undecided["deep"].decided) == (True, False)
+    assert (undecided["shallow"].bn_freeze, undecided["shallow"].convolutions) == (False, 36)  # not deeper than ResNet-34
+    assert "by the lesson's rule of thumb (36 convolutions are no more than ResNet-34's)" in undecided["shallow"].sentence()
+    assert choose(good, good, y, nn.Linear(2, 2), 0).as_json()["sentence"]
+
+
+def test_calibration_error_is_guos():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 4, (500,), generator=generator)
+    p = (torch.randn(500, 4, generator=generator) + torch.nn.functional.one_hot(y, 4)).double().softmax(1)
+    confidence, said = p.max(1)
+    error = 0.0
+    for i in range(15):
+        inside = (confidence > i / 15) & (confidence <= (i + 1) / 15)
+        if inside.any():
+            gap = (said[inside] == y[inside]).double().mean() - confidence[inside].mean()
+            error += float(inside.double().mean() * gap.abs())
+    found = reliability(p, y)
+    assert found.expected_calibration_error == pytest.approx(error)
+    assert found.counts.sum() == 500
+    sure = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert reliability(sure, torch.tensor([0, 1])).expected_calibration_error == 0
+    assert reliability(sure, torch.tensor([1, 0])).expected_calibration_error == 1
