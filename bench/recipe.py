@@ -58,6 +58,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 def fastai(folder: Path, seed: int) -> Times:
     """Seconds of each step, and test accuracy."""
     import pandas as pd
+    import torch._dynamo  # noqa: F401
     from fastai.vision.all import (
         CategoryBlock,
         ColReader,
@@ -172,6 +173,7 @@ def scratch_project(folder: Path) -> Iterator[Run]:
 def ours(folder: Path, seed: int, settings: dict[str, str]) -> Times:
     """Seconds of each stage, and test accuracy."""
     import openvino  # noqa: F401
+    import torch._dynamo  # noqa: F401 (the first optimizer of a process imports it, 1.5 s)
 
     with scratch_project(folder) as run:
         times, found = run(settings | {"seed": str(seed)})

@@ -8,8 +8,9 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ MODEL_REQUIREMENTS = (
 DIGEST_LENGTH = 36  # MLflow's own limit
 QUIET = ("alembic", "mlflow")
 
-Log = Callable[[int, Mapping[str, float]], None]
+MOST_METRICS = 1000  # MLflow's own limit of a batch
 Summary = Mapping[str, str | int | float]
 
 
@@ -91,9 +92,27 @@ def ui_command(root: Path, port: int) -> list[str]:
     ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class ChildRun:
+    """A stage's run: call it with a step and its metrics as they come."""
+
+    client: MlflowClient
+    run_id: str
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        _log(self.client, self.run_id, metrics, step)
+
+    def curve(self, points: Iterable[Mapping[str, float]]) -> None:
+        """All points of a curve, a step each, sent together (3 ms each otherwise)."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, float(value), now, step) for step, point in enumerate(points) for key, value in point.items()]
+        for start in range(0, len(metrics), MOST_METRICS):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + MOST_METRICS])
+
+
 @contextmanager
-def stage_run(root: Path, stage: str, params: Mapping[str, Any], resume: Path | None = None) -> Iterator[Log]:
-    """A child run of a trained stage; yields a function that logs an epoch's metrics as they come.
+def stage_run(root: Path, stage: str, params: Mapping[str, Any], resume: Path | None = None) -> Iterator[ChildRun]:
+    """A child run of a trained stage.
 
     The run is FINISHED, KILLED when the process is told to stop, or FAILED. Its parent is named once the
     pipeline's run is made (`record_pipeline`).
@@ -111,7 +130,7 @@ def stage_run(root: Path, stage: str, params: Mapping[str, Any], resume: Path | 
         write_json(resume, {"run_id": run_id})
     status = "FAILED"
     try:
-        yield lambda step, metrics: _log(client, run_id, metrics, step)
+        yield ChildRun(client, run_id)
         status = "FINISHED"
     except Exception:
         raise

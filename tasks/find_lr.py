@@ -53,8 +53,7 @@ def find_lr(job: Job) -> Summary:
     searched = {"lr_min": settings.lr_min, "lr_max": settings.lr_max, "steps": settings.steps, "seeds": settings.seeds}
     with tracking.stage_run(job.root, "find_lr", searched) as log:
         curves = [curve(number) for number in range(settings.seeds)]
-        for step, (lr, loss) in enumerate(zip(curves[0].lrs, curves[0].losses, strict=True)):
-            log(step, {"lr": lr, "smoothed_loss": loss})
+        log.curve({"lr": lr, "smoothed_loss": loss} for lr, loss in zip(curves[0].lrs, curves[0].losses, strict=True))
     found = suggest(curves, settings.default)
     write_search(job.output("reports/find_lr/lr.json").parent, curves, found)
     logger.info("  %s", found.sentence())

@@ -282,6 +282,7 @@ def test_frozen_means_frozen(shapes, tmp_path):
     from headstart.models.heads import adapt, build_head
     from headstart.models.weights import state_digest
     from headstart.training.head import activations_of, train_head
+    from headstart.training.options import Options
 
     backbone, images, files = images_and_files(shapes)
     before = state_digest(backbone.body)
@@ -291,6 +292,6 @@ def test_frozen_means_frozen(shapes, tmp_path):
     train, valid = (activations_of(Activations(tmp_path / "out"), manifest, split) for split in ("train", "valid"))
     head = build_head("mlp", backbone.width, 3, seed=0)
     adapt(head, train.plain())
-    train_head(head, train, valid, epochs=3, lr=1e-2, batch_size=16, seed=0, log=lambda *_: None)
+    train_head(head, train, valid, epochs=3, lr=1e-2, seed=0, log=lambda *_: None, options=Options(batch_size=16))
     assert state_digest(backbone.body) == before
     assert not any(parameter.requires_grad for parameter in backbone.body.parameters())

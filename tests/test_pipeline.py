@@ -81,8 +81,11 @@ def test_the_flow_writes_every_out_and_ends_with_a_summary(done):
 
 def test_metrics_and_predictions_are_of_the_test_split_alone(done):
     metrics = json.loads((done / "reports/metrics.json").read_text())
-    assert set(metrics) == {"n_test", "head", "head_tta", "fine_tuned", "fine_tuned_tta"}
-    assert all(set(metrics[key]) == {"accuracy", "log_loss"} for key in set(metrics) - {"n_test"})
+    models = {"head", "head_tta", "fine_tuned", "fine_tuned_tta"}
+    assert set(metrics) == {"n_test", "comparisons"} | models
+    scores = {"accuracy", "accuracy_low", "accuracy_high", "log_loss", "calibration_error"}
+    assert all(set(metrics[key]) == scores for key in models)
+    assert "fine_tuned against head" in metrics["comparisons"]
     manifest = pd.read_parquet(done / "data/manifest.parquet")
     predictions = pd.read_parquet(done / "reports/predictions.parquet")
     assert list(predictions.columns) == ["path", "label", "predicted", "probabilities"]

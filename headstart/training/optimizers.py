@@ -39,7 +39,7 @@ def build_optimizer(
                 described.append({"params": chosen, "lr": lr, "peak": lr, "weight_decay": weight_decay * decay})
     if kind == "sgd":
         return torch.optim.SGD(described, momentum=MOMENTUM)
-    return torch.optim.AdamW(described, eps=1e-5)
+    return torch.optim.AdamW(described, eps=1e-5, fused=True)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float, momentum: float) -> None:
