@@ -172,6 +172,10 @@ def test_a_loss_that_is_not_finite_or_explodes_stops_naming_step_rate_and_files(
     assert "(16 in all)" in str(nan.value)
     assert all(bool(parameter.isfinite().all()) for parameter in head.parameters())  # the step was not taken
     x[:, 7] = 0
+    broken = x.clone()
+    broken[0, 5] = float("inf")  # a validation image
+    with pytest.raises(InputError, match=r"the validation log-loss is nan after epoch 1"):
+        train_head(build_head("linear", 8, 3, 0), in_memory(x[1:], y), in_memory(broken, y), lr=1e-2, **options)
     with pytest.raises(InputError, match=r"(?s)the loss is \d.*wanted: a loss below 1000"):
         train_head(build_head("mlp", 8, 3, 0), in_memory(x * 1e4, y), in_memory(x[1:], y), lr=1e4, **options)
 
@@ -310,6 +314,8 @@ def test_class_weights_and_balanced_sampling():
     weights = class_weights(y, 4)
     by_hand = (weights[y] * F.cross_entropy(logits, y, reduction="none")).sum() / weights[y].sum()
     assert float(Options(balance="weights").loss(y, CPU)(logits, y)) == pytest.approx(float(by_hand))
+    wider = torch.cat([logits, torch.full((100, 2), -1e9)], 1)  # two more classes, in no training image
+    assert float(Options(balance="weights").loss(y, CPU)(wider, y)) == pytest.approx(float(by_hand))
 
 
 def test_label_smoothing_is_szegedys():

@@ -175,6 +175,12 @@ class Trainer:
                 if not isinstance(error, Exception) and not self.whole.inside:  # told to stop
                     self._save(optimizer, random_state())
                 raise
+        if not math.isfinite(scores["log_loss"]):
+            raise InputError(
+                f"{self.what}: the validation log-loss is {scores['log_loss']} after epoch {epoch + 1}",
+                wanted="a finite one",
+                fix=f"lower {self.what}.lr{self._kept()}",
+            )
         rate = optimizer.param_groups[-1]["lr"]
         row = {"epoch": epoch + 1, "phase": phase.name, "train_loss": history.total / history.count, "lr": rate}
         history.epochs.append(row | {f"valid_{name}": score for name, score in scores.items()})
@@ -201,13 +207,17 @@ class Trainer:
         rates = ", ".join(dict.fromkeys(f"{group['lr']:.2g}" for group in optimizer.param_groups))
         files = ", ".join(self.name_of(row) for row in rows[:FILES_NAMED].tolist())
         more = f", … ({len(rows)} in all)" if len(rows) > FILES_NAMED else ""
-        kept = f"; the state after epoch {self.history.done} stays in {self.checkpoint.path}" if self.checkpoint else ""
         raise InputError(
             f"{self.what}: the loss is {loss:.3g} in epoch {self.history.done + 1}, step {step} at learning rate {rates}\n"
             f"  in the batch of {files}{more}",
             wanted=f"a loss below {EXPLODED:g}",
-            fix=f"lower {self.what}.lr{kept if self.history.done else ''}",
+            fix=f"lower {self.what}.lr{self._kept()}",
         )
+
+    def _kept(self) -> str:
+        if not self.checkpoint or not self.history.done:
+            return ""
+        return f"; the state after epoch {self.history.done} stays in {self.checkpoint.path}"
 
     def _save(self, optimizer: torch.optim.Optimizer, random: Tensors) -> None:
         if self.checkpoint:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -59,7 +58,14 @@ def cross_entropy(label_smoothing: float = 0.0, weight_c: torch.Tensor | None = 
         label_smoothing: share of the target that is spread over all classes.
         weight_c: of each class, [c]; the mean is over the weights.
     """
-    return partial(F.cross_entropy, label_smoothing=label_smoothing, weight=weight_c)
+
+    def loss(logits_nc: torch.Tensor, y_n: torch.Tensor) -> torch.Tensor:
+        weight = weight_c
+        if weight is not None:  # the last classes may be in no training image
+            weight = F.pad(weight, (0, logits_nc.shape[1] - len(weight)))
+        return F.cross_entropy(logits_nc, y_n, weight=weight, label_smoothing=label_smoothing)
+
+    return loss
 
 
 def class_weights(y_n: torch.Tensor, classes: int) -> torch.Tensor:
