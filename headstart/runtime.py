@@ -91,19 +91,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def training_precision(wanted: str, device: torch.device, model: nn.Module) -> tuple[str, str]:
-    """The precision to train in, and why: a function of the hardware and the network, never of a timing.
-
-    bfloat16 pays on GPUs that have it, and on CPUs for networks without grouped convolutions: PyTorch's depthwise
-    ones run backwards slower in it than in float32 (docs/decisions.md).
-    """
+def training_precision(wanted: str, device: torch.device) -> tuple[str, str]:
+    """The precision to train in, and why: a function of the hardware, never of a timing."""
     if wanted != "auto":
         return wanted, "as asked for"
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bfloat16", "this GPU has bfloat16") if native else ("float32", "this GPU has no bfloat16")
-    if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
-        return "float32", "no native bfloat16 here"
-    if any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in model.modules()):
-        return "float32", "grouped convolutions train faster in it"
-    return "bfloat16", "this CPU has it natively"
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bfloat16", "this CPU has it natively; weights and grouped convolutions in float32"
+    return "float32", "no native bfloat16 here"

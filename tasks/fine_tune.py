@@ -54,7 +54,7 @@ def fine_tune(job: Job) -> Summary:
     model = place(Classifier(backbone.body, head), device)
     if not has_batch_norm(model):
         logger.info("  bn_freeze changes nothing: %s has no batch norm", backbone.name)
-    precision, why = training_precision(settings.precision, device, model)
+    precision, why = training_precision(settings.precision, device)
     logger.info("  training in %s (%s)", precision, why)
     network = Network(model, backbone.groups, settings.bn_freeze is not False, precision)
     manifest = read_manifest(job.root / "data/manifest.parquet")

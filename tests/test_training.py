@@ -337,17 +337,37 @@ def test_weight_decay_is_for_matrices_and_kernels_only_and_each_group_has_its_ra
                 assert of[id(parameter)]["weight_decay"] == (0.05 if parameter.ndim > 1 else 0)
 
 
-def test_bfloat16_is_for_hardware_and_networks_that_gain(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    dense, depthwise = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8)
-    assert training_precision("auto", CPU, dense)[0] == "bfloat16"
-    assert training_precision("auto", CPU, depthwise)[0] == "float32"
-    assert training_precision("bfloat16", CPU, depthwise)[0] == "bfloat16"
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert training_precision("auto", CPU, dense)[0] == "float32"
-    net = network()
-    bf16 = Network(net.model, net.groups, True, "bfloat16")
-    x = next(iter(images_feed().valid()))
-    a, b = (one.forward(images_feed())(x) for one in (net, bf16))
-    assert a.dtype == b.dtype == torch.float32
-    assert 0 < float((a - b).detach().abs().max()) < 0.1 * float(a.detach().abs().max())
+def test_bfloat16_is_for_hardware_that_has_it(monkeypatch):
+    for native, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert training_precision("auto", CPU)[0] == expected
+        assert training_precision("float32", CPU)[0] == "float32"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert training_precision("auto", torch.device("cuda"))[0] == "float32"
+    assert training_precision("auto", torch.device("mps"))[0] == "float32"
+
+
+@pytest.mark.parametrize("bn_freeze", [True, False])
+def test_in_bfloat16_grouped_convolutions_stay_in_float32(bn_freeze):
+    backbone = build_backbone("test_efficientnet", "random", 32)
+    model = Classifier(backbone.body, build_head("linear", backbone.width, 3, 0))
+    torch.nn.init.normal_(model.head[1].weight)
+    feed = images_feed()
+    nets = [Network(model, backbone.groups, bn_freeze, precision) for precision in ("float32", "bfloat16")]
+    seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+
+    def look(module: nn.Conv2d, inputs: object, output: torch.Tensor) -> None:
+        seen[module.groups > 1].add(output.dtype)
+
+    for module in nets[1].runner(feed).modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(look)
+    for net in nets:
+        net.prepare(feed)
+    x = next(iter(feed.valid()))
+    plain, mixed = (net.forward(feed)(x) for net in nets)
+    assert seen == {True: {torch.float32}, False: {torch.bfloat16}}
+    assert plain.dtype == mixed.dtype == torch.float32
+    assert 0 < float((plain - mixed).detach().abs().max()) < 0.1 * float(plain.detach().abs().max())
+    mixed.square().mean().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)

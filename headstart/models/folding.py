@@ -41,6 +41,38 @@ class FoldedConv(nn.Module):
         return y
 
 
+class Float32(nn.Module):
+    """A module that computes in float32 whatever is around it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            y: torch.Tensor = self.inner(x.float())
+        return y
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """New modules around the model's own parameters and buffers."""
+    own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, own)  # deepcopy takes what its memo holds as copied already
+
+
+def grouped_in_float32(view: nn.Module) -> nn.Module:
+    """Have a view's grouped convolutions, folded or not, compute in float32 under autocast; changes it in place."""
+    grouped = [
+        name
+        for name, module in view.named_modules()
+        if isinstance(conv := module.conv if isinstance(module, FoldedConv) else module, nn.Conv2d) and conv.groups > 1
+    ]
+    for name in grouped:
+        if not any(name.startswith(f"{outer}.") for outer in grouped):  # the convolution within a folded one
+            _replace(view, name, Float32(view.get_submodule(name)))
+    return view
+
+
 def training_view(model: nn.Module, example: torch.Tensor) -> nn.Module:
     """`model` for training with frozen batch norm: the same function, parameters and buffers, in fewer passes.
 
@@ -49,9 +81,7 @@ def training_view(model: nn.Module, example: torch.Tensor) -> nn.Module:
     Args:
         example: an input [n, ...], to find the pairs by.
     """
-    own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    view = copy.deepcopy(model, own)  # deepcopy takes what its memo holds as copied already
-    view.eval()
+    view = shared_copy(model).eval()
     with torch.no_grad():
         pairs = _conv_norm_pairs(view, example)
     for conv_name, norm_name in pairs:

@@ -14,7 +14,7 @@ from headstart.core.parallel import chunks
 from headstart.data.images import image_map
 from headstart.data.transforms import Preprocessing, normalise
 from headstart.models.cuts import cut_body
-from headstart.models.folding import training_view
+from headstart.models.folding import grouped_in_float32, shared_copy, training_view
 from headstart.models.freezing import HEAD, freeze_except, layer_groups, trained_groups, training_mode
 from headstart.models.heads import Classifier
 from headstart.runtime import autocast
@@ -74,7 +74,8 @@ class Network:
         model: body and head; its state is what training changes.
         groups: the body's parameter names by layer group, earliest first.
         bn_freeze: see `training_mode`.
-        precision: "float32" or "bfloat16", of the forward and backward passes; weights are float32 always.
+        precision: "float32" or "bfloat16", of the forward and backward passes. Weights are float32 always, and so are,
+            on a CPU, grouped convolutions: PyTorch's run backwards slower in bfloat16.
     """
 
     model: Classifier
@@ -97,7 +98,9 @@ class Network:
         if feed.after not in self.views:
             body = cut_body(self.model.body, self.groups, feed.after)[1] if feed.after else self.model.body
             part = Classifier(body, self.model.head)
-            self.views[feed.after] = training_view(part, feed.example()) if self.bn_freeze else part
+            view = training_view(part, feed.example()) if self.bn_freeze else shared_copy(part)
+            mixed = self.precision == "bfloat16" and next(part.parameters()).device.type == "cpu"
+            self.views[feed.after] = grouped_in_float32(view) if mixed else view
         return self.views[feed.after]
 
     def forward(self, feed: Feed) -> Forward:
