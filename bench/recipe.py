@@ -28,7 +28,7 @@ from typing import Any
 from bench.data_sets import divide, interval, write_textures
 from bench.sides import keyed, said
 
-NAME, SIZE, BATCH, HEAD_EPOCHS, EPOCHS, VIEWS = "tf_efficientnet_lite0", 128, 32, 5, 4, 2
+NAME, BATCH, HEAD_EPOCHS, EPOCHS, VIEWS = "tf_efficientnet_lite0", 32, 5, 4, 2
 SIDES = ("fastai", "whole", "tail")
 Times = dict[str, float]
 
@@ -55,7 +55,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def fastai(folder: Path, seed: int) -> Times:
+def fastai(folder: Path, seed: int, size: int) -> Times:
     """Seconds of each step, and test accuracy."""
     import pandas as pd
     import torch._dynamo  # noqa: F401
@@ -83,12 +83,12 @@ def fastai(folder: Path, seed: int) -> Times:
             table.index[table["split"] == "train"].tolist(),
             table.index[table["split"] == "valid"].tolist(),
         ),
-        item_tfms=Resize(SIZE),
+        item_tfms=Resize(size),
         batch_tfms=[*aug_transforms(max_rotate=10, max_zoom=1.1, max_lighting=0.05, max_warp=0)],
     )
     data = block.dataloaders(learn, bs=BATCH, num_workers=2)
     learner = vision_learner(data, NAME, pretrained=False, normalize=False)
-    weights = build_backbone(NAME, "packaged", SIZE).body.get_submodule("stages.model").state_dict()
+    weights = build_backbone(NAME, "packaged", size).body.get_submodule("stages.model").state_dict()
     missing = learner.model[0].model.load_state_dict(weights, strict=False).missing_keys
     assert not missing, missing
     learner.freeze()
@@ -124,7 +124,7 @@ def fastai(folder: Path, seed: int) -> Times:
 
 
 SETTINGS = {
-    "data.source": "data/photos", "data.near_duplicates": "keep", "backbone.name": NAME, "backbone.image_size": str(SIZE),
+    "data.source": "data/photos", "data.near_duplicates": "keep", "backbone.name": NAME, 
     "backbone.crop_pct": "1.0", "precompute.views": str(VIEWS), "precompute.augment.flip": "true",
     "precompute.augment.lighting": "0.05", "train_head.head": "mlp", "train_head.epochs": str(HEAD_EPOCHS),
     "train_head.batch_size": str(BATCH), "fine_tune.epochs": str(EPOCHS), "fine_tune.batch_size": str(BATCH),
@@ -170,13 +170,13 @@ def scratch_project(folder: Path) -> Iterator[Run]:
         yield run
 
 
-def ours(folder: Path, seed: int, settings: dict[str, str]) -> Times:
+def ours(folder: Path, seed: int, size: int, settings: dict[str, str]) -> Times:
     """Seconds of each stage, and test accuracy."""
     import openvino  # noqa: F401
     import torch._dynamo  # noqa: F401 (the first optimizer of a process imports it, 1.5 s)
 
     with scratch_project(folder) as run:
-        times, found = run(settings | {"seed": str(seed)})
+        times, found = run(settings | {"seed": str(seed), "backbone.image_size": str(size)})
     return times | {
         "head accuracy": found["head"]["accuracy"],
         "head with TTA": found["head_tta"]["accuracy"],
@@ -184,9 +184,9 @@ def ours(folder: Path, seed: int, settings: dict[str, str]) -> Times:
     }
 
 
-def measure(side: str, folder: str, seed: int) -> Times:
+def measure(side: str, folder: str, seed: int, size: int) -> Times:
     """One side in a fresh process."""
-    command = [sys.executable, "-m", "bench.recipe", "--side", side, folder, str(seed)]
+    command = [sys.executable, "-m", "bench.recipe", "--side", side, folder, str(seed), str(size)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         raise SystemExit(run.stderr[-3000:])
@@ -195,9 +195,13 @@ def measure(side: str, folder: str, seed: int) -> Times:
     return found
 
 
-def one_side(side: str, folder: Path, seed: int) -> Times:
+def one_side(side: str, folder: Path, seed: int, size: int) -> Times:
     """The child's work."""
-    return fastai(folder, seed) if side == "fastai" else ours(folder, seed, SETTINGS | (TAIL if side == "tail" else {}))
+    return (
+        fastai(folder, seed, size)
+        if side == "fastai"
+        else ours(folder, seed, size, SETTINGS | (TAIL if side == "tail" else {}))
+    )
 
 
 def show(rounds: list[dict[str, Times]]) -> None:
@@ -247,19 +251,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.recipe", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--train", type=int, default=256, help="training images")
-    parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--size", type=int, default=224, help="input side, pixels")
+    parser.add_argument("--side", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        side, folder, seed = arguments.side
-        print(json.dumps(one_side(side, Path(folder), int(seed))))
+        side, folder, seed, size = arguments.side
+        print(json.dumps(one_side(side, Path(folder), int(seed), int(size))))
         return
     rounds = []
     for seed in range(arguments.seeds):
         with tempfile.TemporaryDirectory() as folder:
             write_textures(Path(folder))
             write_labels(Path(folder), seed, arguments.train)
-            rounds.append({side: measure(side, folder, seed) for side in SIDES})
-    print(f"{arguments.train} training images of 160 x 160, {NAME} at {SIZE} px, fastai's head, batches of {BATCH}: ", end="")
+            rounds.append({side: measure(side, folder, seed, arguments.size) for side in SIDES})
+    print(
+        f"{arguments.train} training images of 160 x 160, {NAME} at {arguments.size} px, fastai's head, batches of {BATCH}: ",
+        end="",
+    )
     print(f"{HEAD_EPOCHS} epochs frozen, {EPOCHS} unfrozen, {VIEWS} augmented test views.")
     print(f"{arguments.seeds} seeds; medians and ranges.\n")
     show(rounds)
