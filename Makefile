@@ -7,7 +7,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run repro test fuzz ui peers bench views seeds lock clean
+.PHONY: help install run repro test fuzz ui peers bench evidence seeds lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
@@ -37,11 +37,13 @@ ui: install ## open MLflow's and Prefect's UIs on loopback, until Ctrl-C
 peers: ## make or update the benchmarks' environment from bench/requirements.lock (fastai, timm)
 	@PYTHON="$(PYTHON)" VENV="$(BENCH)" LOCK=bench/requirements.lock sh scripts/install.sh
 
-bench: peers ## every benchmark, the peers' too (about 2 hours)
-	@for name in precompute head cache scan duplicates overhead; do $(BENCH)/bin/python -m bench.$$name || exit; done
+bench: peers ## every benchmark, the peers' too (about 3 hours)
+	@for name in precompute head recipe cache scan duplicates overhead; do $(BENCH)/bin/python -m bench.$$name || exit; done
 
-views: install ## write docs/views.md: cached views against live augmentation (about 15 minutes)
-	@python -m bench.views > docs/views.md
+evidence: install ## write docs/views.md, bn_freeze.md, recipe.md: accuracy over seeds (about 75 minutes)
+	@python -m bench.views --seeds 5 > docs/views.md
+	@python -m bench.bn_freeze > docs/bn_freeze.md
+	@python -m bench.steps > docs/recipe.md
 
 seeds: install ## test accuracy of the embedded default over 5 seeds (about 8 minutes)
 	@python -m bench.seeds
