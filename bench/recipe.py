@@ -124,7 +124,7 @@ def fastai(folder: Path, seed: int, size: int) -> Times:
 
 
 SETTINGS = {
-    "data.source": "data/photos", "data.near_duplicates": "keep", "backbone.name": NAME, 
+    "data.source": "data/photos", "data.near_duplicates": "keep", "backbone.name": NAME,
     "backbone.crop_pct": "1.0", "precompute.views": str(VIEWS), "precompute.augment.flip": "true",
     "precompute.augment.lighting": "0.05", "train_head.head": "mlp", "train_head.epochs": str(HEAD_EPOCHS),
     "train_head.batch_size": str(BATCH), "fine_tune.epochs": str(EPOCHS), "fine_tune.batch_size": str(BATCH),

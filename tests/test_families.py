@@ -1,5 +1,8 @@
 """Invariant 1: head(cached activations) = full frozen model(images), for every backbone family, and the engine's promises."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -189,14 +192,24 @@ def test_a_body_that_openvino_cannot_run_is_said_to_be_one():
     assert "precompute.engine=torch" in str(error.value)
 
 
-def test_no_telemetry_leaves():
-    import subprocess
-    import sys
-
+def openvino_process(then: str) -> int:
+    """The exit code of a fresh process that computes with OpenVINO, and goes on with `then`."""
     code = (
-        "import sys, torch; from headstart.activations.engine import *; from headstart.models.backbones import build_backbone\n"
+        "import os, signal, sys, torch\n"
+        "from headstart.activations.engine import *; from headstart.models.backbones import build_backbone\n"
         "b = build_backbone('test_efficientnet', 'random', 32)\n"
-        "openvino_forward(b.body, b.preprocessing, 2, torch.device('cpu'))('float32')(torch.zeros(2, 3, 32, 32).byte())\n"
-        "sys.exit(sys.modules.get('openvino_telemetry') is not None)"
+        "compiled = openvino_forward(b.body, b.preprocessing, 2, torch.device('cpu'))\n"
+        "forwards = [compiled('float32'), compiled('float32')]\n"
+        "forwards[0](torch.zeros(2, 3, 32, 32).byte())\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    return subprocess.run([sys.executable, "-c", code + then], check=False).returncode
+
+
+def test_no_telemetry_leaves():
+    assert openvino_process("sys.exit(sys.modules.get('openvino_telemetry') is not None)") == 0
+
+
+def test_signals_can_be_handled_after_engines_are_gone():
+    """Each openvino.Core sets the thread's signal stack, and leaves a freed one behind if the oldest is deleted first."""
+    told = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); del forwards[0]; forwards.clear()\n"
+    assert openvino_process(told + "os.kill(os.getpid(), signal.SIGTERM)") == 143

@@ -9,6 +9,7 @@ of cores.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import threading
@@ -210,9 +211,7 @@ def openvino_forward(
     Raises:
         InputError: OpenVINO cannot convert the body.
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report every import
-    import openvino
-
+    openvino, core = _openvino()
     shape = (batch_size, 3, preprocessing.image_size, preprocessing.image_size)
     example = torch.zeros(shape, dtype=torch.uint8)
     whole = _FromBytes(body, preprocessing).eval()
@@ -235,7 +234,7 @@ def openvino_forward(
             "INFERENCE_NUM_THREADS": streams,  # one thread a stream
             "ENABLE_CPU_PINNING": False,
         }
-        network = openvino.Core().compile_model(model, "CPU", settings)
+        network = core.compile_model(model, "CPU", settings)
         local = threading.local()
 
         def forward(images: torch.Tensor) -> torch.Tensor:
@@ -247,6 +246,16 @@ def openvino_forward(
         return forward
 
     return compiled
+
+
+@functools.cache
+def _openvino() -> tuple[Any, Any]:
+    """OpenVINO and its core, one for as long as the process lives: each sets this thread's signal stack, and two that are
+    deleted in the order they came leave a freed one behind, on which the next signal would end the process."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report every import
+    import openvino
+
+    return openvino, openvino.Core()
 
 
 def _conversion_failures() -> tuple[type[Exception], ...]:
