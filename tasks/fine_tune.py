@@ -106,7 +106,8 @@ class Tuner:
 
     def checkpoint(self, name: str) -> Checkpoint:
         """The place of one training."""
-        return open_checkpoint(self.job.checkpoints, self.identity, name)
+        device = next(self.network.model.parameters()).device.type
+        return open_checkpoint(self.job.checkpoints, self.identity, name, device)
 
     def stretches(self, lr: Rate) -> list[Stretch]:
         """The phases; `lr` for those whose rate is `auto`."""

@@ -37,7 +37,7 @@ def train_head(job: Job) -> Summary:
     head = build_head(settings.head, activations.width, len(classes), derive_seed(params.seed, "head"))
     adapt(head, train.plain())
     provenance = {"weights": activations.meta["weights"], "manifest": sha256_file(job.root / "data/manifest.parquet")}
-    identity = provenance | {"activations": activations.digest(), "lr": lr, "seed": params.seed} | settings.model_dump()
+    identity = provenance | {"activations": activations.digest(), "seed": params.seed} | settings.model_dump() | {"lr": lr}
     checkpoint = open_checkpoint(job.checkpoints, identity, "head")
     paths = list(manifest["path"][manifest["split"] == "train"])
     with tracking.stage_run(job.root, "train_head", settings.model_dump() | {"lr_used": lr}, checkpoint.run_path) as log:

@@ -1,7 +1,7 @@
-"""A training that dies where it is told to: `python -m tests.resuming FOLDER POINT`, run by tests/test_resume.py.
+"""A training that dies where it is told to: `python -m tests.resuming FOLDER ARM POINT`, run by tests/test_resume.py.
 
-Dropout, shuffling, augmentation, stochastic depth, moving batch norm, two phases, weights of classes. It prints the digest of
-the model it ends with. Points: `none`; `step N` before the Nth step since the process began; `validate N`; `save N`, in the
+Dropout, shuffling, augmentation, stochastic depth, channels-last memory, two phases, weights of classes; batch norm is
+`frozen` or `moving`, the ARM. It prints the digest of the model it ends with. Points: `none`; `step N` before the Nth step since the process began; `validate N`; `save N`, in the
 middle of writing the Nth checkpoint; `saved N`, just after it; `term N`, a SIGTERM to itself within the Nth step;
 `term-validate N`, while it validates.
 """
@@ -20,6 +20,7 @@ from headstart.data.transforms import Augmentation, augmented_view, view_generat
 from headstart.models.backbones import build_backbone
 from headstart.models.heads import Classifier, build_head
 from headstart.models.weights import state_digest
+from headstart.runtime import place
 from headstart.training import checkpoints, loop
 from headstart.training.checkpoints import Checkpoint
 from headstart.training.fine_tune import Network, Stretch, fine_tune, live_feed
@@ -65,7 +66,7 @@ def arm(fuse: Fuse) -> None:
 
 
 def main() -> None:
-    folder, point = Path(sys.argv[1]), " ".join(sys.argv[2:])
+    folder, frozen, point = Path(sys.argv[1]), sys.argv[2] == "frozen", " ".join(sys.argv[3:])
     command_line()
     torch.set_num_threads(2)
     fuse = Fuse(point)
@@ -85,9 +86,9 @@ def main() -> None:
         return images[row]
 
     feed = live_feed((augmented, y), (plain, y), backbone.preprocessing, 2, torch.device("cpu"))
-    model = Classifier(backbone.body, build_head("mlp", backbone.width, 3, 0))
+    model = place(Classifier(backbone.body, build_head("mlp", backbone.width, 3, 0)), torch.device("cpu"))
     history = fine_tune(
-        Network(model, backbone.groups, bn_freeze=False),
+        Network(model, backbone.groups, bn_freeze=frozen),
         [(Stretch("late", 2, 3e-3, 2), feed), (Stretch("all", 2, 1e-3, 2), feed)],
         y_train=y,
         y_valid=y,

@@ -25,8 +25,8 @@ from tests.conftest import REPOSITORY
 from tests.test_training import in_memory, rows, silent
 
 
-def run(folder: Path, point: str = "none") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.resuming", str(folder), *point.split()]
+def run(folder: Path, point: str = "none", arm: str = "moving") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.resuming", str(folder), arm, *point.split()]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
@@ -43,6 +43,15 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, undisturbed, point
     again = run(tmp_path)
     assert again.returncode == 0, again.stderr
     assert again.stdout == undisturbed
+
+
+def test_a_killed_training_with_frozen_batch_norm_goes_on_to_the_same_bits(tmp_path):
+    (tmp_path / "whole").mkdir()
+    undisturbed = run(tmp_path / "whole", arm="frozen")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    for point in ("step 8", "saved 1", "term 2", "saved 1"):
+        assert run(tmp_path, point, "frozen").returncode in (-signal.SIGKILL, 143)
+    assert run(tmp_path, arm="frozen").stdout == undisturbed.stdout
 
 
 def test_a_training_killed_again_and_again_goes_on_to_the_same_bits(tmp_path, undisturbed):
@@ -96,8 +105,8 @@ def test_a_damaged_checkpoint_is_reported_and_training_begins_anew(tmp_path, cap
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_an_optimizers_state_survives_to_the_bit(tmp_path, kind):
-    model = nn.Linear(3, 2)
-    x = torch.randn(4, 3)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5, 2)).to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 3, 3)
 
     def stepped(optimizer) -> None:
         optimizer.zero_grad()

@@ -55,7 +55,7 @@ def describe(
         "storage": plan.storage,
         "batch_size": plan.batch_size,
         "hardware": hardware(plan.device),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": library_versions(),
         "code": code_digest(),
     }
 
@@ -71,6 +71,11 @@ def code_digest(package: Path = PACKAGE) -> str:
     for name in CODE:
         digest.update(f"{name}\0{sha256_file(package / name)}\0".encode())
     return digest.hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what pixels and numbers are computed with."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def hardware(device: str) -> str:

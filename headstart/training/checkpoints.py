@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from headstart.activations.namespace import hardware, library_versions
 from headstart.core import snapshot
 from headstart.core.files import canonical_json, remove, sha256_bytes, write_bytes, write_json
 
@@ -49,12 +50,19 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave, into an optimizer of the same groups."""
+    """Put back what `optimizer_tensors` gave, into an optimizer of the same groups, in its parameters' memory layout.
+
+    A fused AdamW on other strides than its parameters' gives other bits.
+    """
     state: dict[int, Tensors] = {}
     for name, value in tensors.items():
         i, _, key = name.partition(".")
         state.setdefault(int(i), {})[key] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    for parameter, own in optimizer.state.items():
+        for key, value in own.items():
+            if value.shape == parameter.shape:
+                own[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 class Checkpoint:
@@ -110,16 +118,17 @@ class Checkpoint:
         return Saved(**parts, progress=metadata["progress"])
 
 
-def open_checkpoint(stage: Path, identity: Mapping[str, Any], name: str) -> Checkpoint:
+def open_checkpoint(stage: Path, identity: Mapping[str, Any], name: str, device: str = "cpu") -> Checkpoint:
     """The place of a training, by all that decides its result; those of other digests are deleted.
 
-    Code, libraries, device and the number of threads are part of it, besides `identity`.
+    Code, libraries, the kind of processor and the number of threads are part of it, besides `identity`.
 
     Args:
         stage: the stage's folder of checkpoints.
         identity: digests of inputs, and parameters.
+        device: the kind of device that trains.
     """
-    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "cuda": torch.cuda.is_available()}
+    machine = {"threads": torch.get_num_threads(), "hardware": hardware(device), "libraries": library_versions()}
     digest = sha256_bytes(canonical_json({**identity, "machine": machine, "code": snapshot.CODE_AT_START}).encode())[:32]
     for other in stage.glob("*"):
         if other.name != digest:
