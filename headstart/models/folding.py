@@ -89,8 +89,8 @@ def training_view(model: nn.Module, example: torch.Tensor) -> nn.Module:
         pairs = _conv_norm_pairs(view, example)
         trial = copy.deepcopy(view)
         for module in trial.modules():
-            if _foldable(module):  # statistics of untrained networks make any batch norm nearly the identity
-                module.running_mean -= module.running_var.sqrt() / 2
+            if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+                module.running_mean -= module.running_var.sqrt() / 2  # those of a new network make it nearly the identity
         expected = trial(example)
         _fold_live(trial, pairs)
         if not _agree(trial(example), expected):
