@@ -64,6 +64,7 @@ def fastai(folder: Path, seed: int, size: int) -> Times:
         ColReader,
         DataBlock,
         ImageBlock,
+        Normalize,
         Resize,
         aug_transforms,
         set_seed,
@@ -84,7 +85,10 @@ def fastai(folder: Path, seed: int, size: int) -> Times:
             table.index[table["split"] == "valid"].tolist(),
         ),
         item_tfms=Resize(size),
-        batch_tfms=[*aug_transforms(max_rotate=10, max_zoom=1.1, max_lighting=0.05, max_warp=0)],
+        batch_tfms=[
+            *aug_transforms(max_rotate=10, max_zoom=1.1, max_lighting=0.05, max_warp=0),
+            Normalize.from_stats([0.5] * 3, [0.5] * 3),  # as these weights expect
+        ],
     )
     data = block.dataloaders(learn, bs=BATCH, num_workers=2)
     learner = vision_learner(data, NAME, pretrained=False, normalize=False)

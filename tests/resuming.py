@@ -1,9 +1,9 @@
 """A training that dies where it is told to: `python -m tests.resuming FOLDER ARM POINT`, run by tests/test_resume.py.
 
 Dropout, shuffling, augmentation, stochastic depth, channels-last memory, two phases, weights of classes; batch norm is
-`frozen` or `moving`, the ARM. It prints the digest of the model it ends with. Points: `none`; `step N` before the Nth step since the process began; `validate N`; `save N`, in the
-middle of writing the Nth checkpoint; `saved N`, just after it; `term N`, a SIGTERM to itself within the Nth step;
-`term-validate N`, while it validates.
+`frozen` or `moving`, the ARM. It prints the digest of the model it ends with. Points: `none`; `step N` before the Nth step
+since the process began; `validate N`; `save N`, in the middle of writing the Nth checkpoint; `saved N`, just after it;
+`term N`, a SIGTERM to itself within the Nth step; `term-validate N`, while it validates.
 """
 
 from __future__ import annotations

@@ -41,8 +41,11 @@ def test_a_comparison_counts_in_pairs_and_says_who_is_better():
     assert found.better() == "b"
     assert compare(predictions(b), predictions(a), y).better() == "a"
     assert compare(predictions(a), predictions(a), y).better() == "undecided"
-    contradiction = Comparison(only_a=0, only_b=20, p_value=1e-5, log_loss=0.2, low=0.1, high=0.3)
+    contradiction = Comparison(images=200, only_a=0, only_b=20, p_value=1e-5, log_loss=0.2, low=0.1, high=0.3)
     assert contradiction.better() == "undecided"
+    few = compare(predictions(a[140:168]), predictions(b[140:168]), y[:28])
+    assert few.high < 0
+    assert few.better() == "undecided"
 
 
 def test_the_better_arm_is_kept_and_the_rule_of_thumb_decides_the_rest():

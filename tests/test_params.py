@@ -53,7 +53,8 @@ def test_set_of_nothing_writes_nothing(path):
     [
         ("train_head.epochs=2.5", ["train_head.epochs = 2.5", "integer"]),
         ("fine_tune.lr=fast", ["fine_tune.lr = 'fast'", "number or 'auto'"]),
-        ("fine_tune.lr=[1.0e-3, 0]", ["fine_tune.lr.1 = 0", "greater than 0"]),
+        ("fine_tune.lr=[1.0e-3, 0, 1]", ["fine_tune.lr.1 = 0", "greater than 0"]),
+        ("fine_tune.lr=[1.0e-4, 1.0e-3]", ["fine_tune.lr = [0.0001, 0.001]", "at least 3 items"]),
         ("fine_tune.gradual=[{unfreeze_from: late, epoch: 1}]", ["fine_tune.gradual.0.epoch", "epochs, lr, unfreeze_from"]),
         ("fine_tune.gradual=3", ["fine_tune.gradual = 3", "list"]),
         ("fine_tune.bn_freeze=maybe", ["fine_tune.bn_freeze = 'maybe'", "'auto'"]),

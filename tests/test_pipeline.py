@@ -14,9 +14,11 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 
 from flows import pipeline
 from flows.pipeline import FRESH, RAN, RESTORED, check_inputs, execute, summary_text
+from headstart.core import files
 from headstart.core.errors import InputError
 from headstart.core.params import load_params, set_params
-from headstart.core.stages import load_graph
+from headstart.core.stages import load_graph, run_stage
+from headstart.training import checkpoints
 from headstart.versioning import workspace
 from tests.conftest import make_project, write_shapes
 from tests.test_graph import ORDER
@@ -206,6 +208,26 @@ def test_a_stage_that_fails_leaves_the_last_outs_and_nothing_half_written(copied
     assert not (copied / ".headstart/tmp/train_head").exists()
     monkeypatch.undo()
     assert ran(how(copied)) == ["train_head", "fine_tune", "evaluate"]
+
+
+def test_the_heads_checkpoint_is_of_the_rate_that_was_found(copied, monkeypatch):
+    from tasks import train_head
+
+    opened = []
+
+    def remembered(*arguments):
+        opened.append(checkpoints.open_checkpoint(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(train_head, "open_checkpoint", remembered)
+    params = load_params(copied / "params.yaml")
+    assert params.train_head.lr == "auto"
+    found = copied / "reports/find_lr/lr.json"
+    for lr in (1e-3, 2e-3, 1e-3):
+        files.write_json(found, json.loads(found.read_text()) | {"lr": lr})
+        run_stage(load_graph(copied, params)["train_head"], train_head.train_head, copied, params)
+    first, second, third = (one.path.parent for one in opened)
+    assert first == third != second
 
 
 def test_params_or_images_changed_under_a_running_stage_are_noticed(copied, monkeypatch):

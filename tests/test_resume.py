@@ -165,6 +165,20 @@ def test_signals_wait_for_the_steps_end_and_only_there():
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_signal_within_a_step_that_fails_is_not_lost():
+    told = []
+    before = signal.signal(signal.SIGTERM, lambda *_: told.append("told"))
+    try:
+        with pytest.raises(ValueError, match="not finite"), WholeSteps() as whole, whole.step():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            assert told == []
+            raise ValueError("not finite")
+        assert told == ["told"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_training_outside_the_main_thread_works(tmp_path):
     found = []
     thread = threading.Thread(target=lambda: found.append(checkpointed(tmp_path)))

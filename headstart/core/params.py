@@ -158,7 +158,7 @@ class TrainHead(Training):
 
 
 UnfreezeFrom = Annotated[str, Field(pattern="^(all|early|late|head|last-[0-9]+)$")]
-GroupRates = LearningRate | Annotated[list[Annotated[float, Field(gt=0, le=10)]], Field(min_length=1)]
+GroupRates = LearningRate | Annotated[list[Annotated[float, Field(gt=0, le=10)]], Field(min_length=3, max_length=3)]
 
 
 class Stretch(Section):

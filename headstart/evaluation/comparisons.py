@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
+FEWEST = 30  # images below which nothing is decided: a percentile interval is too narrow there
 CHUNK = 2_000_000  # drawn numbers in memory at a time
 
 
@@ -18,12 +19,14 @@ class Comparison:
     """Model B against model A.
 
     Args:
+        images: how many were compared.
         only_a, only_b: images that A alone, that B alone has right.
         p_value: of McNemar's exact test, that both are right equally often.
         log_loss: mean of B's log-loss less A's, nats; below 0, B is better.
         low, high: its 95 % bootstrap interval over images.
     """
 
+    images: int
     only_a: int
     only_b: int
     p_value: float
@@ -32,7 +35,12 @@ class Comparison:
     high: float
 
     def better(self) -> str:
-        """ "a", "b", or "undecided" where neither test tells them apart at 95 %, or both do and contradict each other."""
+        """ "a", "b", or "undecided" where neither test tells them apart at 95 %, or both do and contradict each other.
+
+        Below 30 images it is always undecided.
+        """
+        if self.images < FEWEST:
+            return "undecided"
         by_loss = "b" if self.high < 0 else "a" if self.low > 0 else ""
         by_hits = ("b" if self.only_b > self.only_a else "a") if self.p_value < 0.05 else ""
         found = {by_loss, by_hits} - {""}
@@ -50,7 +58,7 @@ def compare(a_nc: torch.Tensor, b_nc: torch.Tensor, y_n: torch.Tensor, seed: int
     loss_a, loss_b = (-p[torch.arange(len(y_n)), y_n].double().clamp_min(1e-15).log() for p in (a_nc, b_nc))
     difference_n = (loss_b - loss_a).numpy()
     low, high = bootstrap_interval(difference_n, seed)
-    return Comparison(only_a, only_b, mcnemar(only_a, only_b), float(difference_n.mean()), low, high)
+    return Comparison(len(y_n), only_a, only_b, mcnemar(only_a, only_b), float(difference_n.mean()), low, high)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

@@ -32,9 +32,10 @@ def lr_curve(
     how = "default (abstained)" if abstained else "chosen"
     axes.axvline(chosen, color=INK, linewidth=2, label=f"{how}: {chosen:.2g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed")
-    lowest = min(min(losses) for _, losses in curves)
-    highest = max(losses[0] for _, losses in curves)
-    axes.set_ylim(max(0, lowest - 0.05 * highest), highest * 1.3)
+    drawn = [losses for _, losses in curves if losses]
+    if drawn:  # none where training diverged at its first step
+        lowest, highest = min(map(min, drawn)), max(losses[0] for losses in drawn)
+        axes.set_ylim(max(0, lowest - 0.05 * highest), highest * 1.3)
     axes.legend(fontsize=8)
     plain_frame(axes)
     return png(figure)

@@ -31,6 +31,9 @@ class WholeSteps:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        held, self._held = self._held, None
+        if held is not None:  # it came within a step that failed
+            signal.raise_signal(held[0])
 
     def step(self) -> _Step:
         """The block in which signals wait."""

@@ -217,7 +217,8 @@ class Trainer:
     def _kept(self) -> str:
         if not self.checkpoint or not self.history.done:
             return ""
-        return f"; the state after epoch {self.history.done} stays in {self.checkpoint.path}"
+        kept = f"the state after epoch {self.history.done} and the best one stay in {self.checkpoint.path}"
+        return f"; {kept} until a training with other settings begins"
 
     def _save(self, optimizer: torch.optim.Optimizer, random: Tensors) -> None:
         if self.checkpoint:

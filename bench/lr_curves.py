@@ -1,0 +1,121 @@
+"""Record the curves that tests/test_lr_search.py reads, and what fastai's own rules say of them.
+
+After `make run`, in the benchmarks' environment: `python -m bench.lr_curves > tests/data/lr_curves.json`. Range tests of heads on
+the digits' activations, and of the unfrozen network with the trained head on their images.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import fastai
+import torch
+from fastai.callback import schedule
+
+from headstart.activations.store import Activations
+from headstart.core.params import load_params
+from headstart.data.images import ImageSource
+from headstart.data.manifest import read_manifest
+from headstart.data.transforms import Augmentation
+from headstart.models.backbones import build_backbone
+from headstart.models.heads import Classifier, adapt, build_head
+from headstart.models.trained import load_head
+from headstart.runtime import place
+from headstart.training import fine_tune as tuning
+from headstart.training import head as head_training
+from headstart.training.lr_search import Curve, range_test, trim
+from headstart.training.options import Options
+
+CPU = torch.device("cpu")
+RULES = {"valley": "valley", "slide": "slide", "minimum": "minimum", "steep": "steep"}
+HEADS: tuple[tuple[str, int, dict[str, Any], int], ...] = (  # head, seed, options, steps
+    *((head, seed, {}, 100) for head, seed in itertools.product(("linear", "mlp"), range(3))),
+    *((head, 0, {"optimizer": "sgd"}, 100) for head in ("linear", "mlp")),
+    *((head, 1, {"batch_size": 16}, 100) for head in ("linear", "mlp")),
+    ("mlp", 2, {"label_smoothing": 0.1}, 100),
+    ("linear", 2, {}, 200),
+    ("mlp", 3, {}, 60),
+    ("linear", 3, {"balance": "sampling"}, 100),
+)
+UNFROZEN = tuple(itertools.product((True, False), (1.0, 10.0), (0,))) + (
+    (True, 3.0, 1),
+    (False, 3.0, 1),
+)  # bn_freeze, lr_ratio, seed
+
+
+def head_curves(root: Path) -> list[tuple[str, Curve]]:
+    """Range tests of heads, as the stage find_lr makes them."""
+    manifest, activations = read_manifest(root / "data/manifest.parquet"), Activations(root / "data/activations/pooled")
+    train = head_training.activations_of(activations, manifest, "train")
+    found = []
+    for kind, seed, changes, steps in HEADS:
+        options = Options(**changes)
+        head = build_head(kind, activations.width, manifest["class_index"].max() + 1, seed)
+        adapt(head, train.plain())
+        curve = range_test(
+            head,
+            head_training.head_prepare(options, 1e-7),
+            head_training.endless(train, options, seed),
+            loss=options.loss(train.y_n, CPU),
+            lr_min=1e-7,
+            lr_max=10.0,
+            steps=steps,
+            seed=seed,
+        )
+        found.append((f"{kind} head on the digits' activations, seed {seed}, {changes or 'fastai 2 defaults'}", curve))
+    return found
+
+
+def unfrozen_curves(root: Path) -> list[tuple[str, Curve]]:
+    """Range tests of the unfrozen network, as the stage fine_tune makes them, in float32 and without augmentation."""
+    params, manifest = load_params(root / "params.yaml"), read_manifest(root / "data/manifest.parquet")
+    head, card = load_head(root / "models/head.safetensors")
+    backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
+    rows = manifest[manifest["split"] == "train"].head(320).reset_index(drop=True)
+    y_n = torch.tensor(rows["class_index"].to_numpy(), dtype=torch.int64)
+    source = ImageSource(root / params.data.source, 50_000_000, card.preprocessing, Augmentation("none", False, 0, 1, 0), 0)
+    plain = [source.plain(path, key) for path, key in zip(rows["path"], rows["key"], strict=True)]
+    feed = tuning.live_feed((lambda _, row: plain[row], y_n), (plain.__getitem__, y_n), card.preprocessing, 2, CPU)
+    options = Options(batch_size=32)
+    found = []
+    for bn_freeze, lr_ratio, seed in UNFROZEN:
+        network = tuning.Network(place(Classifier(backbone.body, head), CPU), backbone.groups, bn_freeze)
+        curve = range_test(
+            network.model,
+            tuning.network_prepare(network, tuning.Stretch("all", 1, 1e-3, lr_ratio), feed, options),
+            tuning.endless(feed, options, seed),
+            loss=options.loss(y_n, CPU),
+            lr_min=1e-7,
+            lr_max=10.0,
+            steps=100,
+            seed=seed,
+        )
+        found.append(
+            (f"{backbone.name} unfrozen on the digits, bn_freeze {bn_freeze}, lr_ratio {lr_ratio:g}, seed {seed}", curve)
+        )
+    return found
+
+
+def fastais(curve: Curve) -> dict[str, float]:
+    """What fastai's functions suggest, given what its `lr_find` gives them."""
+    lrs, losses = (torch.tensor(values) for values in trim(curve))
+    found = {}
+    for name in RULES:
+        suggestion, _ = getattr(schedule, name)(lrs, losses, len(curve.lrs))
+        found[name] = float(suggestion[0] if isinstance(suggestion, tuple) else suggestion)
+    return found
+
+
+def main() -> None:
+    curves = [
+        {"what": what, "steps": curve.steps, "lrs": curve.lrs, "losses": curve.losses, "fastai": fastais(curve)}
+        for what, curve in (*head_curves(Path()), *unfrozen_curves(Path()))
+    ]
+    print(json.dumps({"fastai": fastai.__version__, "curves": curves}, indent=None))
+
+
+if __name__ == "__main__":
+    main()
