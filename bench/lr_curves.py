@@ -1,7 +1,7 @@
 """Record the curves that tests/test_lr_search.py reads, and what fastai's own rules say of them.
 
-After `make run`, in the benchmarks' environment: `python -m bench.lr_curves > tests/data/lr_curves.json`. Range tests of heads on
-the digits' activations, and of the unfrozen network with the trained head on their images.
+After `make run`, in the benchmarks' environment: `python -m bench.lr_curves > tests/data/lr_curves.json`. Range tests of
+heads on the digits' activations, and of the unfrozen network with the trained head on their images.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from headstart.models.trained import load_head
 from headstart.runtime import place
 from headstart.training import fine_tune as tuning
 from headstart.training import head as head_training
-from headstart.training.lr_search import Curve, range_test, trim
+from headstart.training.lr_search import RULES, Curve, range_test, trim
 from headstart.training.options import Options
 
 CPU = torch.device("cpu")
-RULES = {"valley": "valley", "slide": "slide", "minimum": "minimum", "steep": "steep"}
 HEADS: tuple[tuple[str, int, dict[str, Any], int], ...] = (  # head, seed, options, steps
     *((head, seed, {}, 100) for head, seed in itertools.product(("linear", "mlp"), range(3))),
     *((head, 0, {"optimizer": "sgd"}, 100) for head in ("linear", "mlp")),
