@@ -132,7 +132,7 @@ SETTINGS = {
     "backbone.crop_pct": "1.0", "precompute.views": str(VIEWS), "precompute.augment.flip": "true",
     "precompute.augment.lighting": "0.05", "train_head.head": "mlp", "train_head.epochs": str(HEAD_EPOCHS),
     "train_head.batch_size": str(BATCH), "fine_tune.epochs": str(EPOCHS), "fine_tune.batch_size": str(BATCH),
-    "fine_tune.lr": "auto", "fine_tune.lr_ratio": "3",
+    "fine_tune.lr": "auto", "fine_tune.lr_ratio": "10", "fine_tune.label_smoothing": "0",
 }  # fmt: skip
 TAIL = {"precompute.map_after": "early", "fine_tune.unfreeze_from": "late"}
 
