@@ -64,7 +64,7 @@ def head_curves(root: Path) -> list[tuple[str, Curve]]:
             steps=steps,
             seed=seed,
         )
-        found.append((f"{kind} head on the digits' activations, seed {seed}, {changes or 'fastai 2 defaults'}", curve))
+        found.append((f"{kind} head on the digits' activations, seed {seed}, {changes or 'as by default'}", curve))
     return found
 
 
