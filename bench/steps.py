@@ -33,9 +33,8 @@ INTRODUCTION = """\
 
 `python -m bench.steps --seeds {seeds} > docs/recipe.md`. EfficientNet-lite0 with ImageNet weights; 256 training images, up to
 100 for validation and 300 for the test; 20 epochs for the head, 6 for fine-tuning. A row that begins with … is the row it is
-compared with, and that one thing more; parameters that are not named are those of params.yaml, but for an `lr_ratio` of 10 and no
-label smoothing.
-Seeds share split, initial weights, order and views across rows. Log-loss: below 0 is better."""
+compared with, and that one thing more; parameters that are not named are those of params.yaml, but for an `lr_ratio` of 10 and
+no label smoothing. Seeds share split, initial weights, order and views across rows. Log-loss: below 0 is better."""
 
 
 @dataclass(frozen=True)
