@@ -4,8 +4,9 @@ Search a learning rate, train the head, unfreeze, search again, fine-tune, test 
 images and splits, with the same backbone and weights, fastai's head, the same batch size, epochs and number of test views,
 in rotation, each in a fresh process; importing and building the network are apart on both sides. fastai: as its
 documentation has it (`vision_learner`, `lr_find` with the valley rule, `fit_one_cycle`, `tta`), decoding and augmenting in
-two workers. Ours: the stages of this project from link_data on, scan, checks, MLflow and report included, in two ways: the
-whole network unfrozen on live images, and its late half from the cached map of the early one.
+two workers. Ours: the stages of this project from link_data on, scan, checks, MLflow and report included, in three ways: the
+whole network unfrozen on live images; its late half from the cached map of the early one; and the whole network without a
+second search, all groups at the rate that docs/recipe.md finds best.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from bench.data_sets import divide, interval, write_textures
 from bench.sides import keyed, said
 
 NAME, BATCH, HEAD_EPOCHS, EPOCHS, VIEWS = "tf_efficientnet_lite0", 32, 5, 4, 2
-SIDES = ("fastai", "whole", "tail")
+SIDES = ("fastai", "whole", "tail", "given")
 Times = dict[str, float]
 
 
@@ -134,7 +135,11 @@ SETTINGS = {
     "train_head.batch_size": str(BATCH), "fine_tune.epochs": str(EPOCHS), "fine_tune.batch_size": str(BATCH),
     "fine_tune.lr": "auto", "fine_tune.lr_ratio": "10", "fine_tune.label_smoothing": "0",
 }  # fmt: skip
-TAIL = {"precompute.map_after": "early", "fine_tune.unfreeze_from": "late"}
+CHANGES = {
+    "whole": {},
+    "tail": {"precompute.map_after": "early", "fine_tune.unfreeze_from": "late"},
+    "given": {"fine_tune.lr": "1.0e-3", "fine_tune.lr_ratio": "1"},
+}
 
 
 Run = Callable[[dict[str, str]], tuple[Times, dict[str, Any]]]
@@ -201,11 +206,7 @@ def measure(side: str, folder: str, seed: int, size: int) -> Times:
 
 def one_side(side: str, folder: Path, seed: int, size: int) -> Times:
     """The child's work."""
-    return (
-        fastai(folder, seed, size)
-        if side == "fastai"
-        else ours(folder, seed, size, SETTINGS | (TAIL if side == "tail" else {}))
-    )
+    return fastai(folder, seed, size) if side == "fastai" else ours(folder, seed, size, SETTINGS | CHANGES[side])
 
 
 def show(rounds: list[dict[str, Times]]) -> None:
@@ -224,7 +225,7 @@ def show(rounds: list[dict[str, Times]]) -> None:
 
     print("| seconds | fastai | ours | ratio |\n|---|---|---|---|")
     before = ("link_data", "precompute", "find_lr", "train_head")
-    for side, name in (("whole", "all layers"), ("tail", "late half")):
+    for side, name in (("whole", "all layers"), ("tail", "late half"), ("given", "all layers, rate given")):
         ratio("search and head, precompute counted", head, side, lambda t: sum(t[stage] for stage in before))
         ratio("search and head without precompute", head, side, lambda t: t["find_lr"] + t["train_head"])
         ratio(f"an unfrozen epoch, {name}", lambda t: t["fine-tune"] / EPOCHS, side, lambda t: t["training"] / EPOCHS)
