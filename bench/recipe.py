@@ -6,7 +6,7 @@ in rotation, each in a fresh process; importing and building the network are apa
 documentation has it (`vision_learner`, `lr_find` with the valley rule, `fit_one_cycle`, `tta`), decoding and augmenting in
 two workers. Ours: the stages of this project from link_data on, scan, checks, MLflow and report included, in three ways: the
 whole network unfrozen on live images; its late half from the cached map of the early one; and the whole network without a
-second search, all groups at the rate that docs/recipe.md finds best.
+second search, at the rate of params.yaml.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ SETTINGS = {
 CHANGES = {
     "whole": {},
     "tail": {"precompute.map_after": "early", "fine_tune.unfreeze_from": "late"},
-    "given": {"fine_tune.lr": "1.0e-3", "fine_tune.lr_ratio": "1"},
+    "given": {"fine_tune.lr": "1.0e-3"},
 }
 
 
