@@ -77,11 +77,12 @@ def test_a_bad_recipe_is_refused_and_nothing_is_written(params, tmp_path):
 
 
 def test_dogs_against_cats_runs_on_a_small_archive_of_the_same_layout(project, site, monkeypatch):  # noqa: F811
-    """The recipe as it is, but for a small network; the photos come through the real download and unpacking."""
+    """The recipe, but for a small network and a searched rate; the photos come through the real download and unpacking."""
     monkeypatch.setattr(builtin.write_oxford_pets, "__defaults__", (pets_archives(site, 72),))
     small = ("backbone.", "find_lr.", "runtime.", "precompute.batch_size", "fine_tune.batch_size")
     sets = [f"{key}={value}" for key, value in SMALL.items() if key.startswith(small)]
-    sets += ["precompute.engine=torch", "find_lr.unfrozen.steps=20", "fine_tune.epochs=1", "train_head.epochs=2"]
+    sets += ["precompute.engine=torch", "find_lr.unfrozen.steps=20", "fine_tune.lr=auto", "fine_tune.epochs=1"]
+    sets += ["train_head.epochs=2"]
     params = edit_params(project / "params.yaml", sets, project / "recipes/dogs-vs-cats.yaml").make()
     said = {}
     for name, stage in load_graph(project, params).items():
