@@ -30,7 +30,6 @@ from bench.data_sets import divide, interval, write_textures
 from bench.sides import keyed, said
 
 NAME, BATCH, HEAD_EPOCHS, EPOCHS, VIEWS = "tf_efficientnet_lite0", 32, 5, 4, 2
-SIDES = ("fastai", "whole", "tail", "given")
 Times = dict[str, float]
 
 
@@ -135,11 +134,13 @@ SETTINGS = {
     "train_head.batch_size": str(BATCH), "fine_tune.epochs": str(EPOCHS), "fine_tune.batch_size": str(BATCH),
     "fine_tune.lr": "auto", "fine_tune.lr_ratio": "10", "fine_tune.label_smoothing": "0",
 }  # fmt: skip
-CHANGES = {
-    "whole": {},
-    "tail": {"precompute.map_after": "early", "fine_tune.unfreeze_from": "late"},
-    "given": {"fine_tune.lr": "1.0e-3"},
+TAIL = {"precompute.map_after": "early", "fine_tune.unfreeze_from": "late"}
+WAYS: dict[str, tuple[str, dict[str, str]]] = {  # of ours: in words, and settings besides the common ones
+    "whole": ("all layers", {}),
+    "tail": ("late half", TAIL),
+    "given": ("all layers, rate given", {"fine_tune.lr": "1.0e-3"}),
 }
+SIDES = ("fastai", *WAYS)
 
 
 Run = Callable[[dict[str, str]], tuple[Times, dict[str, Any]]]
@@ -206,7 +207,7 @@ def measure(side: str, folder: str, seed: int, size: int) -> Times:
 
 def one_side(side: str, folder: Path, seed: int, size: int) -> Times:
     """The child's work."""
-    return fastai(folder, seed, size) if side == "fastai" else ours(folder, seed, size, SETTINGS | CHANGES[side])
+    return fastai(folder, seed, size) if side == "fastai" else ours(folder, seed, size, SETTINGS | WAYS[side][1])
 
 
 def show(rounds: list[dict[str, Times]]) -> None:
@@ -225,9 +226,9 @@ def show(rounds: list[dict[str, Times]]) -> None:
 
     print("| seconds | fastai | ours | ratio |\n|---|---|---|---|")
     before = ("link_data", "precompute", "find_lr", "train_head")
-    for side, name in (("whole", "all layers"), ("tail", "late half"), ("given", "all layers, rate given")):
-        ratio("search and head, precompute counted", head, side, lambda t: sum(t[stage] for stage in before))
-        ratio("search and head without precompute", head, side, lambda t: t["find_lr"] + t["train_head"])
+    for side, (name, _) in WAYS.items():
+        ratio(f"search and head, precompute counted, {name}", head, side, lambda t: sum(t[stage] for stage in before))
+        ratio(f"search and head without precompute, {name}", head, side, lambda t: t["find_lr"] + t["train_head"])
         ratio(f"an unfrozen epoch, {name}", lambda t: t["fine-tune"] / EPOCHS, side, lambda t: t["training"] / EPOCHS)
         ratio(
             f"second search and fine-tuning, {name}",

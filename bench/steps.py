@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.data_sets import DIGITS, PHOTOS, Set, interval, write_digits, write_textures
-from bench.recipe import scratch_project, write_labels
+from bench.recipe import TAIL, scratch_project, write_labels
 
 SETS = (
     Set("digits", 96, DIGITS, (256,), write_digits),
@@ -56,7 +56,6 @@ class Step:
 
 NO_VIEWS = {"precompute.views": "0", "fine_tune.unfreeze_from": "head", "fine_tune.epochs": "1"}
 HEAD = {"fine_tune.unfreeze_from": "head", "fine_tune.epochs": "1"}
-TAIL = {"precompute.map_after": "early", "fine_tune.unfreeze_from": "late"}
 STEPS = (
     Step("linear head on cached activations, no views, LR 3e-3", "head", NO_VIEWS | {"train_head.lr": "3.0e-3"}),
     Step("… LR by the range test", "head", NO_VIEWS, 0),
