@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from headstart.core.errors import InputError
 from headstart.models.backbones import build_backbone
 from headstart.models.cuts import cut_body
+from headstart.models.depthwise import Depthwise
 from headstart.models.folding import FoldedConv, training_view
 from headstart.models.freezing import freeze_except, layer_groups, trained_groups, training_mode
 from headstart.models.heads import Classifier, adapt, build_head
@@ -353,12 +354,16 @@ def test_bfloat16_is_for_hardware_that_has_it(monkeypatch):
 
 
 @pytest.mark.parametrize("bn_freeze", [True, False])
-def test_in_bfloat16_grouped_convolutions_stay_in_float32(bn_freeze):
-    backbone = build_backbone("test_efficientnet", "random", 32)
+def test_in_bfloat16_grouped_convolutions_stay_in_float32_unless_they_are_depthwise(bn_freeze):
+    backbone = build_backbone("regnetx_002", "random", 32)
     model = Classifier(backbone.body, build_head("linear", backbone.width, 3, 0))
     torch.nn.init.normal_(model.head[1].weight)
     feed = images_feed()
     nets = [Network(model, backbone.groups, bn_freeze, precision) for precision in ("float32", "bfloat16")]
+    depthwise = Network(mobile := unfrozen("test_efficientnet")[0], {}, bn_freeze, "bfloat16").runner(feed)
+    assert sum(isinstance(module, Depthwise) for module in depthwise.modules()) == sum(
+        isinstance(module, nn.Conv2d) and module.groups > 1 for module in mobile.modules()
+    )
     seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
 
     def look(module: nn.Conv2d, inputs: object, output: torch.Tensor) -> None:

@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from headstart.models.depthwise import Depthwise, is_depthwise
+
 logger = logging.getLogger("headstart")
 FOLD_TOLERANCE = 1e-3
 
@@ -62,15 +64,23 @@ def shared_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, own)  # deepcopy takes what its memo holds as copied already
 
 
-def grouped_in_float32(view: nn.Module) -> nn.Module:
-    """Have a view's grouped convolutions, folded or not, compute in float32 under autocast; changes it in place."""
-    grouped = [
-        name
+def fast_grouped(view: nn.Module, mixed: bool) -> nn.Module:
+    """Have a view's depthwise convolutions, folded or not, take fast gradients; changes it in place.
+
+    Args:
+        mixed: other grouped convolutions compute in float32 under autocast: PyTorch's are slow in bfloat16.
+    """
+    grouped = {
+        name: conv
         for name, module in view.named_modules()
         if isinstance(conv := module.conv if isinstance(module, FoldedConv) else module, nn.Conv2d) and conv.groups > 1
-    ]
-    for name in grouped:
-        if not any(name.startswith(f"{outer}.") for outer in grouped):  # the convolution within a folded one
+    }
+    for name, conv in grouped.items():
+        if any(name.startswith(f"{outer}.") for outer in grouped):  # the convolution within a folded one
+            continue
+        if is_depthwise(conv):
+            _replace(view, name, Depthwise(view.get_submodule(name)))
+        elif mixed:
             _replace(view, name, Float32(view.get_submodule(name)))
     return view
 

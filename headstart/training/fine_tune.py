@@ -14,7 +14,7 @@ from headstart.core.parallel import chunks
 from headstart.data.images import image_map
 from headstart.data.transforms import Preprocessing, normalise
 from headstart.models.cuts import cut_body
-from headstart.models.folding import grouped_in_float32, shared_copy, training_view
+from headstart.models.folding import fast_grouped, shared_copy, training_view
 from headstart.models.freezing import HEAD, freeze_except, layer_groups, trained_groups, training_mode
 from headstart.models.heads import Classifier
 from headstart.runtime import autocast
@@ -99,8 +99,8 @@ class Network:
             body = cut_body(self.model.body, self.groups, feed.after)[1] if feed.after else self.model.body
             part = Classifier(body, self.model.head)
             view = training_view(part, feed.example()) if self.bn_freeze else shared_copy(part)
-            mixed = self.precision == "bfloat16" and next(part.parameters()).device.type == "cpu"
-            self.views[feed.after] = grouped_in_float32(view) if mixed else view
+            on_cpu = next(part.parameters()).device.type == "cpu"
+            self.views[feed.after] = fast_grouped(view, mixed=self.precision == "bfloat16") if on_cpu else view
         return self.views[feed.after]
 
     def forward(self, feed: Feed) -> Forward:

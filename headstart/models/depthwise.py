@@ -1,0 +1,143 @@
+"""Depthwise convolutions on a CPU, whose gradients take oneDNN's fast kernels.
+
+oneDNN has fast weight gradients of depthwise convolutions for kernels up to three columns wide; wider ones take a path
+ten times as slow. A weight's gradient depends on its own column of the kernel alone, so a wide kernel's is put
+together from those of slices of three columns. In bfloat16 the input's gradient has no fast kernel at strides
+above one, and is computed in float32. The forward pass is PyTorch's own. docs/decisions.md has the measurements.
+
+Shape legend: n images, c channels, h x w input, p x q output, i x j kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+FAST_COLUMNS = 3
+Pair = tuple[int, int]
+CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward
+
+
+class Depthwise(nn.Module):
+    """A depthwise convolution, of whatever class, with these gradients."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with _FastGradients():
+            y: torch.Tensor = self.inner(x)
+        return y
+
+
+class _FastGradients(TorchFunctionMode):
+    """Within it, F.conv2d is `_Convolution`; what a convolution's class does besides, such as padding, stays its own."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is not F.conv2d or kwargs or isinstance(args[4], str):
+            return func(*args, **(kwargs or {}))
+        x, weight, bias, stride, padding = args[:5]
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in (x, weight, bias))
+        return _Convolution.apply(x, weight, bias, tuple(stride), tuple(padding))
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether each channel of the output is of one channel of the input, and each of the input makes one."""
+    return conv.groups == conv.in_channels == conv.out_channels and conv.dilation == (1, 1)
+
+
+class _Convolution(torch.autograd.Function):
+    """x [n, c, h, w], weight [c, 1, i, j] and bias [c] or None to [n, c, p, q]."""
+
+    @staticmethod
+    def forward(
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Pair, padding: Pair
+    ) -> torch.Tensor:
+        return F.conv2d(x, weight, bias, stride, padding, 1, len(weight))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, weight, _, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        of_x, of_weight, of_bias, _, _ = ctx.needs_input_grad
+        return (
+            input_gradient(gradient, x, weight, ctx.stride, ctx.padding) if of_x else None,
+            weight_gradient(gradient, x, weight, ctx.stride, ctx.padding) if of_weight else None,
+            gradient.sum((0, 2, 3)) if of_bias else None,
+            None,
+            None,
+        )
+
+
+def input_gradient(
+    gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair
+) -> torch.Tensor:
+    """Of a depthwise convolution's input, [n, c, h, w].
+
+    Args:
+        gradient: of its output, [n, c, p, q].
+    """
+    dtype = x.dtype
+    if max(stride) > 1 and dtype == torch.bfloat16:
+        x = torch.empty_like(x, dtype=torch.float32)  # its shape and layout alone matter
+        gradient, weight = gradient.float(), weight.float()
+    return _backward(gradient, x, weight, stride, padding, 0).to(dtype)
+
+
+def weight_gradient(
+    gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair
+) -> torch.Tensor:
+    """Of a depthwise convolution's weight, [c, 1, i, j].
+
+    Args:
+        gradient: of its output, [n, c, p, q].
+    """
+    columns = weight.shape[3]
+    if columns <= FAST_COLUMNS:
+        return _backward(gradient, x, weight, stride, padding, 1)
+    parts = []
+    for first in range(0, columns, FAST_COLUMNS):
+        part = weight[..., first : first + FAST_COLUMNS]
+        seen = _columns_seen(x, first, (gradient.shape[3] - 1) * stride[1] + part.shape[3], padding)
+        parts.append(_backward(gradient, seen, part, stride, (0, 0), 1))
+    return torch.cat(parts, 3)
+
+
+def _columns_seen(x: torch.Tensor, first: int, count: int, padding: Pair) -> torch.Tensor:
+    """`count` columns of x, padded with zeros on all sides, from column `first` on; channels-last."""
+    n, c, h, w = x.shape
+    (above, left), start = padding, first - padding[1]
+    padded = x.new_zeros(n, h + 2 * above, count, c)
+    low, high = max(start, 0), min(start + count, w)
+    padded[:, above : above + h, low - start : high - start] = x.permute(0, 2, 3, 1)[:, :, low:high]
+    return padded.permute(0, 3, 1, 2)
+
+
+def _backward(
+    gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair, of: int
+) -> torch.Tensor:
+    """PyTorch's gradient of the input (`of` 0) or the weight (1)."""
+    wanted = [of == 0, of == 1, False]
+    found: torch.Tensor = CONVOLUTION_BACKWARD(
+        gradient, x, weight, None, stride, padding, (1, 1), False, (0, 0), len(weight), wanted
+    )[of]
+    return found
