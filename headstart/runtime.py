@@ -99,5 +99,5 @@ def training_precision(wanted: str, device: torch.device) -> tuple[str, str]:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bfloat16", "this GPU has bfloat16") if native else ("float32", "this GPU has no bfloat16")
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return "bfloat16", "this CPU has it natively; weights and grouped convolutions in float32"
+        return "bfloat16", "this CPU has it natively; weights in float32"
     return "float32", "no native bfloat16 here"

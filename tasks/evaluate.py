@@ -20,7 +20,7 @@ from headstart.core.files import sha256_file, write_bytes, write_json, write_tex
 from headstart.core.parallel import chunks, count
 from headstart.core.progress import track
 from headstart.core.stages import Job, Summary, main
-from headstart.data.images import ImageSource, image_map
+from headstart.data.images import KEPT_BYTES, ImageSource, Kept, image_map
 from headstart.data.manifest import read_manifest, write_csv
 from headstart.data.transforms import Augmentation, normalise
 from headstart.evaluation import galleries, metrics, plots, report
@@ -52,6 +52,7 @@ def evaluate(job: Job) -> Summary:
         preprocessing=card.preprocessing,
         augmentation=Augmentation(**params.precompute.augment.model_dump()),
         seed=params.precompute.view_seed,
+        kept=Kept(KEPT_BYTES),
     )
     tuned_vnc = all_views(job, images, model, test)
     p = {
@@ -79,22 +80,27 @@ def evaluate(job: Job) -> Summary:
 
 
 def all_views(job: Job, images: ImageSource, model: Classifier, test: pd.DataFrame) -> torch.Tensor:
-    """The fine-tuned model's logits [v, n, c] of every view of the test images."""
+    """The fine-tuned model's logits [v, n, c] of every view of the test images.
+
+    As in precompute, each worker decodes and classifies in one thread, so that the cores never wait for each other.
+    """
     params = job.params
     device = configure(params.runtime.threads, params.runtime.device)
     model.body, _ = fold_batch_norms(model.body, torch.zeros(1, 3, *[images.preprocessing.image_size] * 2))
-    place(model, device)
-    augmented, size = params.precompute.views, params.fine_tune.batch_size
-    files = list(zip(test["path"], test["key"], strict=True))
+    place(model, device).eval()
+    views, files = 1 + params.precompute.views, list(zip(test["path"], test["key"], strict=True))
 
-    def batches() -> Iterator[torch.Tensor]:
-        workers = count(params.runtime.workers)
-        loaded = image_map(lambda file: list(images.views(*file, range(1 + augmented))), files, workers, ahead=2 * size)
-        views = chunks((view for image in loaded for view in image), size)
-        for batch in track(views, "classifying test images", len(files) * (1 + augmented), weigh=len):
-            yield normalise(torch.stack(batch).to(device), images.preprocessing)
+    @torch.inference_mode()
+    def classify(part: list[tuple[str, str]]) -> torch.Tensor:
+        x = torch.stack([view for file in part for view in images.views(*file, range(views))])
+        logits: torch.Tensor = model(normalise(x.to(device), images.preprocessing)).float().cpu()
+        return logits
 
-    return predict(model, batches()).reshape(len(files), 1 + augmented, -1).transpose(0, 1)
+    workers, parts = count(params.runtime.workers), chunks(files, max(1, params.fine_tune.batch_size // views))
+    done = track(
+        image_map(classify, parts, workers, ahead=2 * workers), "classifying test images", len(files) * views, weigh=len
+    )
+    return torch.cat(list(done)).reshape(len(files), views, -1).transpose(0, 1)
 
 
 def alike(activations: Activations, manifest: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:

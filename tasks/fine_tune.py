@@ -18,7 +18,7 @@ from headstart.core.files import sha256_file, write_bytes, write_json
 from headstart.core.parallel import count
 from headstart.core.progress import track
 from headstart.core.stages import Job, Summary, main
-from headstart.data.images import ImageSource
+from headstart.data.images import KEPT_BYTES, ImageSource, Kept
 from headstart.data.manifest import read_manifest
 from headstart.data.transforms import Augmentation
 from headstart.evaluation.searches import write_search
@@ -214,6 +214,7 @@ def feed_for(job: Job, network: Network, card: Card, manifest: pd.DataFrame, unf
         preprocessing=card.preprocessing,
         augmentation=Augmentation(**params.precompute.augment.model_dump()),
         seed=derive_seed(params.seed, "fine_tune"),
+        kept=Kept(KEPT_BYTES),
     )
     train, valid = (manifest[manifest["split"] == split].reset_index(drop=True) for split in splits)
     return tuning.live_feed(

@@ -217,8 +217,10 @@ def openvino_forward(
     whole = _FromBytes(body, preprocessing).eval()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it traces with torch.jit, which torch calls deprecated
-            model = openvino.convert_model(whole, example_input=example, input=list(shape))
+            warnings.simplefilter("ignore")  # torch calls its tracing deprecated
+            # left to itself OpenVINO traces twice, to compare: a second for what guard.py has proved already
+            traced = torch.jit.freeze(torch.jit.trace(whole, example, check_trace=False))
+            model = openvino.convert_model(traced, example_input=example, input=list(shape))
     except _conversion_failures() as error:
         why = [line for line in str(error).splitlines() if line.strip()]
         raise InputError(

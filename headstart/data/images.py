@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,23 @@ from headstart.data.transforms import Augmentation, Preprocessing, augmented_vie
 
 A = TypeVar("A")
 B = TypeVar("B")
+KEPT_BYTES = 1 << 30
+
+
+class Kept:
+    """Resized images by key, those that came first, up to so many bytes: an epoch need not decode what the last one did."""
+
+    def __init__(self, most: int) -> None:
+        self.room = most
+        self.images: dict[str, torch.Tensor] = {}
+        self.lock = threading.Lock()
+
+    def add(self, key: str, image: torch.Tensor) -> None:
+        """Keep an image, if there is room."""
+        with self.lock:
+            if key not in self.images and image.nbytes <= self.room:
+                self.images[key] = image
+                self.room -= image.nbytes
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,7 @@ class ImageSource:
         preprocessing: size, crop, interpolation.
         augmentation: what a view may do.
         seed: views depend on it and on the image's bytes.
+        kept: images that are read more than once, as one that trains is; none by default.
     """
 
     folder: Path
@@ -35,6 +54,7 @@ class ImageSource:
     preprocessing: Preprocessing
     augmentation: Augmentation
     seed: int
+    kept: Kept = field(default_factory=partial(Kept, 0), compare=False, repr=False)
 
     def plain(self, path: str, key: str) -> torch.Tensor:
         """The plain view [3, s, s] uint8 of the file with SHA-256 `key`."""
@@ -51,7 +71,12 @@ class ImageSource:
         return self._augment(self._resized(path, key), key, "epoch", epoch)
 
     def _resized(self, path: str, key: str) -> torch.Tensor:
-        return resized(read_pixels(self.folder, path, key, self.max_pixels, self.preprocessing.enough), self.preprocessing)
+        image = self.kept.images.get(key)  # `key` is of the bytes, so what is kept is right whatever became of the file
+        if image is None:
+            pixels = read_pixels(self.folder, path, key, self.max_pixels, self.preprocessing.enough)
+            image = resized(pixels, self.preprocessing)
+            self.kept.add(key, image)
+        return image
 
     def _augment(self, image: torch.Tensor, key: str, kind: str, number: int) -> torch.Tensor:
         rng = view_generator(self.seed, kind, key, number)

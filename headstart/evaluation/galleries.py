@@ -51,7 +51,11 @@ class Judged:
         return self.images.plain(self.table["path"][i], self.table["key"][i])
 
     def item(self, i: int) -> dict[str, Any]:
-        """What the report says of test image i."""
+        """What the report says of test image i, and its picture."""
+        return self.facts(i) | {"image": thumbnail(self.picture(i))}
+
+    def facts(self, i: int) -> dict[str, Any]:
+        """What is known of test image i."""
         confidence, said = (float(part) for part in self.p_nc[i].max(0))
         return {
             "path": self.table["path"][i],
@@ -59,7 +63,6 @@ class Judged:
             "predicted": self.classes[int(said)],
             "confidence": confidence,
             "true": float(self.p_nc[i, int(self.table["class_index"][i])]),
-            "image": thumbnail(self.picture(i)),
         }
 
 
@@ -114,7 +117,7 @@ def contact_sheet(judged: Judged, rows: Sequence[int]) -> bytes:
     axes.set_axis_off()
     for place, i in enumerate(rows):
         left, bottom = place % COLUMNS, height * (place // COLUMNS + 1)
-        item = judged.item(i)
+        item = judged.facts(i)
         extent = (left + 0.03, left + 0.97, bottom - 0.03, bottom - 0.97)
         axes.imshow(np.asarray(_tile(judged.picture(i))), extent=extent, aspect="auto")
         said = f"{short(item['label'])}\nas {short(item['predicted'])} {100 * item['confidence']:.0f} %"

@@ -64,9 +64,7 @@ class _Convolution(torch.autograd.Function):
     """x [n, c, h, w], weight [c, 1, i, j] and bias [c] or None to [n, c, p, q]."""
 
     @staticmethod
-    def forward(
-        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Pair, padding: Pair
-    ) -> torch.Tensor:
+    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Pair, padding: Pair) -> torch.Tensor:
         return F.conv2d(x, weight, bias, stride, padding, 1, len(weight))
 
     @staticmethod
@@ -88,9 +86,7 @@ class _Convolution(torch.autograd.Function):
         )
 
 
-def input_gradient(
-    gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair
-) -> torch.Tensor:
+def input_gradient(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
     """Of a depthwise convolution's input, [n, c, h, w].
 
     Args:
@@ -103,9 +99,7 @@ def input_gradient(
     return _backward(gradient, x, weight, stride, padding, 0).to(dtype)
 
 
-def weight_gradient(
-    gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair
-) -> torch.Tensor:
+def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
     """Of a depthwise convolution's weight, [c, 1, i, j].
 
     Args:
@@ -125,7 +119,7 @@ def weight_gradient(
 def _columns_seen(x: torch.Tensor, first: int, count: int, padding: Pair) -> torch.Tensor:
     """`count` columns of x, padded with zeros on all sides, from column `first` on; channels-last."""
     n, c, h, w = x.shape
-    (above, left), start = padding, first - padding[1]
+    above, start = padding[0], first - padding[1]
     padded = x.new_zeros(n, h + 2 * above, count, c)
     low, high = max(start, 0), min(start + count, w)
     padded[:, above : above + h, low - start : high - start] = x.permute(0, 2, 3, 1)[:, :, low:high]

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from headstart.activations.namespace import hardware, library_versions
 from headstart.core import snapshot
-from headstart.core.files import canonical_json, remove, sha256_bytes, write_bytes, write_json
+from headstart.core.files import atomic_path, canonical_json, remove, sha256_bytes, write_json
 
 logger = logging.getLogger("headstart")
 Tensors = dict[str, torch.Tensor]
@@ -30,7 +31,7 @@ class Saved:
     """All of a training's state.
 
     Args:
-        model, best: state dicts, the current one and the best epoch's.
+        model, best: state dicts, the current one and the best epoch's; the latter empty where it is the current one.
         optimizer: the optimizer's tensors, named `PARAMETER.NAME`.
         random: of the generators; empty at an epoch's end, as every epoch seeds its own.
         progress: plain values, of `History`.
@@ -65,6 +66,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch
                 own[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
+def checksum(tensors: Tensors) -> str:
+    """Of names, types, shapes and values; 32 hex digits, against accidents only."""
+    digest = xxhash.xxh3_128()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 class Checkpoint:
     """One training's place on disk.
 
@@ -93,9 +103,9 @@ class Checkpoint:
         flat = {
             f"{part}/{name}": value.detach().cpu().contiguous() for part, own in parts.items() for name, value in own.items()
         }
-        checksum = sha256_bytes(save(flat))
-        metadata = {"headstart": canonical_json({"progress": saved.progress, "sha256": checksum})}
-        write_bytes(self.path, save(flat, metadata=metadata))
+        metadata = {"headstart": canonical_json({"progress": saved.progress, "xxh128": checksum(flat)})}
+        with atomic_path(self.path) as temporary:
+            save_file(flat, temporary, metadata)
 
     def load(self) -> Saved | None:
         """The last state, or None where there is none; a damaged one is reported and not used."""
@@ -108,7 +118,7 @@ class Checkpoint:
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("  %s is damaged (%s): training begins anew", self.path, str(error)[:120])
             return None
-        if metadata["sha256"] != sha256_bytes(save(flat)):
+        if metadata.get("xxh128") != checksum(flat):
             logger.warning("  %s is damaged (checksum): training begins anew", self.path)
             return None
         parts: dict[str, Tensors] = {"model": {}, "best": {}, "optimizer": {}, "random": {}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -75,7 +75,7 @@ class Network:
         groups: the body's parameter names by layer group, earliest first.
         bn_freeze: see `training_mode`.
         precision: "float32" or "bfloat16", of the forward and backward passes. Weights are float32 always, and so are,
-            on a CPU, grouped convolutions: PyTorch's run backwards slower in bfloat16.
+            on a CPU, grouped convolutions that are not depthwise: PyTorch's run backwards slower in bfloat16.
     """
 
     model: Classifier
@@ -137,6 +137,9 @@ def image_batches(
 ) -> Iterator[torch.Tensor]:
     """Load images in order, in threads, and normalise them in batches.
 
+    A GPU trains while the next images are loaded. On a CPU the two take turns: both want all cores, and an operation
+    that waits for one that is loading takes longer than both one after the other.
+
     Args:
         items: what `load` takes.
         load: from an item to its image [3, s, s] uint8.
@@ -144,9 +147,13 @@ def image_batches(
     Yields:
         [n, 3, s, s] float32 on `device`.
     """
-    images = image_map(load, items, workers, ahead=2 * batch_size)
-    for batch in chunks(images, batch_size):
-        yield normalise(torch.stack(batch).to(device), preprocessing)
+    batches: Iterator[Iterable[torch.Tensor]]
+    if device.type == "cpu":
+        batches = (image_map(load, part, workers, ahead=len(part)) for part in chunks(items, batch_size))
+    else:
+        batches = chunks(image_map(load, items, workers, ahead=2 * batch_size), batch_size)
+    for batch in batches:
+        yield normalise(torch.stack(list(batch)).to(device), preprocessing)
 
 
 def live_feed(

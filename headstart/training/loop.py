@@ -131,7 +131,7 @@ class Trainer:
         saved = self.checkpoint.load() if self.checkpoint else None
         if saved is not None:
             self.model.load_state_dict(saved.model)
-            self.best, self.history = saved.best, History(**saved.progress)
+            self.best, self.history = saved.best or saved.model, History(**saved.progress)
         start = 0
         with self.whole:
             for phase in phases:
@@ -222,8 +222,10 @@ class Trainer:
 
     def _save(self, optimizer: torch.optim.Optimizer, random: Tensors) -> None:
         if self.checkpoint:
-            state = Saved(self.model.state_dict(), self.best, optimizer_tensors(optimizer), random, asdict(self.history))
-            self.checkpoint.save(state)
+            history = self.history
+            just_now = history.best == len(history.epochs) - 1 and not history.batch and bool(history.epochs)
+            best = {} if just_now else self.best
+            self.checkpoint.save(Saved(self.model.state_dict(), best, optimizer_tensors(optimizer), random, asdict(history)))
 
 
 def train_step(
