@@ -46,13 +46,14 @@ class _FastGradients(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is not F.conv2d or kwargs or isinstance(args[4], str):
+        usual = func is F.conv2d and len(args) >= 5 and not kwargs and all(isinstance(part, tuple) for part in args[3:5])
+        if not usual:  # not as nn.Conv2d calls it
             return func(*args, **(kwargs or {}))
         x, weight, bias, stride, padding = args[:5]
         if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in (x, weight, bias))
-        return _Convolution.apply(x, weight, bias, tuple(stride), tuple(padding))
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        with torch.autocast(x.device.type, enabled=False):
+            return _Convolution.apply(x, weight, bias, stride, padding)
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:
@@ -65,7 +66,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Pair, padding: Pair) -> torch.Tensor:
-        return F.conv2d(x, weight, bias, stride, padding, 1, len(weight))
+        return F.conv2d(x.to(weight.dtype), weight, bias, stride, padding, 1, len(weight)).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -80,7 +81,7 @@ class _Convolution(torch.autograd.Function):
         return (
             input_gradient(gradient, x, weight, ctx.stride, ctx.padding) if of_x else None,
             weight_gradient(gradient, x, weight, ctx.stride, ctx.padding) if of_weight else None,
-            gradient.sum((0, 2, 3)) if of_bias else None,
+            gradient.sum((0, 2, 3), dtype=weight.dtype) if of_bias else None,
             None,
             None,
         )
@@ -92,11 +93,10 @@ def input_gradient(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     Args:
         gradient: of its output, [n, c, p, q].
     """
-    dtype = x.dtype
-    if max(stride) > 1 and dtype == torch.bfloat16:
-        x = torch.empty_like(x, dtype=torch.float32)  # its shape and layout alone matter
-        gradient, weight = gradient.float(), weight.float()
-    return _backward(gradient, x, weight, stride, padding, 0).to(dtype)
+    if max(stride) == 1 or x.dtype != torch.bfloat16:
+        return _backward(gradient, x, weight.to(x.dtype), stride, padding, 0)
+    like_x = torch.empty_like(x, dtype=torch.float32)  # its shape and layout alone matter
+    return _backward(gradient.float(), like_x, weight.float(), stride, padding, 0).to(x.dtype)
 
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
@@ -105,15 +105,15 @@ def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tenso
     Args:
         gradient: of its output, [n, c, p, q].
     """
-    columns = weight.shape[3]
+    columns, like_weight = weight.shape[3], weight.to(x.dtype)
     if columns <= FAST_COLUMNS:
-        return _backward(gradient, x, weight, stride, padding, 1)
+        return _backward(gradient, x, like_weight, stride, padding, 1).to(weight.dtype)
     parts = []
     for first in range(0, columns, FAST_COLUMNS):
-        part = weight[..., first : first + FAST_COLUMNS]
+        part = like_weight[..., first : first + FAST_COLUMNS]
         seen = _columns_seen(x, first, (gradient.shape[3] - 1) * stride[1] + part.shape[3], padding)
         parts.append(_backward(gradient, seen, part, stride, (0, 0), 1))
-    return torch.cat(parts, 3)
+    return torch.cat(parts, 3).to(weight.dtype)
 
 
 def _columns_seen(x: torch.Tensor, first: int, count: int, padding: Pair) -> torch.Tensor:

@@ -1,0 +1,114 @@
+"""Fine-tuning's step with our gradients of depthwise convolutions against PyTorch's: `python -m bench.depthwise`.
+
+EfficientNet-lite0 with frozen batch norm, fastai's head, batches of 32, in fine-tuning's precision on this machine.
+PyTorch's side computes depthwise convolutions in float32, where its own are fastest. Sides in alternation, medians of rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from bench.sides import said
+from headstart.models.backbones import build_backbone
+from headstart.models.cuts import cut_body
+from headstart.models.depthwise import Depthwise, weight_gradient
+from headstart.models.folding import Float32
+from headstart.models.heads import Classifier, build_head
+from headstart.runtime import configure, place, training_precision
+from headstart.training.fine_tune import Feed, Network, Stretch
+from headstart.training.loop import train_step
+from headstart.training.options import Options
+
+NAME, BATCH = "tf_efficientnet_lite0", 32
+LAYERS = ((144, 32, 2), (240, 16, 1), (480, 8, 1), (672, 8, 1), (672, 8, 2), (1152, 4, 1))  # channels, side at 128 px, stride
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def rounds(sides: list[Callable[[], object]], number: int) -> list[list[float]]:
+    """Seconds of each side in each round, after two that do not count."""
+    return [[seconds(side) for side in sides] for _ in range(number + 2)][2:]
+
+
+def show(what: str, found: list[list[float]], unit: float, form: str) -> None:
+    """A row: both sides' medians, and the median and range of the ratios."""
+    cells = [format(statistics.median(column) * unit, form) for column in zip(*found, strict=True)]
+    print(f"| {what} | {' | '.join(cells)} | {said([torchs / ours for torchs, ours in found], '.2f')} |")
+
+
+def kernels(number: int) -> None:
+    """The weight gradients of the network's 5 x 5 convolutions at 128 px."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for channels, side, stride in LAYERS:
+            conv = nn.Conv2d(channels, channels, 5, stride, 2, groups=channels).to(dtype)
+            x = torch.randn(BATCH, channels, side, side).to(dtype).contiguous(memory_format=torch.channels_last)
+            gradient = torch.randn_like(conv(x))
+            pair = (stride, stride), (2, 2)
+
+            def own(x=x, gradient=gradient, weight=conv.weight, pair=pair) -> object:  # type: ignore[no-untyped-def]
+                arguments = (gradient, x, weight, None, *pair, (1, 1), False, (0, 0), len(weight), [False, True, False])
+                return torch.ops.aten.convolution_backward(*arguments)
+
+            def ours(x=x, gradient=gradient, weight=conv.weight, pair=pair) -> object:  # type: ignore[no-untyped-def]
+                return weight_gradient(gradient, x, weight, *pair)
+
+            with torch.no_grad():
+                found = rounds([own, ours], number)
+            show(f"{channels} channels, {side} x {side}, stride {stride}, {str(dtype)[6:]}, ms", found, 1e3, ".2f")
+
+
+def step(size: int, after: str | None) -> Callable[[bool], Callable[[], object]]:
+    """From whether the gradients are ours to one training step of the whole network, or of what follows a layer group."""
+    device = configure("auto", "cpu")
+    precision, _ = training_precision("auto", device)
+    backbone = build_backbone(NAME, "packaged", size)
+    x = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
+    if after:
+        with torch.no_grad():
+            x = cut_body(backbone.body, backbone.groups, after)[0].eval()(x).contiguous(memory_format=torch.channels_last)
+    y = torch.arange(BATCH) % 10
+    feed = Feed(after, lambda *_: iter(()), lambda: iter(()), lambda: x[:1])
+
+    def side(fast: bool) -> Callable[[], object]:
+        model = place(Classifier(backbone.body, build_head("mlp", backbone.width, 10, 0)), device)
+        network = Network(model, backbone.groups, True, precision)
+        optimizer = network.unfreeze(Stretch("late" if after else "all", 1, 1e-4, 10), Options())
+        runner = network.runner(feed)
+        if not fast:
+            for name, module in list(runner.named_modules()):
+                if isinstance(module, Depthwise):
+                    parent, _, leaf = name.rpartition(".")
+                    setattr(runner.get_submodule(parent), leaf, Float32(module.inner))
+        network.prepare(feed)
+        forward = network.forward(feed)
+        return lambda: train_step(forward, optimizer, x, y, Options().loss(y, device))
+
+    return side
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.depthwise", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    number = parser.parse_args().rounds
+    configure("auto", "cpu")
+    print("| | PyTorch | ours | ratio: median (range) |\n|---|---|---|---|")
+    kernels(number)
+    for size in (128, 224):
+        for after, name in ((None, "all layers"), ("early", "late half")):
+            side = step(size, after)
+            show(f"a training step, {name}, {size} px, ms", rounds([side(False), side(True)], number), 1e3, ".0f")
+
+
+if __name__ == "__main__":
+    main()
