@@ -17,8 +17,7 @@ from torch import nn
 from bench.sides import said
 from headstart.models.backbones import build_backbone
 from headstart.models.cuts import cut_body
-from headstart.models.depthwise import Depthwise, weight_gradient
-from headstart.models.folding import Float32
+from headstart.models.depthwise import Depthwise, Float32, weight_gradient
 from headstart.models.heads import Classifier, build_head
 from headstart.runtime import configure, place, training_precision
 from headstart.training.fine_tune import Feed, Network, Stretch

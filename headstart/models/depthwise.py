@@ -1,9 +1,10 @@
 """Depthwise convolutions on a CPU, whose gradients take oneDNN's fast kernels.
 
 oneDNN has fast weight gradients of depthwise convolutions for kernels up to three columns wide; wider ones take a path
-ten times as slow. A weight's gradient depends on its own column of the kernel alone, so a wide kernel's is put
-together from those of slices of three columns. In bfloat16 the input's gradient has no fast kernel at strides
-above one, and is computed in float32. The forward pass is PyTorch's own. docs/decisions.md has the measurements.
+some two times as slow in float32, and ten times in bfloat16. A weight's gradient depends on its own column of the kernel
+alone, so a wide kernel's is put together from those of slices of three columns. In bfloat16 the input's gradient has no
+fast kernel at strides above one, and is computed in float32. The forward pass is PyTorch's own, in the weights'
+precision. docs/decisions.md has the measurements.
 
 Shape legend: n images, c channels, h x w input, p x q output, i x j kernel.
 """
@@ -17,6 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from headstart.models.folding import FoldedConv, replace
 
 FAST_COLUMNS = 3
 Pair = tuple[int, int]
@@ -34,6 +37,40 @@ class Depthwise(nn.Module):
         with _FastGradients():
             y: torch.Tensor = self.inner(x)
         return y
+
+
+class Float32(nn.Module):
+    """A module that computes in float32 whatever is around it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            y: torch.Tensor = self.inner(x.float())
+        return y
+
+
+def fast_grouped(view: nn.Module, mixed: bool) -> nn.Module:
+    """Have a view's depthwise convolutions, folded or not, take fast gradients; changes it in place.
+
+    Args:
+        mixed: other grouped convolutions compute in float32 under autocast: PyTorch's are slow in bfloat16.
+    """
+    grouped = {
+        name: conv
+        for name, module in view.named_modules()
+        if isinstance(conv := module.conv if isinstance(module, FoldedConv) else module, nn.Conv2d) and conv.groups > 1
+    }
+    for name, conv in grouped.items():
+        if any(name.startswith(f"{outer}.") for outer in grouped):  # the convolution within a folded one
+            continue
+        if is_depthwise(conv):
+            replace(view, name, Depthwise(view.get_submodule(name)))
+        elif mixed:
+            replace(view, name, Float32(view.get_submodule(name)))
+    return view
 
 
 class _FastGradients(TorchFunctionMode):

@@ -14,8 +14,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from headstart.models.depthwise import Depthwise, is_depthwise
-
 logger = logging.getLogger("headstart")
 FOLD_TOLERANCE = 1e-3
 
@@ -45,44 +43,10 @@ class FoldedConv(nn.Module):
         return y
 
 
-class Float32(nn.Module):
-    """A module that computes in float32 whatever is around it."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            y: torch.Tensor = self.inner(x.float())
-        return y
-
-
 def shared_copy(model: nn.Module) -> nn.Module:
     """New modules around the model's own parameters and buffers."""
     own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, own)  # deepcopy takes what its memo holds as copied already
-
-
-def fast_grouped(view: nn.Module, mixed: bool) -> nn.Module:
-    """Have a view's depthwise convolutions, folded or not, take fast gradients; changes it in place.
-
-    Args:
-        mixed: other grouped convolutions compute in float32 under autocast: PyTorch's are slow in bfloat16.
-    """
-    grouped = {
-        name: conv
-        for name, module in view.named_modules()
-        if isinstance(conv := module.conv if isinstance(module, FoldedConv) else module, nn.Conv2d) and conv.groups > 1
-    }
-    for name, conv in grouped.items():
-        if any(name.startswith(f"{outer}.") for outer in grouped):  # the convolution within a folded one
-            continue
-        if is_depthwise(conv):
-            _replace(view, name, Depthwise(view.get_submodule(name)))
-        elif mixed:
-            _replace(view, name, Float32(view.get_submodule(name)))
-    return view
 
 
 def training_view(model: nn.Module, example: torch.Tensor) -> nn.Module:
@@ -115,8 +79,8 @@ def _fold_live(view: nn.Module, pairs: list[tuple[str, str]]) -> None:
         conv, norm = view.get_submodule(conv_name), view.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, _BatchNorm)
-        _replace(view, conv_name, FoldedConv(conv, norm))
-        _replace(view, norm_name, _rest(norm))
+        replace(view, conv_name, FoldedConv(conv, norm))
+        replace(view, norm_name, _rest(norm))
 
 
 def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -186,7 +150,7 @@ def _fold(body: nn.Module, conv_name: str, norm_name: str) -> None:
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    _replace(body, norm_name, _rest(norm))
+    replace(body, norm_name, _rest(norm))
 
 
 def _rest(norm: nn.Module) -> nn.Module:
@@ -194,6 +158,6 @@ def _rest(norm: nn.Module) -> nn.Module:
     return nn.Sequential(*(part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)))
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)

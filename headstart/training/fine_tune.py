@@ -14,7 +14,8 @@ from headstart.core.parallel import chunks
 from headstart.data.images import image_map
 from headstart.data.transforms import Preprocessing, normalise
 from headstart.models.cuts import cut_body
-from headstart.models.folding import fast_grouped, shared_copy, training_view
+from headstart.models.depthwise import fast_grouped
+from headstart.models.folding import shared_copy, training_view
 from headstart.models.freezing import HEAD, freeze_except, layer_groups, trained_groups, training_mode
 from headstart.models.heads import Classifier
 from headstart.runtime import autocast
