@@ -16,13 +16,14 @@ from headstart.activations.store import Activations
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file, write_bytes, write_json
 from headstart.core.parallel import count
+from headstart.core.params import Stretch as Phase
 from headstart.core.progress import track
 from headstart.core.stages import Job, Summary, main
 from headstart.data.images import KEPT_BYTES, ImageSource, Kept
 from headstart.data.manifest import read_manifest
 from headstart.data.transforms import Augmentation
 from headstart.evaluation.searches import write_search
-from headstart.models.backbones import build_backbone
+from headstart.models.backbones import build_backbone, refuse_size
 from headstart.models.cuts import cut_body
 from headstart.models.freezing import has_batch_norm
 from headstart.models.heads import Classifier
@@ -58,7 +59,11 @@ def fine_tune(job: Job) -> Summary:
     logger.info("  training in %s (%s)", precision, why)
     network = Network(model, backbone.groups, settings.bn_freeze is not False, precision)
     manifest = read_manifest(job.root / "data/manifest.parquet")
-    feeds = [feed_for(job, network, card, manifest, one.unfreeze_from, device) for one in settings.stretches()]
+    for one in settings.gradual:
+        if one.image_size != "none":
+            refuse_size(backbone, one.image_size)
+    kept = Kept(KEPT_BYTES)
+    feeds = [feed_for(job, network, card, manifest, one, device, kept) for one in settings.stretches()]
     identity = {
         "head": sha256_file(job.root / "models/head.safetensors"),
         "manifest": sha256_file(job.root / "data/manifest.parquet"),
@@ -192,15 +197,20 @@ class Tuner:
         return found
 
 
-def feed_for(job: Job, network: Network, card: Card, manifest: pd.DataFrame, unfreeze_from: str, device: torch.device) -> Feed:
-    """A cached map, where precompute kept one that nothing below trains; else the images.
+def feed_for(
+    job: Job, network: Network, card: Card, manifest: pd.DataFrame, phase: Phase, device: torch.device, kept: Kept
+) -> Feed:
+    """A phase's inputs: a cached map, where precompute kept one that nothing below trains; else the images.
+
+    A phase with an `image_size` of its own trains on images of that size; validation is on the full size in all phases,
+    so that their scores can be compared.
 
     Raises:
         InputError: the map is of other weights.
     """
     params, splits = job.params, ("train", "valid")
-    frozen, after = network.frozen(unfreeze_from), params.precompute.map_after
-    if after in frozen:
+    frozen, after = network.frozen(phase.unfreeze_from), params.precompute.map_after
+    if after in frozen and phase.image_size == "none":
         maps = Activations(job.root / f"data/activations/{after}")
         front, _ = cut_body(network.model.body, network.groups, after)
         if maps.meta["weights"] != state_digest(front):
@@ -214,11 +224,13 @@ def feed_for(job: Job, network: Network, card: Card, manifest: pd.DataFrame, unf
         preprocessing=card.preprocessing,
         augmentation=Augmentation(**params.precompute.augment.model_dump()),
         seed=derive_seed(params.seed, "fine_tune"),
-        kept=Kept(KEPT_BYTES),
+        kept=kept,
     )
+    size = card.preprocessing.image_size if phase.image_size == "none" else phase.image_size
+    sized = replace(images, preprocessing=replace(card.preprocessing, image_size=size))
     train, valid = (manifest[manifest["split"] == split].reset_index(drop=True) for split in splits)
     return tuning.live_feed(
-        train=(lambda epoch, row: images.augmented(train["path"][row], train["key"][row], epoch), labels(train)),
+        train=(lambda epoch, row: sized.augmented(train["path"][row], train["key"][row], epoch), labels(train)),
         valid=(lambda row: images.plain(valid["path"][row], valid["key"][row]), labels(valid)),
         preprocessing=card.preprocessing,
         workers=count(params.runtime.workers),

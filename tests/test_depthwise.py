@@ -10,7 +10,7 @@ from headstart.models import depthwise
 from headstart.models.depthwise import Depthwise, fast_grouped, is_depthwise
 from headstart.models.folding import FoldedConv
 
-SHAPES = [(kernel, stride, side) for kernel in (3, 5, 7) for stride in (1, 2) for side in (4, 9, 16)]
+SHAPES = [(kernel, stride, side) for kernel in (3, 5, 7) for stride in (1, 2) for side in (1, 2, 4, 9, 16)]
 
 
 def conv_of(kernel: int, stride: int, padding: str | int, dtype: torch.dtype = torch.float64) -> nn.Conv2d:
@@ -57,6 +57,31 @@ def test_in_bfloat16_they_are_as_near_to_float32_as_pytorchs_own(kernel, stride,
     for a, b, c in zip(found[1:], own[1:], exact[1:], strict=True):
         assert a.dtype == torch.float32
         assert float((a - c).norm()) <= 1.2 * float((b - c).norm()) + 1e-3 * float(c.norm())
+
+
+def fenced(x: torch.Tensor) -> torch.Tensor:
+    """A channels-last copy with NaN before and after it in memory."""
+    n, c, h, w = x.shape
+    memory = torch.full((x.numel() + 8192,), torch.nan, dtype=x.dtype)
+    copy = memory[4096 : 4096 + x.numel()].view(n, h, w, c)
+    copy.copy_(x.permute(0, 2, 3, 1))
+    return copy.permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("channels", [32, 96, 192])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3), (3, 1), (2, 2), (4, 4)])
+def test_no_gradient_depends_on_what_lies_beside_a_tensor_in_memory(channels, kernel, height, width):
+    """PyTorch's own do in bfloat16, for maps lower than the kernel at stride 2."""
+    torch.manual_seed(0)
+    weight, half = torch.randn(channels, 1, kernel, kernel), kernel // 2
+    for n in (1, 7, 8):
+        x = torch.randn(n, channels, height, width, dtype=torch.bfloat16)
+        y = F.conv2d(x, weight.bfloat16(), None, 2, half, 1, channels)
+        for function in (depthwise.input_gradient, depthwise.weight_gradient):
+            found = function(fenced(torch.ones_like(y)), fenced(x), weight, (2, 2), (half, half))
+            plain = function(torch.ones_like(y), x, weight, (2, 2), (half, half))
+            assert torch.equal(found, plain) and torch.isfinite(found).all()
 
 
 def test_a_kernel_of_five_columns_never_takes_the_slow_path(monkeypatch):

@@ -1,6 +1,7 @@
 """What becomes of images between the disk and a batch: kept ones, turns with training, order."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,3 +69,13 @@ def test_batches_are_loaded_in_order_and_on_a_cpu_never_beside_training(count):
         assert sum(loaded.acquire(blocking=False) for _ in range(count)) == len(x)  # none ahead
         seen += (x[:, 0, 0, 0] * 0.2 * 255 + 0.5 * 255).round().int().tolist()
     assert seen == list(range(count))
+
+
+def test_sources_of_two_sizes_share_the_room_and_not_the_images(folder):
+    large = source(folder, 10 * SIZE)
+    small = replace(large, preprocessing=replace(PRE, image_size=8))
+    key = sha256_file(folder / "0.png")
+    assert large.plain("0.png", key).shape == (3, 16, 16)
+    assert small.plain("0.png", key).shape == (3, 8, 8)
+    assert torch.equal(small.plain("0.png", key), replace(small, kept=Kept(0)).plain("0.png", key))
+    assert large.kept.room == 10 * SIZE - SIZE - SIZE // 4

@@ -21,6 +21,7 @@ MAX_SHOWN = 200  # characters of a wrong value
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 TrainingBatch = Annotated[int, Field(ge=2)]  # batch norm cannot normalise one row
+ImageSize = Annotated[int, Field(ge=16, le=2048)]
 Formats = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
 LearningRate = Annotated[float, Field(gt=0, le=10)] | Literal["auto"]
 
@@ -80,7 +81,7 @@ class Backbone(Section):
     name: Annotated[str, Field(min_length=1)]
     weights: Annotated[str, Field(min_length=1)]
     weights_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64}|none)$")]
-    image_size: Annotated[int, Field(ge=16, le=2048)]
+    image_size: ImageSize
     crop_pct: Annotated[float, Field(ge=0.5, le=1)] | Literal["auto"]
 
 
@@ -167,6 +168,7 @@ class Stretch(Section):
     unfreeze_from: UnfreezeFrom
     epochs: PositiveInt
     lr: GroupRates
+    image_size: ImageSize | Literal["none"] = "none"
 
 
 class FineTune(Training):

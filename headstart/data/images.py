@@ -21,18 +21,18 @@ KEPT_BYTES = 1 << 30
 
 
 class Kept:
-    """Resized images by key, those that came first, up to so many bytes: an epoch need not decode what the last one did."""
+    """Resized images, those that came first, up to so many bytes: an epoch need not decode what the last one did."""
 
     def __init__(self, most: int) -> None:
         self.room = most
-        self.images: dict[str, torch.Tensor] = {}
+        self.images: dict[tuple[str, int], torch.Tensor] = {}
         self.lock = threading.Lock()
 
-    def add(self, key: str, image: torch.Tensor) -> None:
+    def add(self, name: tuple[str, int], image: torch.Tensor) -> None:
         """Keep an image, if there is room."""
         with self.lock:
-            if key not in self.images and image.nbytes <= self.room:
-                self.images[key] = image
+            if name not in self.images and image.nbytes <= self.room:
+                self.images[name] = image
                 self.room -= image.nbytes
 
 
@@ -46,7 +46,8 @@ class ImageSource:
         preprocessing: size, crop, interpolation.
         augmentation: what a view may do.
         seed: views depend on it and on the image's bytes.
-        kept: images that are read more than once, as one that trains is; none by default.
+        kept: images that are read more than once, as one that trains is; none by default. Sources that differ in size
+            alone may share it.
     """
 
     folder: Path
@@ -71,11 +72,12 @@ class ImageSource:
         return self._augment(self._resized(path, key), key, "epoch", epoch)
 
     def _resized(self, path: str, key: str) -> torch.Tensor:
-        image = self.kept.images.get(key)  # `key` is of the bytes, so what is kept is right whatever became of the file
+        name = key, self.preprocessing.resized_side  # the key is of the bytes: right whatever became of the file
+        image = self.kept.images.get(name)
         if image is None:
             pixels = read_pixels(self.folder, path, key, self.max_pixels, self.preprocessing.enough)
             image = resized(pixels, self.preprocessing)
-            self.kept.add(key, image)
+            self.kept.add(name, image)
         return image
 
     def _augment(self, image: torch.Tensor, key: str, kind: str, number: int) -> torch.Tensor:

@@ -146,6 +146,15 @@ def bare_backbone(name: str, preprocessing: Preprocessing) -> Backbone:
     return replace(backbone, preprocessing=preprocessing)
 
 
+def refuse_size(backbone: Backbone, image_size: int) -> None:
+    """Refuse images of a size that the built network cannot take.
+
+    Raises:
+        InputError: naming the size.
+    """
+    _forward(backbone.body, backbone.name, image_size)
+
+
 def _build_torchvision(name: str, weights: str, size: int, sha256: str) -> tuple[nn.Module, Preprocessing]:
     listed = tv.get_model_weights(name).DEFAULT
     options: dict[str, object] = {}

@@ -142,7 +142,10 @@ def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tenso
     Args:
         gradient: of its output, [n, c, p, q].
     """
-    columns, like_weight = weight.shape[3], weight.to(x.dtype)
+    columns = weight.shape[3]
+    if x.shape[2] < weight.shape[2] or x.shape[3] < columns:  # in bfloat16 oneDNN reads beyond such maps, at stride 2
+        return _backward(gradient.to(weight.dtype), x.to(weight.dtype), weight, stride, padding, 1)
+    like_weight = weight.to(x.dtype)
     if columns <= FAST_COLUMNS:
         return _backward(gradient, x, like_weight, stride, padding, 1).to(weight.dtype)
     parts = []
@@ -158,7 +161,8 @@ def _columns_seen(x: torch.Tensor, first: int, count: int, padding: Pair) -> tor
     n, c, h, w = x.shape
     above, start = padding[0], first - padding[1]
     padded = x.new_zeros(n, h + 2 * above, count, c)
-    low, high = max(start, 0), min(start + count, w)
+    low = max(start, 0)
+    high = max(min(start + count, w), low)  # none, where the map is narrower than the kernel's half
     padded[:, above : above + h, low - start : high - start] = x.permute(0, 2, 3, 1)[:, :, low:high]
     return padded.permute(0, 3, 1, 2)
 
