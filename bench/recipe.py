@@ -4,9 +4,9 @@ Search a learning rate, train the head, unfreeze, search again, fine-tune, test 
 images and splits, with the same backbone and weights, fastai's head, the same batch size, epochs and number of test views,
 in rotation, each in a fresh process; importing and building the network are apart on both sides. fastai: as its
 documentation has it (`vision_learner`, `lr_find` with the valley rule, `fit_one_cycle`, `tta`), decoding and augmenting in
-two workers. Ours: the stages of this project from link_data on, scan, checks, MLflow and report included, in four ways: the
+two workers. Ours: the stages of this project from link_data on, scan, checks, MLflow and report included, in five ways: the
 whole network unfrozen on live images, or its late half from the cached map of the early one; each with a second search, and
-at the rate of params.yaml without one.
+at the rate of params.yaml without one; and the whole network at that rate, on smaller images before the last epoch.
 """
 
 from __future__ import annotations
@@ -136,11 +136,26 @@ SETTINGS = {
 }  # fmt: skip
 TAIL = {"precompute.map_after": "early", "fine_tune.unfreeze_from": "late"}
 GIVEN = {"fine_tune.lr": "1.0e-3"}
+
+
+def smaller_first(epochs: int) -> dict[str, str]:
+    """Settings for so many epochs on images of three quarters of the side, see `sized`, and one on the full one."""
+    phase = f"{{unfreeze_from: all, epochs: {epochs}, lr: 1.0e-3, image_size: SMALLER}}"
+    return {"fine_tune.gradual": f"[{phase}]", "fine_tune.epochs": "1"}
+
+
+def sized(settings: dict[str, str], size: int) -> dict[str, str]:
+    """Settings for images of a size."""
+    side = {"backbone.image_size": str(size)}
+    return side | {key: value.replace("SMALLER", str(size * 3 // 4)) for key, value in settings.items()}
+
+
 WAYS: dict[str, tuple[str, dict[str, str]]] = {  # of ours: in words, and settings besides the common ones
     "whole": ("all layers", {}),
     "tail": ("late half", TAIL),
     "given": ("all layers, rate given", GIVEN),
     "tail given": ("late half, rate given", TAIL | GIVEN),
+    "smaller first": ("all layers, rate given, smaller images first", GIVEN | smaller_first(EPOCHS - 1)),
 }
 SIDES = ("fastai", *WAYS)
 
@@ -186,12 +201,12 @@ def ours(folder: Path, seed: int, size: int, settings: dict[str, str]) -> Times:
     """Seconds of each stage, and test accuracy."""
     import torch._dynamo  # noqa: F401 (the first optimizer of a process imports it, 1.5 s)
 
-    from headstart.activations.engine import _openvino
+    from headstart.activations.engine import openvino_core
 
-    _openvino()
+    openvino_core()
 
     with scratch_project(folder) as run:
-        times, found = run(settings | {"seed": str(seed), "backbone.image_size": str(size)})
+        times, found = run(sized(settings, size) | {"seed": str(seed)})
     return times | {
         "head accuracy": found["head"]["accuracy"],
         "head with TTA": found["head_tta"]["accuracy"],

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.data_sets import DIGITS, PHOTOS, Set, interval, write_digits, write_textures
-from bench.recipe import TAIL, scratch_project, write_labels
+from bench.recipe import TAIL, scratch_project, sized, smaller_first, write_labels
 
 SETS = (
     Set("digits", 96, DIGITS, (256,), write_digits),
@@ -70,6 +70,7 @@ STEPS = (
     Step("… label smoothing .1", "fine_tuned", {"fine_tune.label_smoothing": "0.1"}, 7),
     Step("… the late half first, for 2 of the 6 epochs", "fine_tuned", {
         "fine_tune.gradual": "[{unfreeze_from: late, epochs: 2, lr: 1.0e-3}]", "fine_tune.epochs": "4"}, 7),
+    Step("… images of three quarters of the side for 5 of the 6 epochs", "fine_tuned", smaller_first(5), 7),
     Step("… TTA", "fine_tuned_tta", {}, 7),
 )  # fmt: skip
 
@@ -85,7 +86,7 @@ def run_seed(data: Set, seed: int) -> list[dict[str, float]]:
             key = json.dumps(step.changes)
             if key not in found:
                 start = time.monotonic()
-                settings = COMMON | augment | {"backbone.image_size": str(data.size), "seed": str(seed)} | step.changes
+                settings = sized(COMMON | augment | {"seed": str(seed)} | step.changes, data.size)
                 found[key] = run(settings)[1]
                 took = time.monotonic() - start
                 print(f"{data.name}, seed {seed}, {step.says}: {took:.0f} s", file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from headstart import tracking
+from headstart.activations.engine import build_engine
 from headstart.activations.store import Activations
 from headstart.core.files import sha256_file, write_bytes, write_json, write_text
 from headstart.core.parallel import chunks, count
@@ -22,14 +23,13 @@ from headstart.core.progress import track
 from headstart.core.stages import Job, Summary, main
 from headstart.data.images import KEPT_BYTES, ImageSource, Kept, image_map
 from headstart.data.manifest import read_manifest, write_csv
-from headstart.data.transforms import Augmentation, normalise
+from headstart.data.transforms import Augmentation
 from headstart.evaluation import galleries, metrics, plots, report
 from headstart.evaluation.galleries import Judged
 from headstart.evaluation.look_alikes import BLOCK, look_alikes
-from headstart.models.folding import fold_batch_norms
 from headstart.models.heads import Classifier
 from headstart.models.trained import Card, load_classifier, load_head
-from headstart.runtime import configure, place
+from headstart.runtime import configure
 from headstart.training.loop import predict
 
 logger = logging.getLogger("headstart")
@@ -82,21 +82,28 @@ def evaluate(job: Job) -> Summary:
 def all_views(job: Job, images: ImageSource, model: Classifier, test: pd.DataFrame) -> torch.Tensor:
     """The fine-tuned model's logits [v, n, c] of every view of the test images.
 
-    As in precompute, each worker decodes and classifies in one thread, so that the cores never wait for each other.
+    As in precompute, by the same engine, each worker decodes and classifies in one thread.
     """
-    params = job.params
-    device = configure(params.runtime.threads, params.runtime.device)
-    model.body, _ = fold_batch_norms(model.body, torch.zeros(1, 3, *[images.preprocessing.image_size] * 2))
-    place(model, device).eval()
-    views, files = 1 + params.precompute.views, list(zip(test["path"], test["key"], strict=True))
+    params, settings = job.params, job.params.precompute
+    engine = build_engine(
+        model.body,
+        images.preprocessing,
+        engine=settings.engine,
+        precision=settings.precision,
+        storage="float32",
+        batch_size=settings.batch_size,
+        device=configure(params.runtime.threads, params.runtime.device),
+    )
+    logger.info("  classifying by %s in %s (%s)", engine.plan.engine, engine.plan.precision, engine.plan.reason)
+    views, files = 1 + settings.views, list(zip(test["path"], test["key"], strict=True))
 
     @torch.inference_mode()
     def classify(part: list[tuple[str, str]]) -> torch.Tensor:
         x = torch.stack([view for file in part for view in images.views(*file, range(views))])
-        logits: torch.Tensor = model(normalise(x.to(device), images.preprocessing)).float().cpu()
+        logits: torch.Tensor = model.head(torch.cat([engine(some) for some in x.split(settings.batch_size)]))
         return logits
 
-    workers, parts = count(params.runtime.workers), chunks(files, max(1, params.fine_tune.batch_size // views))
+    workers, parts = count(params.runtime.workers), chunks(files, max(1, settings.batch_size // views))
     done = track(
         image_map(classify, parts, workers, ahead=2 * workers), "classifying test images", len(files) * views, weigh=len
     )

@@ -62,8 +62,8 @@ def fine_tune(job: Job) -> Summary:
     for one in settings.gradual:
         if one.image_size != "none":
             refuse_size(backbone, one.image_size)
-    kept = Kept(KEPT_BYTES)
-    feeds = [feed_for(job, network, card, manifest, one, device, kept) for one in settings.stretches()]
+    pixels = Kept(KEPT_BYTES)
+    feeds = [feed_for(job, network, card, manifest, one, device, pixels) for one in settings.stretches()]
     identity = {
         "head": sha256_file(job.root / "models/head.safetensors"),
         "manifest": sha256_file(job.root / "data/manifest.parquet"),
@@ -198,7 +198,7 @@ class Tuner:
 
 
 def feed_for(
-    job: Job, network: Network, card: Card, manifest: pd.DataFrame, phase: Phase, device: torch.device, kept: Kept
+    job: Job, network: Network, card: Card, manifest: pd.DataFrame, phase: Phase, device: torch.device, pixels: Kept
 ) -> Feed:
     """A phase's inputs: a cached map, where precompute kept one that nothing below trains; else the images.
 
@@ -224,7 +224,7 @@ def feed_for(
         preprocessing=card.preprocessing,
         augmentation=Augmentation(**params.precompute.augment.model_dump()),
         seed=derive_seed(params.seed, "fine_tune"),
-        kept=kept,
+        kept=pixels,
     )
     size = card.preprocessing.image_size if phase.image_size == "none" else phase.image_size
     sized = replace(images, preprocessing=replace(card.preprocessing, image_size=size))

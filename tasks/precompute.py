@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import pandas as pd
 from headstart.activations.build import Settings, build, refuse_too_large
 from headstart.activations.cache import open_root, record_use, row_bytes
+from headstart.activations.compute import File
 from headstart.core.parallel import count
 from headstart.core.stages import Job, Summary, main
-from headstart.data.images import ImageSource
+from headstart.data.images import KEPT_BYTES, ImageSource, Kept
 from headstart.data.manifest import read_manifest
 from headstart.data.transforms import Augmentation
 from headstart.models.backbones import build_backbone
@@ -29,7 +31,7 @@ def precompute(job: Job) -> Summary:
     params, settings = job.params, job.params.precompute
     device = configure(params.runtime.threads, params.runtime.device)
     manifest = read_manifest(job.root / "data/manifest.parquet").drop_duplicates("key").sort_values("key")
-    files = list(zip(manifest["path"], manifest["key"], strict=True))
+    files = {"pooled": files_of(manifest)}
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
     images = ImageSource(
         folder=job.root / params.data.source,
@@ -37,14 +39,17 @@ def precompute(job: Job) -> Summary:
         preprocessing=backbone.preprocessing,
         augmentation=Augmentation(**settings.augment.model_dump()),
         seed=settings.view_seed,
+        kept=Kept(KEPT_BYTES if settings.map_after != "none" else 0),  # the second cut need not decode again
     )
     bodies = {"pooled": backbone.body}
     if settings.map_after != "none":
         bodies[settings.map_after], _ = cut_body(backbone.body, backbone.groups, settings.map_after)
+        files[settings.map_after] = files_of(manifest[manifest["split"].isin(["train", "valid"])])  # what fine_tune reads
     root = open_root(job.root / Path(params.runtime.cache_dir).expanduser())
     widest = "float16" if settings.storage == "float16" else "float32"
-    sizes = [row_bytes(output_shape(body, params.backbone.image_size), widest) for body in bodies.values()]
-    refuse_too_large(job.root, root, len(files) * (1 + settings.views), sizes, settings.max_gb)
+    sizes = {cut: row_bytes(output_shape(body, params.backbone.image_size), widest) for cut, body in bodies.items()}
+    needed = sum(len(files[cut]) * (1 + settings.views) * size for cut, size in sizes.items())
+    refuse_too_large(job.root, root, needed, settings.max_gb)
     if not settings.views:
         logger.info("  precompute.views is 0: with precomputed activations, data augmentation does nothing")
     how = Settings(
@@ -64,13 +69,18 @@ def precompute(job: Job) -> Summary:
             body=body,
             cut=cut,
             images=images,
-            files=files,
+            files=files[cut],
             settings=how,
         )
         for cut, body in bodies.items()
     }
     record_use(root, job.root, {cut: one.namespace for cut, one in built.items()}, params)
     return built["pooled"].summary()
+
+
+def files_of(images: pd.DataFrame) -> list[File]:
+    """(path, key) of each of a manifest's images."""
+    return list(zip(images["path"], images["key"], strict=True))
 
 
 if __name__ == "__main__":

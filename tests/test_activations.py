@@ -178,12 +178,12 @@ def test_an_image_that_changed_since_the_manifest_stops_the_run(shapes, tmp_path
 
 
 def test_what_cannot_be_afforded_is_refused_before_it_is_computed(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"30 views need 1\.2 GB, and precompute\.max_gb is 1"):
-        refuse_too_large(tmp_path, tmp_path, 30, [10_000_000, 30_000_000], 1.0)
+    with pytest.raises(InputError, match=r"all views need 1\.2 GB, and precompute\.max_gb is 1"):
+        refuse_too_large(tmp_path, tmp_path, 1_200_000_000, 1.0)
     monkeypatch.setattr("headstart.activations.build.free_bytes", lambda path: 2_000_000_000)
     with pytest.raises(InputError, match=r"2 GB free, and the activations need 2\.4 GB"):
-        refuse_too_large(tmp_path, tmp_path, 30, [10_000_000, 30_000_000], 9.0)
-    refuse_too_large(tmp_path, tmp_path, 20, [10_000_000, 30_000_000], 9.0)
+        refuse_too_large(tmp_path, tmp_path, 1_200_000_000, 9.0)
+    refuse_too_large(tmp_path, tmp_path, 800_000_000, 9.0)
 
 
 def test_activations_that_are_not_finite_name_the_image(shapes, tmp_path):

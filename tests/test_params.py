@@ -55,7 +55,10 @@ def test_set_of_nothing_writes_nothing(path):
         ("fine_tune.lr=fast", ["fine_tune.lr = 'fast'", "number or 'auto'"]),
         ("fine_tune.lr=[1.0e-3, 0, 1]", ["fine_tune.lr.1 = 0", "greater than 0"]),
         ("fine_tune.lr=[1.0e-4, 1.0e-3]", ["fine_tune.lr = [0.0001, 0.001]", "at least 3 items"]),
-        ("fine_tune.gradual=[{unfreeze_from: late, epoch: 1}]", ["fine_tune.gradual.0.epoch", "epochs, image_size, lr, unfreeze_from"]),
+        (
+            "fine_tune.gradual=[{unfreeze_from: late, epoch: 1}]",
+            ["fine_tune.gradual.0.epoch", "epochs, image_size, lr, unfreeze_from"],
+        ),
         ("fine_tune.gradual=3", ["fine_tune.gradual = 3", "list"]),
         ("fine_tune.bn_freeze=maybe", ["fine_tune.bn_freeze = 'maybe'", "'auto'"]),
         ("find_lr.unfrozen.lr_max=1.0e-7", ["find_lr.unfrozen", "lr_min must be below lr_max"]),

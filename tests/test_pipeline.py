@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows import pipeline
@@ -18,8 +20,12 @@ from headstart.core import files
 from headstart.core.errors import InputError
 from headstart.core.params import load_params, set_params
 from headstart.core.stages import load_graph, run_stage
+from headstart.data.images import ImageSource
+from headstart.data.transforms import Augmentation, normalise
+from headstart.models.trained import load_classifier
 from headstart.training import checkpoints
 from headstart.versioning import workspace
+from tasks.evaluate import evaluate
 from tests.conftest import make_project, write_shapes
 from tests.test_graph import ORDER
 
@@ -98,6 +104,26 @@ def test_metrics_and_predictions_are_of_the_test_split_alone(done):
     right = (predictions["label"] == predictions["predicted"]).sum()
     assert metrics["fine_tuned_tta"]["accuracy"] == right / len(test)
     assert all(abs(row.sum() - 1) < 1e-9 for row in predictions["probabilities"])
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_predictions_are_those_of_the_model_in_plain_float32(copied, engine):
+    """Mean over all views, each normalised and classified here without folding, engine or batches."""
+    params = set_params(copied / "params.yaml", [f"precompute.engine={engine}", "precompute.precision=float32"])
+    run_stage(load_graph(copied, params)["evaluate"], evaluate, copied, params)
+    model, card = load_classifier(copied / "models/fine_tuned.safetensors")
+    augmentation = Augmentation(**params.precompute.augment.model_dump())
+    images = ImageSource(copied / params.data.source, 10**7, card.preprocessing, augmentation, params.precompute.view_seed)
+    manifest = pd.read_parquet(copied / "data/manifest.parquet")
+    expected = [
+        torch.stack([model(normalise(view[None], card.preprocessing))[0] for view in images.views(path, key, range(2))])
+        .double()
+        .softmax(1)
+        .mean(0)
+        for path, key in manifest.loc[manifest["split"] == "test", ["path", "key"]].itertuples(index=False)
+    ]
+    found = pd.read_parquet(copied / "reports/predictions.parquet")["probabilities"]
+    assert np.allclose(np.stack(found), torch.stack(expected).detach().numpy(), atol=2e-3)
 
 
 def test_after_the_flow_dvc_is_clean_runs_nothing_and_git_is_clean(copied):

@@ -9,6 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
+from headstart.activations.store import Activations
 from headstart.core.errors import InputError
 from headstart.core.params import edit_params, load_params
 from headstart.core.stages import load_graph, run_stage
@@ -94,7 +95,9 @@ def test_dogs_against_cats_runs_on_a_small_archive_of_the_same_layout(project, s
     assert set(labels) == {"Cat", "Dog"}
     history = (project / "reports/fine_tune/history.csv").read_text()
     assert history.splitlines()[1].startswith("1,late,")
-    assert (project / "data/activations/early").is_dir()  # the tail was trained from it
+    maps = Activations(project / "data/activations/early")  # the tail was trained from it
+    manifest = pd.read_parquet(project / "data/manifest.parquet")
+    assert len(maps) == manifest.loc[manifest["split"] != "test", "key"].nunique() * maps.views
     page = (project / "reports/report.html").read_text()
     assert "Of the unfrozen network" in page
 

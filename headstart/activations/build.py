@@ -180,22 +180,20 @@ def check_sample(cache: Cache, engine: Engine, images: ImageSource, sample: Sequ
     refuse_other(afresh, wanted, stored)
 
 
-def refuse_too_large(project: Path, cache_root: Path, rows: int, row_sizes: Sequence[int], max_gb: float) -> None:
+def refuse_too_large(project: Path, cache_root: Path, needed: int, max_gb: float) -> None:
     """Refuse before the first row when the activations would be larger than allowed, or than the disk has room for.
 
     They are kept three times at worst: in the cache, as an out, and as DVC's copy of it.
 
     Args:
-        rows: images times views.
-        row_sizes: bytes of a row of each cut, at most.
+        needed: bytes of all rows of all cuts, at most.
 
     Raises:
         InputError: naming what is needed and what there is.
     """
-    needed = rows * sum(row_sizes)
     if needed > max_gb * 1e9:
         raise InputError(
-            f"the activations of {rows:,} views need {needed / 1e9:.3g} GB, and precompute.max_gb is {max_gb:g}",
+            f"the activations of all views need {needed / 1e9:.3g} GB, and precompute.max_gb is {max_gb:g}",
             fix="raise precompute.max_gb, lower precompute.views, set precompute.map_after=none or precompute.storage=float16",
         )
     for path, copies, what in ((project, 2, "with DVC's copy"), (cache_root, 1, "in the cache")):

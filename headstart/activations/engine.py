@@ -211,7 +211,7 @@ def openvino_forward(
     Raises:
         InputError: OpenVINO cannot convert the body.
     """
-    openvino, core = _openvino()
+    openvino, core = openvino_core()
     shape = (batch_size, 3, preprocessing.image_size, preprocessing.image_size)
     example = torch.zeros(shape, dtype=torch.uint8)
     whole = _FromBytes(body, preprocessing).eval()
@@ -251,7 +251,7 @@ def openvino_forward(
 
 
 @functools.cache
-def _openvino() -> tuple[Any, Any]:
+def openvino_core() -> tuple[Any, Any]:
     """OpenVINO and its core, one for as long as the process lives: each sets this thread's signal stack, and two that are
     deleted in the order they came leave a freed one behind, on which the next signal would end the process."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report every import
