@@ -38,7 +38,7 @@ peers: ## make or update the benchmarks' environment from bench/requirements.loc
 	@PYTHON="$(PYTHON)" VENV="$(BENCH)" LOCK=bench/requirements.lock sh scripts/install.sh
 
 bench: peers ## every benchmark, the peers' too (about 3 hours)
-	@for name in precompute head recipe depthwise cache scan duplicates overhead; do $(BENCH)/bin/python -m bench.$$name || exit; done
+	@for name in precompute head recipe tail depthwise cache scan duplicates overhead; do $(BENCH)/bin/python -m bench.$$name || exit; done
 
 evidence: install ## write docs/views.md, bn_freeze.md, recipe.md: accuracy over seeds (about 75 minutes)
 	@python -m bench.views --seeds 5 > docs/views.md
