@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bench.sides import said
-from headstart.models.backbones import build_backbone
+from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.cuts import cut_body
 from headstart.models.depthwise import Depthwise, Float32, weight_gradient
 from headstart.models.heads import Classifier, build_head
@@ -67,10 +67,17 @@ def kernels(number: int) -> None:
             show(f"{channels} channels, {side} x {side}, stride {stride}, {str(dtype)[6:]}, ms", found, 1e3, ".2f")
 
 
+def trained(backbone: Backbone, unfreeze_from: str) -> tuple[Network, torch.optim.Optimizer]:
+    """A network with fastai's head and frozen batch norm, in fine-tuning's precision on this machine, and its optimizer."""
+    device = configure("auto", "cpu")
+    model = place(Classifier(backbone.body, build_head("mlp", backbone.width, 10, 0)), device)
+    network = Network(model, backbone.groups, True, training_precision("auto", device)[0])
+    return network, network.unfreeze(Stretch(unfreeze_from, 1, 1e-4, 10), Options())
+
+
 def step(size: int, after: str | None) -> Callable[[bool], Callable[[], object]]:
     """From whether the gradients are ours to one training step of the whole network, or of what follows a layer group."""
     device = configure("auto", "cpu")
-    precision, _ = training_precision("auto", device)
     backbone = build_backbone(NAME, "packaged", size)
     x = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
     if after:
@@ -80,9 +87,7 @@ def step(size: int, after: str | None) -> Callable[[bool], Callable[[], object]]
     feed = Feed(after, lambda *_: iter(()), lambda: iter(()), lambda: x[:1])
 
     def side(fast: bool) -> Callable[[], object]:
-        model = place(Classifier(backbone.body, build_head("mlp", backbone.width, 10, 0)), device)
-        network = Network(model, backbone.groups, True, precision)
-        optimizer = network.unfreeze(Stretch("late" if after else "all", 1, 1e-4, 10), Options())
+        network, optimizer = trained(backbone, "late" if after else "all")
         runner = network.runner(feed)
         if not fast:
             for name, module in list(runner.named_modules()):

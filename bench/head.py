@@ -46,14 +46,14 @@ def ours(folder: Path) -> dict[str, float]:
     """Seconds of precompute, and of an epoch of the head on what it gave."""
     import pandas as pd
 
+    from bench.data_sets import PHOTOS
     from bench.sides import keyed, set_up
     from headstart.activations.store import Activations
-    from headstart.data.transforms import Augmentation
     from headstart.models.heads import build_head
     from headstart.training.head import activations_of, train_head
     from headstart.training.options import Options
 
-    side, files = set_up(folder, NAME, SIZE, augmentation=Augmentation("side_on", True, 10, 1.1, 0.05)), keyed(folder)
+    side, files = set_up(folder, NAME, SIZE, augmentation=PHOTOS), keyed(folder)
     with tempfile.TemporaryDirectory() as scratch:
         side.run(side.cache(Path(scratch, "warm")), Path(scratch, "warm-out"), files[:16])
         start = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,6 @@ def keyed(folder: Path) -> list[File]:
     return sorted(((path.relative_to(folder).as_posix(), sha256_file(path)) for path in paths), key=lambda file: file[1])
 
 
-def said(values: list[float], form: str = ".2f") -> str:
+def said(values: Sequence[float], form: str = ".2f") -> str:
     """Median and range."""
     return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"

@@ -8,29 +8,29 @@ all layers trained. Sides in alternation, medians of rounds. The weights are ran
 from __future__ import annotations
 
 import argparse
+import copy
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from bench.depthwise import BATCH, rounds
+from bench.data_sets import PHOTOS
+from bench.depthwise import BATCH, rounds, trained
 from bench.precompute import write_photos
 from bench.sides import keyed, said
 from headstart.core.parallel import count
 from headstart.data.images import KEPT_BYTES, ImageSource, Kept
-from headstart.data.transforms import Augmentation
 from headstart.models.backbones import build_backbone
 from headstart.models.cuts import cut_body
-from headstart.models.heads import Classifier, build_head
-from headstart.runtime import configure, place, training_precision
-from headstart.training.fine_tune import Feed, Network, Stretch, cached_feed, live_feed
+from headstart.runtime import configure
+from headstart.training.fine_tune import Feed, cached_feed, live_feed
 from headstart.training.head import Rows
 from headstart.training.loop import train_step
 from headstart.training.options import Options
 
-PHOTOS = 256
-AUGMENTATION = Augmentation("side_on", True, 10, 1.1, 0.05)
+IMAGES = 256
 NETWORKS = (("tf_efficientnet_lite0", 128), ("tf_efficientnet_lite0", 224), ("resnet50", 128))
 SIDES = ("cached maps", "images, decoded each time", "images, pixels kept", "images, all layers")
 
@@ -39,10 +39,10 @@ def sides(folder: Path, name: str, size: int) -> list[Callable[[], object]]:
     """An epoch of each of `SIDES`."""
     device = configure("auto", "cpu")
     backbone = build_backbone(name, "random", size)
-    files, y = keyed(folder), torch.arange(PHOTOS) % 10
+    files, y = keyed(folder), torch.arange(IMAGES) % 10
 
     def images(kept: int) -> Feed:
-        source = ImageSource(folder, 50_000_000, backbone.preprocessing, AUGMENTATION, 0, Kept(kept))
+        source = ImageSource(folder, 50_000_000, backbone.preprocessing, PHOTOS, 0, Kept(kept))
         train, valid = (lambda epoch, row: source.augmented(*files[row], epoch)), (lambda row: source.plain(*files[row]))
         return live_feed((train, y), (valid, y), backbone.preprocessing, count("auto"), device)
 
@@ -51,15 +51,11 @@ def sides(folder: Path, name: str, size: int) -> list[Callable[[], object]]:
         front = cut_body(backbone.body, backbone.groups, "early")[0]
         maps = torch.cat([front(x) for x in kept.valid()])
     rows = Rows(lambda chosen, views: maps[chosen], 1, y)
-    options = Options(batch_size=BATCH)
 
     def side(feed: Feed, unfreeze_from: str) -> Callable[[], object]:
-        body = build_backbone(name, "random", size).body
-        model = place(Classifier(body, build_head("mlp", backbone.width, 10, 0)), device)
-        network = Network(model, backbone.groups, True, training_precision("auto", device)[0])
-        optimizer = network.unfreeze(Stretch(unfreeze_from, 1, 1e-4, 10), options)
+        network, optimizer = trained(replace(backbone, body=copy.deepcopy(backbone.body)), unfreeze_from)
         network.prepare(feed)
-        forward, loss = network.forward(feed), options.loss(y, device)
+        forward, loss = network.forward(feed), Options().loss(y, device)
 
         def epoch() -> None:
             for x, y_b, _ in feed.batches(0, 0, BATCH, False, 0):
@@ -77,12 +73,11 @@ def main() -> None:
     number = parser.parse_args().rounds
     print("| an epoch: seconds, and times the cached maps' |", " | ".join(SIDES), "|\n|---|" + "---|" * len(SIDES))
     with tempfile.TemporaryDirectory() as scratch:
-        write_photos(Path(scratch), PHOTOS)
+        write_photos(Path(scratch), IMAGES)
         for name, size in NETWORKS:
-            columns = list(zip(*rounds(sides(Path(scratch), name, size), number), strict=True))
-            ratios = [[other / own for other, own in zip(column, columns[0], strict=True)] for column in columns]
-            cells = [f"{said(list(column))}; {said(ratio)}" for column, ratio in zip(columns, ratios, strict=True)]
-            print(f"| {name}, {size} px |", " | ".join([cells[0].split(";")[0], *cells[1:]]), "|", flush=True)
+            maps, *others = zip(*rounds(sides(Path(scratch), name, size), number), strict=True)
+            cells = [f"{said(other)}; {said([a / b for a, b in zip(other, maps, strict=True)])}" for other in others]
+            print(f"| {name}, {size} px | {said(maps)} |", " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":
