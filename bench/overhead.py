@@ -42,7 +42,7 @@ def measure() -> dict[str, dict[str, float]]:
     import prefect  # after flows, which sets what Prefect reads when it is imported
 
     from headstart import tracking
-    from headstart.core.params import set_params
+    from headstart.core.param_edits import set_params
     from headstart.versioning import Workspace
 
     spent: dict[str, float] = {}
@@ -81,7 +81,7 @@ def measure() -> dict[str, dict[str, float]]:
 
 def scratch_project(folder: Path) -> Path:
     """A copy of this repository's tracked files with a small network."""
-    from headstart.core.params import set_params
+    from headstart.core.param_edits import set_params
 
     files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
     for name in files:

@@ -170,7 +170,7 @@ def scratch_project(folder: Path) -> Iterator[Run]:
     It returns each stage's seconds (and of fine_tune's, those of training), and metrics.json.
     """
     from headstart import tracking
-    from headstart.core.params import set_params
+    from headstart.core.param_edits import set_params
     from headstart.core.stages import load_graph, run_stage
 
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:

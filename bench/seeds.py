@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from headstart.core.params import set_params
+from headstart.core.param_edits import set_params
 from headstart.core.stages import command_line, load_graph, run_stage
 
 KEYS = ("head", "head_tta", "fine_tuned", "fine_tuned_tta")

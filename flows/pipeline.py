@@ -20,7 +20,8 @@ from typing import Any
 
 from headstart.core.errors import InputError, guarded
 from headstart.core.files import free_bytes, remove
-from headstart.core.params import Params, edit_params, load_params
+from headstart.core.param_edits import edit_params
+from headstart.core.params import Params, load_params
 from headstart.core.stages import Stage, checkpoints, command_line, last_record, load_graph, run_stage
 from headstart.data.tree import preflight
 from headstart.versioning import Workspace, cache_folders, workspace

@@ -9,7 +9,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
 
+from headstart.core.errors import told_to_stop
 from headstart.core.files import remove, sha256_file, write_json
 from headstart.core.params import Params
 from headstart.core.stages import last_record
@@ -128,17 +129,13 @@ def stage_run(root: Path, stage: str, params: Mapping[str, Any], resume: Path | 
         client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
     if resume is not None:
         write_json(resume, {"run_id": run_id})
-    status = "FAILED"
-    try:
+
+    def end(kind: type[BaseException] | None, *_: object) -> None:
+        client.set_terminated(run_id, "KILLED" if told_to_stop(kind) else "FAILED" if kind else "FINISHED")
+
+    with ExitStack() as leaving:
+        leaving.push(end)
         yield ChildRun(client, run_id)
-        status = "FINISHED"
-    except Exception:
-        raise
-    except BaseException:  # told to stop: SystemExit, KeyboardInterrupt, Prefect's TerminationSignal
-        status = "KILLED"
-        raise
-    finally:
-        client.set_terminated(run_id, status)
     write_json(_child_path(root, stage), {"run_id": run_id})
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from headstart.core.errors import InputError
-from headstart.core.params import set_params
+from headstart.core.param_edits import set_params
 from tests.conftest import encode, picture, write_shapes
 from tests.test_pipeline import run
 

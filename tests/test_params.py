@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from headstart.core.errors import InputError
-from headstart.core.params import load_params, set_params
+from headstart.core.param_edits import set_params
+from headstart.core.params import load_params
 from tests.conftest import REPOSITORY
 
 

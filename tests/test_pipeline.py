@@ -18,7 +18,8 @@ from flows import pipeline
 from flows.pipeline import FRESH, RAN, RESTORED, check_inputs, execute, summary_text
 from headstart.core import files
 from headstart.core.errors import InputError
-from headstart.core.params import load_params, set_params
+from headstart.core.param_edits import set_params
+from headstart.core.params import load_params
 from headstart.core.stages import load_graph, run_stage
 from headstart.data.images import ImageSource
 from headstart.data.transforms import Augmentation, normalise

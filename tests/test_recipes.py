@@ -11,7 +11,8 @@ import pytest
 
 from headstart.activations.store import Activations
 from headstart.core.errors import InputError
-from headstart.core.params import edit_params, load_params
+from headstart.core.param_edits import edit_params
+from headstart.core.params import load_params
 from headstart.core.stages import load_graph, run_stage
 from headstart.data import builtin
 from tests.conftest import REPOSITORY, SMALL

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from headstart.core.errors import InputError
-from headstart.core.params import set_params
+from headstart.core.param_edits import set_params
 from headstart.core.stages import load_graph, run_stage
 from headstart.models.backbones import build_backbone, refuse_size
 from headstart.training.fine_tune import Network

@@ -100,19 +100,7 @@ def build(
     """
     preprocessing = images.preprocessing
     sample = spread(files, min(SAMPLE, settings.batch_size))
-    pictures = torch.stack([images.plain(*file) for file in sample])
-    digest = refuse_moving(body, normalise(pictures[torch.arange(4) % len(pictures)], preprocessing))
-    engine = build_engine(
-        body,
-        preprocessing,
-        engine=settings.engine,
-        precision=settings.precision,
-        storage=settings.storage,
-        batch_size=settings.batch_size,
-        device=settings.device,
-    )
-    measured = fidelity(engine, body, preprocessing, pictures)
-    explain(engine, cut, measured)
+    digest, engine, measured = prepare(body, cut, images, sample, settings)
     shape = output_shape(body, preprocessing.image_size)
     description = namespace.describe(
         backbone=backbone,
@@ -134,6 +122,27 @@ def build(
     meta = {field: description[field] for field in META}
     write_shards(out, assemble(cache, [key for _, key in files], settings.views), shape, engine.plan.storage, meta)
     return Built(name, filled, seconds, engine, measured)
+
+
+def prepare(
+    body: nn.Module, cut: str, images: ImageSource, sample: Sequence[File], settings: Settings
+) -> tuple[str, Engine, dict[str, float]]:
+    """Prove on a sample that a body's activations may be cached; the body's digest, an engine and its fidelity."""
+    preprocessing = images.preprocessing
+    pictures = torch.stack([images.plain(*file) for file in sample])
+    digest = refuse_moving(body, normalise(pictures[torch.arange(4) % len(pictures)], preprocessing))
+    engine = build_engine(
+        body,
+        preprocessing,
+        engine=settings.engine,
+        precision=settings.precision,
+        storage=settings.storage,
+        batch_size=settings.batch_size,
+        device=settings.device,
+    )
+    measured = fidelity(engine, body, preprocessing, pictures)
+    explain(engine, cut, measured)
+    return digest, engine, measured
 
 
 def spread(files: Sequence[File], count: int) -> list[File]:

@@ -28,6 +28,11 @@ class InputError(ValueError):
         super().__init__("\n".join(lines))
 
 
+def told_to_stop(kind: type[BaseException] | None) -> bool:
+    """Whether what ended a block is a wish to stop (SystemExit, KeyboardInterrupt, Prefect's TerminationSignal), no error."""
+    return kind is not None and not issubclass(kind, Exception)
+
+
 def explain(error: BaseException) -> str | None:
     """The one-screen text for an error a user can mend, or None when it is a bug of ours."""
     if isinstance(error, InputError):

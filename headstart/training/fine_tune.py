@@ -230,35 +230,12 @@ def fine_tune(
     Raises:
         InputError: an unknown layer group, an image that changed, a loss that is not finite.
     """
-    steps = steps_per_epoch(len(y_train), options.batch_size)
-    current: list[Feed] = [stretches[0][1]]
 
     def phase(stretch: Stretch, feed: Feed) -> Phase:
-        def begin() -> Optimizer:
-            current[0] = feed
-            return network.unfreeze(stretch, options)
-
-        def batches(epoch: int, first: int) -> Iterator[Batch]:
-            order = derive_seed(seed, "order", epoch)
-            return progress(feed.batches(epoch, order, options.batch_size, options.balance == "sampling", first), epoch, steps)
-
-        return Phase(
-            name=stretch.unfreeze_from,
-            epochs=stretch.epochs,
-            steps=steps,
-            begin=begin,
-            schedule=options.over(steps, OneCycle(stretch.epochs * steps, warm_up=WARM_UP, div=DIV)),
-            prepare=lambda: network.prepare(feed),
-            forward=network.forward(feed),
-            batches=batches,
-        )
-
-    def validate() -> dict[str, float]:
-        return scores(predict(network.runner(current[0]), current[0].valid()), y_valid)
+        return phase_of(network, stretch, feed, y_train=y_train, y_valid=y_valid, options=options, seed=seed, progress=progress)
 
     trainer = Trainer(
         model=network.model,
-        validate=validate,
         loss=options.loss(y_train, next(network.model.parameters()).device),
         seed=seed,
         log=log,
@@ -268,6 +245,37 @@ def fine_tune(
         checkpoint=checkpoint,
     )
     return trainer.fit([phase(*stretch) for stretch in stretches])
+
+
+def phase_of(
+    network: Network,
+    stretch: Stretch,
+    feed: Feed,
+    *,
+    y_train: torch.Tensor,
+    y_valid: torch.Tensor,
+    options: Options,
+    seed: int,
+    progress: Progress,
+) -> Phase:
+    """The loop's phase of a stretch on a feed; see `fine_tune`."""
+    steps = steps_per_epoch(len(y_train), options.batch_size)
+
+    def batches(epoch: int, first: int) -> Iterator[Batch]:
+        order = derive_seed(seed, "order", epoch)
+        return progress(feed.batches(epoch, order, options.batch_size, options.balance == "sampling", first), epoch, steps)
+
+    return Phase(
+        name=stretch.unfreeze_from,
+        epochs=stretch.epochs,
+        steps=steps,
+        begin=lambda: network.unfreeze(stretch, options),
+        schedule=options.over(steps, OneCycle(stretch.epochs * steps, warm_up=WARM_UP, div=DIV)),
+        prepare=lambda: network.prepare(feed),
+        forward=network.forward(feed),
+        batches=batches,
+        validate=lambda: scores(predict(network.runner(feed), feed.valid()), y_valid),
+    )
 
 
 def endless(feed: Feed, options: Options, seed: int) -> Iterator[Batch]:

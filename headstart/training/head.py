@@ -135,10 +135,10 @@ def train_head(
         prepare=prepare,
         forward=head,
         batches=batches,
+        validate=lambda: scores(predict(head, valid.plain()), valid.y_n),
     )
     trainer = Trainer(
         model=head,
-        validate=lambda: scores(predict(head, valid.plain()), valid.y_n),
         loss=options.loss(rows.y_n, torch.device("cpu")),
         seed=seed,
         log=log,

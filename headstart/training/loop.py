@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from headstart.core.errors import InputError
+from headstart.core.errors import InputError, told_to_stop
 from headstart.runtime import random_state, restore_random_state, scoped_seed
 from headstart.training.checkpoints import Checkpoint, Saved, Tensors, load_optimizer, optimizer_tensors
 from headstart.training.interrupts import WholeSteps
@@ -45,6 +46,7 @@ class Phase:
         prepare: puts the network into training mode before each epoch.
         forward: from x to logits [n, c], with gradients.
         batches: from an epoch's number and that of the first batch wanted to the batches from there on.
+        validate: returns at least `log_loss`; called after each epoch.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Phase:
     prepare: Callable[[], None]
     forward: Forward
     batches: Callable[[int, int], Iterable[Batch]]
+    validate: Callable[[], dict[str, float]]
 
 
 @dataclass
@@ -97,7 +100,6 @@ class Trainer:
 
     Args:
         model: what is trained, in place; its state is what checkpoints hold.
-        validate: returns at least `log_loss`; called after each epoch.
         loss: what is minimised.
         seed: dropout of epoch e depends on (seed, e) alone.
         log: called with (epoch, scores) after each epoch.
@@ -108,7 +110,6 @@ class Trainer:
     """
 
     model: nn.Module
-    validate: Callable[[], dict[str, float]]
     loss: Loss
     seed: int
     log: Log
@@ -162,19 +163,20 @@ class Trainer:
     def _epoch(self, phase: Phase, optimizer: torch.optim.Optimizer, start: int, random: Tensors) -> None:
         """The rest of the epoch under way: its batches, validation, and the record of both."""
         history, epoch = self.history, self.history.done
+
+        def leave(kind: type[BaseException] | None, *_: object) -> None:
+            if told_to_stop(kind) and not self.whole.inside:
+                self._save(optimizer, random_state())
+
         phase.prepare()
-        with scoped_seed(derive_seed(self.seed, "dropout", epoch)):
+        with scoped_seed(derive_seed(self.seed, "dropout", epoch)), ExitStack() as leaving:
             if random:
                 restore_random_state(random)
-            try:
-                for batch in phase.batches(epoch, history.batch):
-                    with self.whole.step():
-                        self._step(phase, optimizer, (epoch - start) * phase.steps + history.batch, batch)
-                scores = self.validate()
-            except BaseException as error:
-                if not isinstance(error, Exception) and not self.whole.inside:  # told to stop
-                    self._save(optimizer, random_state())
-                raise
+            leaving.push(leave)
+            for batch in phase.batches(epoch, history.batch):
+                with self.whole.step():
+                    self._step(phase, optimizer, (epoch - start) * phase.steps + history.batch, batch)
+            scores = phase.validate()
         if not math.isfinite(scores["log_loss"]):
             raise InputError(
                 f"{self.what}: the validation log-loss is {scores['log_loss']} after epoch {epoch + 1}",

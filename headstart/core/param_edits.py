@@ -1,0 +1,101 @@
+"""Changes of params.yaml: recipes merged into it, single values set; checked before they are made."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headstart.core.errors import InputError
+from headstart.core.files import write_text
+from headstart.core.params import Params, check_params
+from headstart.core.yaml_text import dump_yaml, parse_yaml, read_yaml
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change of params.yaml that has been checked and not yet made.
+
+    Args:
+        path: params.yaml.
+        params: as they will be.
+        before, after: the file's text.
+    """
+
+    path: Path
+    params: Params
+    before: str
+    after: str
+
+    def diff(self) -> str:
+        """What will change, as a unified diff; empty for nothing."""
+        lines = (self.before.splitlines(keepends=True), self.after.splitlines(keepends=True))
+        return "".join(difflib.unified_diff(*lines, f"{self.path.name}, as it is", f"{self.path.name}, as it will be", n=0))
+
+    def make(self) -> Params:
+        """Write the file, if it changes."""
+        if self.after != self.before:
+            write_text(self.path, self.after)
+        return self.params
+
+
+def edit_params(path: Path, assignments: Iterable[str], recipe: Path | None = None) -> Edit:
+    """Merge a recipe and then single values into params.yaml, as `dvc exp run -S` does: comments stay, all is checked first.
+
+    Args:
+        path: params.yaml.
+        assignments: `section.key=value` texts; the value is read as YAML.
+        recipe: an overlay: some of params.yaml's keys.
+
+    Raises:
+        InputError: no such recipe, an assignment without `=`, an unknown key, or a bad value.
+    """
+    document = read_yaml(path)
+    before = dump_yaml(document)
+    if recipe is not None:
+        _merge(document, _read_recipe(recipe), recipe.name, "")
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--set {assignment}: no '='", wanted="section.key=value", fix="--set train_head.epochs=3")
+        _assign(document, key.strip(), parse_yaml(text, f"--set {assignment}"), path)
+    return Edit(path, check_params(document, path), before, dump_yaml(document))
+
+
+def set_params(path: Path, assignments: Iterable[str]) -> Params:
+    """Edit params.yaml in place by `section.key=value` texts; see `edit_params`."""
+    return edit_params(path, assignments).make()
+
+
+def _read_recipe(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
+        raise InputError(f"--recipe {path.stem}: there is no {path}", wanted=f"one of: {known}")
+    overlay = read_yaml(path)
+    if not isinstance(overlay, Mapping):
+        raise InputError(f"{path}: no mapping of sections", wanted="keys of params.yaml")
+    return overlay
+
+
+def _merge(document: Any, overlay: Mapping[str, Any], name: str, prefix: str) -> None:
+    for key, value in overlay.items():
+        if not isinstance(document, dict) or key not in document:
+            known = ", ".join(sorted(document)) if isinstance(document, dict) else "none"
+            raise InputError(f"{name}: {prefix}{key}: params.yaml has no such key", wanted=f"one of: {known}")
+        if isinstance(value, Mapping):
+            _merge(document[key], value, name, f"{prefix}{key}.")
+        else:
+            document[key] = value
+
+
+def _assign(document: Any, key: str, value: Any, path: Path) -> None:
+    *sections, last = key.split(".")
+    node = document
+    for section in sections:
+        node = node.get(section) if isinstance(node, Mapping) else None
+    if not isinstance(node, dict) or last not in node:
+        known = ", ".join(sorted(node)) if isinstance(node, dict) else ", ".join(sorted(document))
+        raise InputError(f"--set {key}: {path.name} has no such key", wanted=f"one of: {known}")
+    node[last] = value
