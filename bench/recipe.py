@@ -169,9 +169,9 @@ def scratch_project(folder: Path) -> Iterator[Run]:
 
     It returns each stage's seconds (and of fine_tune's, those of training), and metrics.json.
     """
-    from headstart import tracking
     from headstart.core.param_edits import set_params
     from headstart.core.stages import load_graph, run_stage
+    from headstart.tracking.store import store
 
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
         root = Path(scratch)
@@ -179,7 +179,7 @@ def scratch_project(folder: Path) -> Iterator[Run]:
             shutil.copy(name, root)
         (root / "data").mkdir()
         (root / "data/photos").symlink_to(folder)
-        tracking.store(root)  # a database is made once in a project's life
+        store(root)  # a database is made once in a project's life
 
         def run(settings: dict[str, str]) -> tuple[Times, dict[str, Any]]:
             shutil.copy("params.yaml", root)

@@ -6,6 +6,7 @@ The stages run in this process. DVC decides which of them are fresh, and records
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import gc
 import importlib
@@ -13,13 +14,17 @@ import json
 import logging
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headstart.core.errors import InputError, guarded
+from headstart.core import pending
+from headstart.core.errors import InputError, guarded, is_transient
 from headstart.core.files import free_bytes, remove
+from headstart.core.liveness import alive, dead, forget
 from headstart.core.param_edits import edit_params
 from headstart.core.params import Params, load_params
 from headstart.core.stages import Stage, checkpoints, command_line, last_record, load_graph, run_stage
@@ -27,10 +32,14 @@ from headstart.data.tree import preflight
 from headstart.versioning import Workspace, cache_folders, workspace
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Completed, Crashed
 
-from flows import PROJECT
+from flows import PROJECT, artifacts
 
 logger = logging.getLogger("headstart")
 MIN_FREE_BYTES = 300_000_000
@@ -44,35 +53,54 @@ class Outcome:
     stage: str
     how: str
     seconds: float
-    summary: Mapping[str, Any]
 
 
-def run_or_reuse(stage: Stage, space: Workspace, root: Path, params: Params, force: bool) -> Outcome:
+def run_or_reuse(
+    stage: Stage,
+    space: Workspace,
+    root: Path,
+    params: Params,
+    force: bool,
+    watched: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Outcome:
     """Run one stage unless DVC knows its outs already; commit them.
+
+    Args:
+        watched: entered with the stage's name when it is to run.
 
     Raises:
         InputError: bad input, or code, params or inputs changed meanwhile.
     """
-    if not force:
-        how = FRESH if space.is_fresh(stage.name) else RESTORED if space.restore(stage.name) else None
-        if how is not None:
-            logger.info("%s: %s", stage.name, how)
-            record = last_record(root, stage.name)
-            return Outcome(stage.name, how, 0.0, record.summary if record else {})
+    if not force and space.is_fresh(stage.name):
+        logger.info("%s: %s", stage.name, FRESH)
+        return Outcome(stage.name, FRESH, 0.0)
+    pending.note(root, "record")
+    if not force and space.restore(stage.name):
+        logger.info("%s: %s", stage.name, RESTORED)
+        return Outcome(stage.name, RESTORED, 0.0)
     logger.info("%s: running", stage.name)
     start = time.monotonic()
     # torch and its like are imported by the first stage that needs them, and are its own time
     module = importlib.import_module(f"tasks.{stage.name}")
-    record = run_stage(stage, getattr(module, stage.name), root, params)
+    with watched(stage.name):
+        run_stage(stage, getattr(module, stage.name), root, params)
     gc.collect()
     gc.freeze()  # what was imported stays: the collector need not walk it again (.5 s each time)
     seconds = time.monotonic() - start
     space.commit(stage.name)
     remove(checkpoints(root, stage.name))
-    return Outcome(stage.name, RAN, seconds, record.summary)
+    return Outcome(stage.name, RAN, seconds)
 
 
 Runner = Callable[[Stage, Workspace, Path, Params, bool], Outcome]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What became of each stage, and the run that recorded it in MLflow, None where nothing was to do."""
+
+    outcomes: Sequence[Outcome]
+    mlflow_run: str | None
 
 
 def execute(
@@ -82,8 +110,8 @@ def execute(
     *,
     runner: Callable[[str], Runner] = lambda name: run_or_reuse,
     tags: Mapping[str, str] | None = None,
-) -> list[Outcome]:
-    """Every stage in order; then one MLflow run if anything ran.
+) -> Execution:
+    """Every stage in order; then one MLflow run if anything ran, now or in an execution that died before its record.
 
     Args:
         force: stages to run even if fresh, or "all".
@@ -93,31 +121,75 @@ def execute(
     Raises:
         InputError: bad input; finished stages are kept.
     """
-    outcomes = []
     with workspace(root) as space:
+        if dead(root, "mlflow"):
+            from headstart.tracking.store import close_dead_runs
+
+            close_dead_runs(root)
+        outcomes = []
         for stage in load_graph(root, params).values():
             forced = "all" in force or stage.name in force
             outcomes.append(runner(stage.name)(stage, space, root, params, forced))
-        if any(outcome.how != FRESH for outcome in outcomes):
-            from headstart import tracking
+        mlflow_run = None
+        if pending.is_due(root, "record"):
+            from headstart.tracking.record import record_pipeline
 
             logger.info("recording the run in MLflow")
-            summaries = {outcome.stage: outcome.summary for outcome in outcomes if outcome.how == RAN}
-            tracking.record_pipeline(root, params, summaries, tags)
-    return outcomes
+            mlflow_run = record_pipeline(root, params, tags)
+    return Execution(outcomes, mlflow_run)
 
 
-def as_task(name: str) -> Runner:
-    """`run_or_reuse` as the Prefect task of one stage."""
-    return task(name=name, cache_policy=NO_CACHE, persist_result=False)(run_or_reuse)
+def as_task(name: str, timeout: float) -> Runner:
+    """`run_or_reuse` as the Prefect task of one stage.
+
+    How often a transient fault is tried again and how long it waits are Prefect's settings (prefect.yaml has them for
+    deployments); bad input is never tried again.
+    """
+
+    def worth_another_try(task: object, run: object, state: State[Any]) -> bool:
+        return is_transient(state.result(raise_on_failure=False))
+
+    @task(
+        name=name,
+        timeout_seconds=timeout,
+        retry_condition_fn=worth_another_try,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    def run(stage: Stage, space: Workspace, root: Path, params: Params, force: bool) -> Outcome:
+        return run_or_reuse(stage, space, root, params, force, watched=functools.partial(artifacts.stage, root))
+
+    return run
 
 
 @flow(name="headstart", persist_result=False)
-def headstart(force: list[str] | None = None) -> list[Outcome]:  # built-in types: Prefect resolves them by name
+def headstart(force: list[str] | None = None) -> Any:  # built-in types: Prefect resolves them by name
     """The pipeline of the project in the current folder; its stages run in the flow's own process."""
     params = load_params(PROJECT / "params.yaml")
     check_inputs(PROJECT, params, force or [])
-    return execute(PROJECT, params, force or [], runner=as_task, tags={"prefect.flow_run": str(flow_run.id)})
+    run_id = str(flow_run.id)
+    with alive(PROJECT, "prefect", run_id):
+        close_dead_flow_runs(PROJECT)
+        timeout = params.runtime.stage_timeout
+        done = execute(
+            PROJECT, params, force or [], runner=lambda name: as_task(name, timeout), tags={"prefect.flow_run": run_id}
+        )
+        rows = [{"stage": o.stage, "": o.how, "seconds": round(o.seconds, 1)} for o in done.outcomes]
+        artifacts.run_summary(PROJECT, rows, done.mlflow_run)
+    return Completed(data=done.outcomes, name=None if done.mlflow_run else "Nothing to do")
+
+
+def close_dead_flow_runs(root: Path) -> None:
+    """Mark the flow runs of this project whose process died as crashed; without a worker nobody else does."""
+    names = dead(root, "prefect")
+    if not names:
+        return
+    with get_client(sync_client=True) as client:
+        for name in names:
+            with contextlib.suppress(ObjectNotFound):
+                if client.read_flow_run(uuid.UUID(name)).state_type == StateType.RUNNING:
+                    client.set_flow_run_state(uuid.UUID(name), Crashed(message="its process died"), force=True)
+            forget(root, "prefect", name)
 
 
 def run_here(force: list[str]) -> list[Outcome]:
@@ -128,7 +200,8 @@ def run_here(force: list[str]) -> list[Outcome]:
     """
     alone = PREFECT_API_URL.value() is None
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if alone else {}):
-        return headstart(force)
+        outcomes: Any = headstart(force)
+        return list(outcomes)
 
 
 def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
@@ -156,29 +229,24 @@ def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
         )
 
 
-def summary_text(root: Path, outcomes: list[Outcome], total: float) -> str:
+def summary_text(root: Path, params: Params, outcomes: Sequence[Outcome], total: float) -> str:
     """The short summary a run ends with."""
-    by_stage = {outcome.stage: outcome for outcome in outcomes}
+    how = {outcome.stage: outcome.how for outcome in outcomes}
     results = json.loads((root / "reports/metrics.json").read_text())
     found = json.loads((root / "reports/find_lr/lr.json").read_text())
-    rate = by_stage["precompute"].summary.get("images_per_second")
+    computed = last_record(root, load_graph(root, params)["precompute"])
+    rate = computed.summary.get("images_per_second") if computed else None
     own = sum(outcome.seconds for outcome in outcomes)
     lines = ["", f"  {'stage':<12}{'':<10}{'seconds':>8}"]
     lines += [f"  {o.stage:<12}{o.how:<10}{o.seconds:>8.1f}" for o in outcomes]
     lines += [f"  {'all':<12}{'':<10}{total:>8.1f}   of which stages {own:.1f}", ""]
     if rate:
-        when = "" if by_stage["precompute"].how == RAN else " (when they were computed)"
+        when = "" if how["precompute"] == RAN else " (when they were computed)"
         lines.append(f"  activations     {rate:,.0f} images/s{when}")
     abstained = " (default: the search abstained)" if found["abstained"] else ""
     lines.append(f"  suggested LR    {found['lr']:.2g}{abstained}")
     lines.append(f"  test accuracy   of {results['n_test']:,} images")
-    names = {
-        "head": "frozen head",
-        "head_tta": "frozen head, TTA",
-        "fine_tuned": "fine-tuned",
-        "fine_tuned_tta": "fine-tuned, TTA",
-    }
-    for key, name in names.items():
+    for key, name in artifacts.MODELS.items():
         lines.append(f"    {name:<17} {results[key]['accuracy']:.4f}   log-loss {results[key]['log_loss']:.4f}")
     lines += ["", "  report          reports/report.html", "  metrics         reports/metrics.json"]
     lines += ["  compare runs    make ui     (MLflow on http://127.0.0.1:5000, Prefect on http://127.0.0.1:4200)"]
@@ -213,7 +281,7 @@ def main() -> int:
     params = edit.make()
     check_inputs(PROJECT, params, arguments.force)
     outcomes = run_here(arguments.force)
-    print(summary_text(PROJECT, outcomes, time.monotonic() - start))  # noqa: T201
+    print(summary_text(PROJECT, params, outcomes, time.monotonic() - start))  # noqa: T201
     return 0
 
 

@@ -11,7 +11,7 @@ import time
 
 from headstart.core.errors import InputError, guarded
 from headstart.core.stages import command_line
-from headstart.tracking import store, ui_command
+from headstart.tracking.store import store, ui_command
 
 from flows import PROJECT
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from headstart.core.errors import InputError
+from headstart.core.errors import InputError, Unavailable
 from headstart.core.files import remove, write_json
 
 logger = logging.getLogger("headstart")
@@ -98,7 +98,7 @@ def workspace(root: Path) -> Iterator[Workspace]:
     """Hold DVC's repository lock: nobody else changes dvc.lock or runs a stage meanwhile.
 
     Raises:
-        InputError: not a DVC project, or another process holds the lock; it says which.
+        InputError: not a DVC project, or another process holds the lock (`Unavailable`); it says which.
     """
     os.environ.setdefault("DVC_SITE_CACHE_DIR", str(root / ".headstart" / "dvc"))
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
@@ -120,7 +120,7 @@ def workspace(root: Path) -> Iterator[Workspace]:
     except NotDvcRepoError:
         raise InputError(f"{root}: not a DVC project", fix="run from the project's root, or run `dvc init`") from None
     except LockError:
-        raise InputError(f"DVC's lock is held by {_holder(holder)}", fix="wait until it has ended, then run again") from None
+        raise Unavailable(f"DVC's lock is held by {_holder(holder)}", fix="wait until it has ended, then run again") from None
 
 
 def _holder(path: Path) -> str:

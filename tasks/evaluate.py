@@ -14,7 +14,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from headstart import tracking
 from headstart.activations.engine import build_engine
 from headstart.activations.store import Activations
 from headstart.core.files import sha256_file, write_bytes, write_json, write_text
@@ -30,6 +29,7 @@ from headstart.evaluation.look_alikes import BLOCK, look_alikes
 from headstart.models.heads import Classifier
 from headstart.models.trained import Card, load_classifier, load_head
 from headstart.runtime import configure
+from headstart.tracking.record import record_pipeline
 from headstart.training.loop import predict
 
 logger = logging.getLogger("headstart")
@@ -199,4 +199,4 @@ def html(
 
 
 if __name__ == "__main__":
-    main("evaluate", evaluate, after=tracking.record_pipeline)
+    main("evaluate", evaluate, after=record_pipeline)

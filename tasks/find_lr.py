@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 
 import torch
-from headstart import tracking
 from headstart.activations.store import Activations
 from headstart.core.stages import Job, Summary, main
 from headstart.data.manifest import read_manifest
 from headstart.evaluation.searches import write_search
 from headstart.models.heads import adapt, build_head
 from headstart.runtime import configure
+from headstart.tracking.runs import stage_run
 from headstart.training.head import activations_of, endless, head_prepare
 from headstart.training.loop import derive_seed
 from headstart.training.lr_search import Curve, range_test, suggest
@@ -51,7 +51,7 @@ def find_lr(job: Job) -> Summary:
         )
 
     searched = {"lr_min": settings.lr_min, "lr_max": settings.lr_max, "steps": settings.steps, "seeds": settings.seeds}
-    with tracking.stage_run(job.root, "find_lr", searched) as log:
+    with stage_run(job.root, "find_lr", searched) as log:
         curves = [curve(number) for number in range(settings.seeds)]
         log.curve({"lr": lr, "smoothed_loss": loss} for lr, loss in zip(curves[0].lrs, curves[0].losses, strict=True))
     found = suggest(curves, settings.default)

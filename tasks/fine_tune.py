@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 import torch
-from headstart import tracking
 from headstart.activations.store import Activations
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file, write_bytes, write_json
@@ -30,6 +29,7 @@ from headstart.models.heads import Classifier
 from headstart.models.trained import Card, load_head, save_model
 from headstart.models.weights import state_digest
 from headstart.runtime import configure, place, training_precision
+from headstart.tracking.runs import stage_run
 from headstart.training import fine_tune as tuning
 from headstart.training.bn_choice import Verdict, choose
 from headstart.training.checkpoints import Checkpoint, open_checkpoint
@@ -167,7 +167,7 @@ class Tuner:
         network = replace(self.network, model=copy.deepcopy(self.network.model), bn_freeze=bn_freeze, views={})
         checkpoint, train = self.checkpoint(ARMS[bn_freeze]), self.split("train")
         used = settings.model_dump() | {"lr_used": lr, "bn_freeze_used": bn_freeze, "precision_used": network.precision}
-        with tracking.stage_run(self.job.root, name, used, checkpoint.run_path) as log:
+        with stage_run(self.job.root, name, used, checkpoint.run_path) as log:
             history = tuning.fine_tune(
                 network,
                 list(zip(self.stretches(lr), self.feeds, strict=True)),

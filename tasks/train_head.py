@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 
-from headstart import tracking
 from headstart.activations.store import Activations
 from headstart.core.files import sha256_file, write_bytes
 from headstart.core.stages import Job, Summary, main
@@ -14,6 +13,7 @@ from headstart.data.transforms import Preprocessing
 from headstart.models.heads import adapt, build_head
 from headstart.models.trained import Card, save_model
 from headstart.runtime import configure
+from headstart.tracking.runs import stage_run
 from headstart.training import head as head_training
 from headstart.training.checkpoints import open_checkpoint
 from headstart.training.head import activations_of
@@ -40,7 +40,7 @@ def train_head(job: Job) -> Summary:
     identity = provenance | {"activations": activations.digest(), "seed": params.seed} | settings.model_dump() | {"lr": lr}
     checkpoint = open_checkpoint(job.checkpoints, identity, "head")
     paths = list(manifest["path"][manifest["split"] == "train"])
-    with tracking.stage_run(job.root, "train_head", settings.model_dump() | {"lr_used": lr}, checkpoint.run_path) as log:
+    with stage_run(job.root, "train_head", settings.model_dump() | {"lr_used": lr}, checkpoint.run_path) as log:
         history = head_training.train_head(
             head,
             train,

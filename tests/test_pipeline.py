@@ -298,14 +298,14 @@ def test_a_held_lock_names_its_holder(copied):
 
 
 def mlflow_runs(project: Path) -> list:
-    from headstart.tracking import store
+    from headstart.tracking.store import store
 
     client, experiment = store(project)
     return client.search_runs([experiment])
 
 
 def test_mlflow_has_parent_children_params_curves_artifacts(done):
-    from headstart.tracking import store
+    from headstart.tracking.store import store
 
     runs = mlflow_runs(done)
     parents = [one for one in runs if "mlflow.parentRunId" not in one.data.tags]
@@ -353,7 +353,7 @@ print(answer["predicted"].tolist()[0])
 
 
 def test_the_logged_model_loads_elsewhere_and_takes_bytes_only(done, tmp_path):
-    from headstart.tracking import store, tracking_uri
+    from headstart.tracking.store import store, tracking_uri
 
     client, experiment = store(done)
     (model,) = client.search_logged_models(experiment_ids=[experiment])

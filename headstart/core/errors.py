@@ -28,6 +28,25 @@ class InputError(ValueError):
         super().__init__("\n".join(lines))
 
 
+class Unavailable(InputError):
+    """What may well be there in a moment: a server, a lock that another process holds."""
+
+
+# Of the machine or a network file system, not of what was asked for.
+PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EAGAIN", "EBUSY", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "EINTR", "EIO", "EMFILE", "ENETDOWN",
+        "ENETUNREACH", "ENFILE", "ENOBUFS", "EPIPE", "ESTALE", "ETIMEDOUT", "ETXTBSY",
+    )
+)  # fmt: skip
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether trying again later may help: never with bad input."""
+    return isinstance(error, Unavailable) or (isinstance(error, OSError) and error.errno in PASSING)
+
+
 def told_to_stop(kind: type[BaseException] | None) -> bool:
     """Whether what ended a block is a wish to stop (SystemExit, KeyboardInterrupt, Prefect's TerminationSignal), no error."""
     return kind is not None and not issubclass(kind, Exception)

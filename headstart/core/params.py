@@ -195,6 +195,7 @@ class Runtime(Section):
     workers: PositiveInt | Literal["auto"]
     device: Literal["auto", "cpu", "cuda", "mps"]
     cache_dir: Annotated[str, Field(min_length=1)]
+    stage_timeout: Annotated[float, Field(gt=0)]
 
 
 class Params(Section):

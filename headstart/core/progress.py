@@ -6,13 +6,27 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
+Observer = Callable[[str, int, int], object]  # of what, units done, units in all
 logger = logging.getLogger("headstart")
 SECONDS_BETWEEN_LINES = 5.0
+_observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Tell `observer` every few seconds how far the steps are that are tracked in this block."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
 
 
 def track(
@@ -27,7 +41,7 @@ def track(
         unit: what is counted.
         weigh: units in an item.
     """
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and _observer.get() is None:
         return _bar(items, what, total, unit, weigh)
     return _lines(items, what, total, unit, weigh)
 
@@ -64,4 +78,7 @@ def _lines(items: Iterable[T], what: str, total: int, unit: str, weigh: Callable
             said = now
             rate = done / (now - start)
             left = (total - done) / rate
+            observer = _observer.get()
+            if observer is not None:
+                observer(what, done, total)
             logger.info("  %s: %s of %s %s, %.0f/s, %.0f s left", what, f"{done:,}", f"{total:,}", unit, rate, left)

@@ -67,6 +67,7 @@ class Record:
     stage: str
     seconds: float
     summary: Summary
+    outs: str
 
 
 def load_graph(root: Path, params: Params) -> dict[str, Stage]:
@@ -129,7 +130,7 @@ def run_stage(stage: Stage, function: StageFunction, root: Path, params: Params)
             _publish(stage, staging, root)
         finally:
             files.remove(staging)
-        record = Record(stage.name, round(time.monotonic() - start, 3), summary)
+        record = Record(stage.name, round(time.monotonic() - start, 3), summary, _look_of(root, stage))
         files.write_json(_record_path(root, stage.name), record.__dict__)
         return record
 
@@ -150,12 +151,18 @@ def _record_path(root: Path, name: str) -> Path:
     return root / ".headstart" / "records" / f"{name}.json"
 
 
-def last_record(root: Path, name: str) -> Record | None:
-    """The record of the last run of a stage in this project folder, if there was one."""
+def last_record(root: Path, stage: Stage) -> Record | None:
+    """The record of the run of a stage that wrote the outs that lie there now, if this project folder has it."""
     try:
-        return Record(**json.loads(_record_path(root, name).read_text()))
+        record = Record(**json.loads(_record_path(root, stage.name).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+    return record if record.outs == _look_of(root, stage) else None
+
+
+def _look_of(root: Path, stage: Stage) -> str:
+    """A digest of names, sizes and times of a stage's outs: DVC's links keep them, a copy from its cache does not."""
+    return _digest((file, file.stat().st_size, file.stat().st_mtime_ns) for out in stage.outs for file in _walk(root / out))
 
 
 def refuse_changes(root: Path, params: Params, name: str) -> None:
@@ -175,12 +182,14 @@ def signature(root: Path, paths: Iterable[str]) -> str:
 
     It only ever refuses; what is fresh is decided by content (DVC).
     """
+    stats = ((file, file.stat()) for path in sorted(paths) for file in _walk(root / path))
+    return _digest((file, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file, s in stats)
+
+
+def _digest(facts: Iterable[tuple[object, ...]]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(paths):
-        for file in _walk(root / path):
-            stat = file.stat()
-            facts = (file, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-            digest.update("\0".join(map(str, facts)).encode(errors="surrogateescape") + b"\0")
+    for fact in facts:
+        digest.update("\0".join(map(str, fact)).encode(errors="surrogateescape") + b"\0")
     return digest.hexdigest()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import requests
 
-from headstart.core.errors import InputError
+from headstart.core.errors import InputError, Unavailable
 from headstart.core.files import fsync, remove
 
 logger = logging.getLogger("headstart")
@@ -54,7 +54,7 @@ def download(archive: Archive, folder: Path) -> Path:
         The archive's path; its checksum is right.
 
     Raises:
-        InputError: no network, the server refuses, or the checksum is wrong (the part is deleted then).
+        InputError: no network or a server that refuses (`Unavailable`), or a wrong checksum (the part is deleted then).
     """
     path = folder / archive.name
     if path.is_file():
@@ -70,7 +70,7 @@ def download(archive: Archive, folder: Path) -> Path:
         except requests.RequestException as error:
             broke_off = isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError)
             if attempt == ATTEMPTS or not (broke_off and part.exists() and part.stat().st_size):
-                raise InputError(
+                raise Unavailable(
                     f"{archive.url} cannot be downloaded: {error}",
                     wanted=f"a network, or the file at {path}",
                     fix="run again, which continues the download; or put the file there; or set data.builtin: digits",

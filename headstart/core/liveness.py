@@ -1,0 +1,56 @@
+"""Which of the runs that were started in a project still live: each holds an flock, which death of any kind releases."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def alive(root: Path, kind: str, name: str) -> Iterator[None]:
+    """Hold an flock in a run's name while the block runs; what is left of it unlocked tells of a dead process.
+
+    Args:
+        root: the project.
+        kind: whose run it is, such as "mlflow".
+        name: what its record there can be found by. Enter the block before the record is made.
+    """
+    folder = _folder(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{kind}-{name}"
+    temporary = folder / f".{path.name}.{os.getpid()}"
+    with temporary.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        temporary.replace(path)  # it has its name only once it is locked
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def dead(root: Path, kind: str) -> list[str]:
+    """Names of the runs of a kind whose process died before they ended; each stays listed until `forget`."""
+    return [path.name.removeprefix(f"{kind}-") for path in sorted(_folder(root).glob(f"{kind}-*")) if not _locked(path)]
+
+
+def forget(root: Path, kind: str, name: str) -> None:
+    """Take a dead run off the list: its end has been recorded."""
+    (_folder(root) / f"{kind}-{name}").unlink(missing_ok=True)
+
+
+def _folder(root: Path) -> Path:
+    return root / ".headstart" / "alive"
+
+
+def _locked(path: Path) -> bool:
+    try:
+        with path.open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:  # it ended just now
+        return True
+    return False

@@ -1,0 +1,86 @@
+"""The model as MLflow serves it: a table of image bytes in, classes out; models-from-code, nothing is pickled."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.pyfunc.model import PythonModel
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import Array
+
+from headstart.core.files import sha256_file
+from headstart.tracking.store import tracking_uri
+
+MODEL_REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "openvino",
+    "pandas",
+    "pillow",
+    "pydantic",
+    "ruamel.yaml",
+    "safetensors",
+    "simplejpeg",
+    "timm",
+    "torch",
+    "torchvision",
+)
+
+
+def log_model(root: Path, run_id: str, file: Path, example: bytes) -> None:
+    """Log a model file to a run, with the code that reads it.
+
+    Args:
+        example: the bytes of an image, to try it with.
+    """
+    mlflow.set_tracking_uri(tracking_uri(root))
+    inputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.binary, "image")]
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.string, "predicted"),
+        ColSpec(DataType.double, "confidence"),
+        ColSpec(Array(DataType.double), "probabilities"),
+    ]
+    package = Path(__file__).parent.parent
+    with mlflow.start_run(run_id=run_id):
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(package / "tracking" / "served.py"),
+            artifacts={"model": str(file)},
+            code_paths=[str(package)],
+            signature=ModelSignature(Schema(inputs), Schema(outputs)),
+            input_example=pd.DataFrame({"image": [example, example]}),
+            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in MODEL_REQUIREMENTS],
+            metadata={"sha256": sha256_file(file)},
+        )
+
+
+class ImageClassifier(PythonModel):
+    """A fine-tuned model behind MLflow's table interface: a column `image` of file bytes, never paths or URLs."""
+
+    def load_context(self, context: Any) -> None:
+        from headstart.evaluation.predictor import Predictor
+
+        self.predictor = Predictor(Path(context.artifacts["model"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """A row per image: predicted label, its probability, and the probabilities of all classes."""
+        probabilities = self.predictor.probabilities(list(model_input["image"]))
+        best = probabilities.argmax(1).tolist() if len(probabilities) else []
+        rows = probabilities.double().tolist()
+        return pd.DataFrame(
+            {
+                "predicted": [self.predictor.card.classes[i] for i in best],
+                "confidence": [row[i] for row, i in zip(rows, best, strict=True)],
+                "probabilities": rows,
+            }
+        )
+
+
+def declare_model() -> None:
+    """Tell MLflow which model the running code is (called by headstart/tracking/served.py only)."""
+    mlflow.models.set_model(ImageClassifier())

@@ -1,0 +1,136 @@
+"""The MLflow run of one pipeline execution: from what lies in the project, whoever computed it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+from headstart.core import pending, snapshot
+from headstart.core.files import remove, sha256_file
+from headstart.core.params import Params
+from headstart.core.stages import Summary, last_record, load_graph
+from headstart.tracking.model import log_model
+from headstart.tracking.runs import child_path, log_metrics, open_run
+
+METRICS = "reports/metrics.json"
+ARTIFACTS = (
+    "reports/report.html",
+    "reports/predictions.parquet",
+    METRICS,
+    "reports/look_alikes.csv",
+    "data/quarantine.csv",
+    "data/manifest.parquet",
+    "reports/find_lr/curve.png",
+    "reports/find_lr/curve.csv",
+    "reports/find_lr/lr.json",
+    "params.yaml",
+)
+DIGEST_LENGTH = 36  # MLflow's own limit
+
+
+def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None = None) -> str:
+    """Make the parent run of one pipeline execution from what lies in the project, and adopt its children.
+
+    Whatever was computed now and what before, the run has all parameters and all metrics: parents compare.
+
+    Args:
+        root: the project.
+        params: all of them are logged.
+        tags: further tags, such as the flow run's id.
+
+    Returns:
+        The parent's run id.
+    """
+    results = json.loads((root / METRICS).read_text())
+    found = json.loads((root / "reports/find_lr/lr.json").read_text())
+    summaries = _summaries(root, params)
+    with open_run(root, f"{Path(params.data.source).name}-{params.backbone.name}", dict(tags or {})) as run:
+        for key, value in (_provenance(root) | _words(summaries)).items():
+            run.client.set_tag(run.run_id, key, value)
+        run.client.log_batch(run.run_id, params=[Param(key, value) for key, value in _flat(params.model_dump()).items()])
+        numbers = _numbers(results) | {"suggested_lr": found["lr"]}
+        for stage, summary in summaries.items():
+            numbers |= {f"{stage}_{key}": value for key, value in _numbers(summary).items()}
+        log_metrics(run.client, run.run_id, numbers)
+        run.client.log_inputs(run.run_id, [_data_set(root, params)])
+        for artifact in ARTIFACTS:
+            run.client.log_artifact(run.run_id, str(root / artifact), "" if artifact == "params.yaml" else "reports")
+        for folder in ("data", "pictures", "fine_tune"):
+            run.client.log_artifacts(run.run_id, str(root / "reports" / folder), f"reports/{folder}")
+        _adopt(run.client, root, run.run_id)
+        log_model(root, run.run_id, root / "models/fine_tuned.safetensors", _example_image(root, params))
+    pending.note(root, "register")
+    pending.settle(root, "record")
+    return run.run_id
+
+
+def _summaries(root: Path, params: Params) -> dict[str, Summary]:
+    """What each stage said of itself when it wrote what lies there now."""
+    records = {name: last_record(root, stage) for name, stage in load_graph(root, params).items()}
+    return {name: record.summary for name, record in records.items() if record}
+
+
+def _data_set(root: Path, params: Params) -> DatasetInput:
+    """The data as MLflow's data-set input: its digest is the manifest's, so that runs on the same images compare."""
+    found = json.loads((root / "reports/data/summary.json").read_text())
+    kept = {name: found[name] for name in ("images", "classes", "splits", "exact_copies", "quarantined")}
+    data = Dataset(
+        name=Path(params.data.source).name,
+        digest=sha256_file(root / "data/manifest.parquet")[:DIGEST_LENGTH],
+        source_type="local",
+        source=json.dumps({"uri": params.data.source}),
+        profile=json.dumps(kept),
+    )
+    return DatasetInput(data, [InputTag("mlflow.data.context", "training")])
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested numbers as `head_accuracy`, `fine_tuned_tta_log_loss`, …"""
+    flat: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _numbers(value, f"{prefix}{key}_")
+        elif isinstance(value, int | float):
+            flat[prefix + key] = float(value)
+    return flat
+
+
+def _words(summaries: Mapping[str, Summary]) -> dict[str, str]:
+    """What stages said in words, as `precompute.engine`, …"""
+    return {f"{stage}.{key}": text for stage, said in summaries.items() for key, text in said.items() if isinstance(text, str)}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
+    return flat
+
+
+def _provenance(root: Path) -> dict[str, str]:
+    tags = {"data_digest": sha256_file(root / "data/manifest.parquet"), "code_digest": snapshot.CODE_AT_START}
+    lock = root / "dvc.lock"
+    if lock.is_file():
+        tags["dvc_lock"] = sha256_file(lock)
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    if git.returncode == 0:
+        tags["mlflow.source.git.commit"] = git.stdout.strip()
+    return tags
+
+
+def _adopt(client: MlflowClient, root: Path, run_id: str) -> None:
+    for path in sorted(child_path(root, "any").parent.glob("*.json")):
+        client.set_tag(json.loads(path.read_text())["run_id"], "mlflow.parentRunId", run_id)
+        remove(path)
+
+
+def _example_image(root: Path, params: Params) -> bytes:
+    predictions = pd.read_parquet(root / "reports/predictions.parquet", columns=["path"])
+    return (root / params.data.source / predictions["path"].iloc[0]).read_bytes()

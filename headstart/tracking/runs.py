@@ -1,0 +1,119 @@
+"""The MLflow run of one trained stage: its parameters, its curves, how it ended."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+from mlflow.exceptions import MlflowException
+
+from headstart.core.errors import told_to_stop
+from headstart.core.files import write_json
+from headstart.core.liveness import alive
+from headstart.tracking.store import ALIVE, KIND, close_dead_runs, store, tracking_uri
+
+MOST_METRICS = 1000  # MLflow's own limit of a batch
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run: call it with a step and its metrics as they come. `resumed`: it was opened by an earlier process."""
+
+    client: MlflowClient
+    run_id: str
+    resumed: bool
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        log_metrics(self.client, self.run_id, metrics, step)
+
+    def curve(self, points: Iterable[Mapping[str, float]]) -> None:
+        """All points of a curve, a step each, sent together (3 ms each otherwise)."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, float(value), now, step) for step, point in enumerate(points) for key, value in point.items()]
+        for start in range(0, len(metrics), MOST_METRICS):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + MOST_METRICS])
+
+
+@contextmanager
+def stage_run(root: Path, stage: str, params: Mapping[str, Any], resume: Path | None = None) -> Iterator[Run]:
+    """A child run of a trained stage.
+
+    The run is FINISHED, KILLED when the process is told to stop, or FAILED. Its parent is named once the
+    pipeline's run is made (`record_pipeline`). MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true adds the machine's load.
+
+    Args:
+        resume: where the run's id is kept until the stage is done: a stage that goes on from a checkpoint goes on
+            with its run.
+    """
+    with open_run(root, name=stage, tags={"stage": stage}, resume=resume) as run:
+        if not run.resumed:
+            run.client.log_batch(run.run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        yield run
+    write_json(child_path(root, stage), {"run_id": run.run_id})
+
+
+@contextmanager
+def open_run(root: Path, name: str, tags: Mapping[str, str], resume: Path | None = None) -> Iterator[Run]:
+    """A run that ends with the block: FINISHED, KILLED when told to stop, FAILED on an error.
+
+    If the process dies, the next one that opens a run in this project marks it KILLED.
+    """
+    close_dead_runs(root)
+    client, experiment = store(root)
+    token = uuid.uuid4().hex
+    with ExitStack() as leaving:
+        leaving.enter_context(alive(root, KIND, token))
+        run_id = _interrupted_run(client, resume, token)
+        resumed = run_id is not None
+        if run_id is None:
+            run_id = str(client.create_run(experiment, run_name=name, tags={**tags, ALIVE: token}).info.run_id)
+        if resume is not None:
+            write_json(resume, {"run_id": run_id})
+
+        def end(kind: type[BaseException] | None, *_: object) -> None:
+            client.set_terminated(run_id, "KILLED" if told_to_stop(kind) else "FAILED" if kind else "FINISHED")
+
+        leaving.push(end)
+        if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+            _watch_machine(leaving, root, run_id)
+        yield Run(client, run_id, resumed)
+
+
+def _watch_machine(leaving: ExitStack, root: Path, run_id: str) -> None:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=tracking_uri(root))
+    monitor.start()
+    leaving.callback(monitor.finish)
+
+
+def _interrupted_run(client: MlflowClient, resume: Path | None, token: str) -> str | None:
+    """The run that an interrupted training logged to, set running again; None where there is none any more."""
+    try:
+        run_id = str(json.loads(resume.read_text())["run_id"]) if resume else None
+        if run_id is not None:
+            client.set_tag(run_id, ALIVE, token)
+            client.update_run(run_id, "RUNNING")
+    except (OSError, ValueError, KeyError, MlflowException):
+        return None
+    return run_id
+
+
+def log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+    """All of one step, in one call."""
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, metrics=[Metric(key, float(value), now, step) for key, value in metrics.items()])
+
+
+def child_path(root: Path, stage: str) -> Path:
+    """Where the id of a stage's last run waits for its parent."""
+    return root / ".headstart" / "children" / f"{stage}.json"

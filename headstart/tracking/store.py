@@ -1,0 +1,63 @@
+"""The project's MLflow store: a database and an artifact folder inside the project."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+from mlflow import MlflowClient
+
+from headstart.core.liveness import dead, forget
+
+EXPERIMENT = "headstart"
+ALIVE = "headstart.alive"  # a run's tag: the name its process is alive by (core/liveness.py)
+KIND = "mlflow"
+QUIET = ("alembic", "mlflow")
+
+
+def store(root: Path) -> tuple[MlflowClient, str]:
+    """The project's MLflow client and experiment id; the database is made on first use (2 to 5 s)."""
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    client = MlflowClient(tracking_uri(root), registry_uri=tracking_uri(root))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return client, experiment.experiment_id
+    tags = {"mlflow.experimentKind": "custom_model_development"}  # opens on the runs, not on the GenAI page
+    return client, client.create_experiment(EXPERIMENT, artifact_location=(root / "mlartifacts").as_uri(), tags=tags)
+
+
+def tracking_uri(root: Path) -> str:
+    """The sqlite database inside the project."""
+    return f"sqlite:///{root / 'mlflow.db'}"
+
+
+def ui_command(root: Path, port: int) -> list[str]:
+    """The command line that serves MLflow's UI for this project on loopback."""
+    return [
+        "mlflow", "ui", "--backend-store-uri", tracking_uri(root), "--default-artifact-root",
+        (root / "mlartifacts").as_uri(), "--host", "127.0.0.1", "--port", str(port),
+        "--allowed-hosts", f"127.0.0.1:{port},localhost:{port}",
+        "--cors-allowed-origins", f"http://127.0.0.1:{port},http://localhost:{port}",
+    ]  # fmt: skip
+
+
+def close_dead_runs(root: Path) -> list[str]:
+    """Mark the runs that a process which died left RUNNING as KILLED; their ids."""
+    tokens = dead(root, KIND)
+    if not tokens:
+        return []
+    client, experiment = store(root)
+    running = client.search_runs([experiment], "attributes.status = 'RUNNING'", max_results=1000)
+    closed = [run.info.run_id for run in running if run.data.tags.get(ALIVE) in tokens]
+    for run_id in closed:
+        client.set_terminated(run_id, "KILLED")
+    for token in tokens:
+        forget(root, KIND, token)
+    return closed

@@ -1,0 +1,100 @@
+"""What stands in front of every server of the project: requests from other sites and oversized ones go no further.
+
+A page on another site can make a browser send requests to loopback (DNS rebinding, cross-site posts): the first shows
+in the Host header, the second in Origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class Gate:
+    """An ASGI application that lets only requests through that are meant for it and small enough.
+
+    Args:
+        application: what is behind it.
+        hosts: names and addresses (without port) by which it may be called.
+        max_bytes: of a request's body; None for no limit.
+    """
+
+    def __init__(self, application: Application, hosts: frozenset[str], max_bytes: int | None = None) -> None:
+        self.application, self.hosts, self.max_bytes = application, hosts, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 403 to a foreign Host or Origin, 413 to a body over the cap, or pass the request on."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.application(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(headers)
+        if refusal is not None:
+            await _answer(scope, send, *refusal)
+            return
+        await self._capped(scope, receive, send)
+
+    def _refusal(self, headers: dict[str, str]) -> tuple[int, str] | None:
+        host = _name(f"//{headers.get('host', '')}")
+        if host not in self.hosts:
+            return 403, f"Host {host!r} is not served here"
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers["host"]:
+            return 403, f"requests from pages of {origin!r} are not served"
+        length = headers.get("content-length", "0")
+        if self.max_bytes is not None and not (length.isdecimal() and int(length) <= self.max_bytes):
+            return 413, f"a body of {length} bytes, at most {self.max_bytes:,} are taken"
+        return None
+
+    async def _capped(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, counting its body: a chunked one states no length."""
+        received, answering = 0, False
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if self.max_bytes is not None and received > self.max_bytes:
+                raise _TooLarge
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal answering
+            answering = True
+            await send(message)
+
+        try:
+            await self.application(scope, counted, noted)
+        except _TooLarge:
+            if not answering:
+                await _answer(scope, send, 413, f"a body of more than {self.max_bytes:,} bytes")
+
+
+def _name(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:  # such as [::1
+        return ""
+
+
+async def _answer(scope: Scope, send: Send, status: int, text: str) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": text[:100]})
+        return
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": f"{text}\n".encode()})
+
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
