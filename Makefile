@@ -7,10 +7,10 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run repro test fuzz ui peers bench evidence seeds lock clean
+.PHONY: help install run repro test test-all schedule fuzz ui peers bench evidence seeds lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
 
 install: ## make or update the environment from requirements.lock
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/install.sh
@@ -25,7 +25,10 @@ test: install ## lint, types, tests
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest -q
+	pytest -q -m "not e2e"
+
+test-all: test ## those, and the end-to-end tests: server, worker, schedule, browser (about 20 minutes more)
+	pytest -q -m e2e
 
 fuzz: install ## fuzz every reader and the decoder, a minute each way and target (about 15 minutes)
 	@python -m tests.fuzz --seconds 60
@@ -33,6 +36,9 @@ fuzz: install ## fuzz every reader and the decoder, a minute each way and target
 
 ui: install ## open MLflow's and Prefect's UIs on loopback, until Ctrl-C
 	@python -m flows.ui
+
+schedule: install ## Prefect's server, a worker and the deployments of prefect.yaml, on loopback, until Ctrl-C
+	@python -m flows.schedule
 
 peers: ## make or update the benchmarks' environment from bench/requirements.lock (fastai, timm)
 	@PYTHON="$(PYTHON)" VENV="$(BENCH)" LOCK=bench/requirements.lock sh scripts/install.sh

@@ -55,7 +55,7 @@ def run_summary(root: Path, rows: Sequence[dict[str, Any]], mlflow_run: str | No
 
     Args:
         rows: of the table of stages.
-        mlflow_run: experiment and run id as MLflow's addresses have them, "1/runs/abc"; None where nothing ran.
+        mlflow_run: where MLflow's pages show the run, relative to their root; None where nothing ran.
     """
     if mlflow_run is None:
         create_markdown_artifact("Nothing to do: images, parameters and code are as before.", key="summary")
@@ -63,7 +63,7 @@ def run_summary(root: Path, rows: Sequence[dict[str, Any]], mlflow_run: str | No
     create_table_artifact(list(rows), key="stages", description="what became of each stage")
     create_table_artifact(accuracies(root), key="summary", description="accuracy on the test images")
     page = os.environ.get(MLFLOW_URL, "http://127.0.0.1:5000").rstrip("/")
-    create_link_artifact(f"{page}/#/experiments/{mlflow_run}", key="mlflow", link_text="this run in MLflow (make ui)")
+    create_link_artifact(f"{page}/{mlflow_run}", key="mlflow", link_text="this run in MLflow (make ui)")
 
 
 def accuracies(root: Path) -> list[dict[str, str]]:

@@ -97,7 +97,7 @@ Runner = Callable[[Stage, Workspace, Path, Params, bool], Outcome]
 
 @dataclass(frozen=True)
 class Execution:
-    """What became of each stage, and the run that recorded it in MLflow, None where nothing was to do."""
+    """What became of each stage, and where MLflow's pages show the run, None where nothing was to do."""
 
     outcomes: Sequence[Outcome]
     mlflow_run: str | None
@@ -135,7 +135,7 @@ def execute(
             from headstart.tracking.record import record_pipeline
 
             logger.info("recording the run in MLflow")
-            mlflow_run = record_pipeline(root, params, tags)
+            mlflow_run = record_pipeline(root, params, tags).address
     return Execution(outcomes, mlflow_run)
 
 
@@ -165,6 +165,7 @@ def as_task(name: str, timeout: float) -> Runner:
 @flow(name="headstart", persist_result=False)
 def headstart(force: list[str] | None = None) -> Any:  # built-in types: Prefect resolves them by name
     """The pipeline of the project in the current folder; its stages run in the flow's own process."""
+    logger.setLevel(logging.INFO)
     params = load_params(PROJECT / "params.yaml")
     check_inputs(PROJECT, params, force or [])
     run_id = str(flow_run.id)

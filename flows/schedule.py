@@ -1,28 +1,52 @@
-"""`python -m flows.schedule --cron "0 3 * * *"`: serve the pipeline on a schedule, against a running Prefect server."""
+"""`make schedule`: Prefect's server, a worker and the deployments of prefect.yaml, on loopback, until Ctrl-C."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 
 from headstart.core.errors import InputError, guarded
 from headstart.core.stages import command_line
 
-from flows.pipeline import headstart
+from flows import PROJECT
+from flows.servers import Servers, free_port, prefect_command
+
+POOL = "local"
+
+
+def prefect(*arguments: str) -> None:
+    """A command of Prefect's, quietly.
+
+    Raises:
+        InputError: it failed, with what it said.
+    """
+    done = subprocess.run(
+        [f"{sys.exec_prefix}/bin/prefect", "--no-prompt", *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise InputError(f"prefect {' '.join(arguments)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m flows.schedule", description="Run the pipeline on a schedule.")
-    parser.add_argument("--cron", default="0 3 * * *", help='when, as cron says it (default "0 3 * * *")')
-    arguments = parser.parse_args()
-    if not os.environ.get("PREFECT_API_URL"):
-        raise InputError(
-            "PREFECT_API_URL is not set, and an ephemeral server cannot schedule",
-            fix="prefect server start --host 127.0.0.1 & export PREFECT_API_URL=http://127.0.0.1:4200/api",
-        )
-    headstart.serve(name="pipeline", cron=arguments.cron, limit=1)
-    return 0
+    parser = argparse.ArgumentParser(prog="python -m flows.schedule", description="Run the pipeline as prefect.yaml says.")
+    parser.add_argument("--port", type=int, default=4200, help="of Prefect's server and pages")
+    port = free_port(parser.parse_args().port)
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    os.environ["PWD"] = str(PROJECT)  # what prefect.yaml calls this folder; a shell sets it, other parents may not
+    password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    if password:
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
+    with Servers() as servers:
+        servers.start("prefect", prefect_command(port), port)
+        prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
+        prefect("deploy", "--all")
+        servers.start("worker", ["prefect", "worker", "start", "--pool", POOL])
+        print(f"Prefect  http://127.0.0.1:{port}/deployments", flush=True)  # noqa: T201
+        print("  run it now:  prefect deployment run headstart/pipeline   (see docs/operations.md)", flush=True)  # noqa: T201
+        print(f"Ctrl-C ends server and worker; logs are in {PROJECT / '.headstart/logs'}.", flush=True)  # noqa: T201
+        return servers.wait()
 
 
 if __name__ == "__main__":

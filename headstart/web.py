@@ -6,10 +6,12 @@ in the Host header, the second in Origin.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+HOST = re.compile(r"(?P<name>\[[0-9a-f:]+\]|[^\[\]:@/]+)(:\d+)?")
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -46,9 +48,9 @@ class Gate:
         await self._capped(scope, receive, send)
 
     def _refusal(self, headers: dict[str, str]) -> tuple[int, str] | None:
-        host = _name(f"//{headers.get('host', '')}")
-        if host not in self.hosts:
-            return 403, f"Host {host!r} is not served here"
+        host = HOST.fullmatch(headers.get("host", ""))
+        if host is None or host["name"].strip("[]") not in self.hosts:
+            return 403, f"Host {headers.get('host')!r} is not served here"
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != headers["host"]:
             return 403, f"requests from pages of {origin!r} are not served"
@@ -79,13 +81,6 @@ class Gate:
         except _TooLarge:
             if not answering:
                 await _answer(scope, send, 413, f"a body of more than {self.max_bytes:,} bytes")
-
-
-def _name(address: str) -> str:
-    try:
-        return urlsplit(address).hostname or ""
-    except ValueError:  # such as [::1
-        return ""
 
 
 async def _answer(scope: Scope, send: Send, status: int, text: str) -> None:

@@ -51,7 +51,7 @@ def how(project: Path, *assignments: str, force: tuple[str, ...] = ()) -> dict[s
     """Run the pipeline in this process, without Prefect; what became of each stage."""
     with contextlib.chdir(project):  # as the flow does: DVC resolves paths from the current folder
         params = set_params(project / "params.yaml", assignments)
-        return {outcome.stage: outcome.how for outcome in execute(project, params, force)}
+        return {outcome.stage: outcome.how for outcome in execute(project, params, force).outcomes}
 
 
 def ran(outcome: dict[str, str]) -> list[str]:
@@ -363,6 +363,53 @@ def test_the_logged_model_loads_elsewhere_and_takes_bytes_only(done, tmp_path):
     assert answer.split()[-1] in "abc"
 
 
+def test_runs_that_a_dead_process_left_are_closed_and_an_execution_without_a_record_is_recorded(copied):
+    """Killed in the middle of a stage, and between the last stage's commit and the record in MLflow."""
+    before = {one.info.run_id for one in mlflow_runs(copied)}
+    for at in ("headstart.training.head.train_head", "headstart.tracking.record.log_metrics"):
+        module, name = at.rsplit(".", 1)
+        code = f"""
+import os, signal, sys
+from pathlib import Path
+import flows, {module}
+{at} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+from flows import pipeline
+from headstart.core.params import load_params
+pipeline.execute(Path.cwd(), load_params(Path("params.yaml")), ["train_head"])
+"""
+        run(copied, sys.executable, "-c", code, code=-9)
+    left = [one for one in mlflow_runs(copied) if one.info.status == "RUNNING"]
+    assert [one.info.run_name for one in left] == ["shapes-test_efficientnet"], "the stage's run went on"
+    assert set(how(copied).values()) == {FRESH}
+    made = [one for one in mlflow_runs(copied) if one.info.run_id not in before]
+    assert sorted(one.info.status for one in made) == ["FINISHED", "FINISHED", "KILLED"]
+    parents = [one for one in made if "stage" not in one.data.tags and one.info.status == "FINISHED"]
+    assert len(parents) == 1 and "fine_tuned_tta_accuracy" in parents[0].data.metrics
+    assert set(how(copied).values()) == {FRESH}
+    assert len(mlflow_runs(copied)) == len(before) + 3
+
+
+def test_parents_have_the_same_names_whatever_ran(copied):
+    how(copied, "evaluate.tta=blend")
+    parents = [one for one in mlflow_runs(copied) if "stage" not in one.data.tags]
+    names = [(set(one.data.params), set(one.data.metrics)) for one in parents]
+    assert len(parents) == 2 and names[0] == names[1]
+    assert {"code_digest", "data_digest", "dvc_lock", "mlflow.source.git.commit"} <= set(parents[0].data.tags)
+
+
+def test_nothing_heavy_is_imported_when_nothing_changed(copied):
+    code = """
+import sys
+from pathlib import Path
+from flows import pipeline
+from headstart.core.params import load_params
+done = pipeline.execute(Path.cwd(), load_params(Path("params.yaml")))
+assert {one.how for one in done.outcomes} == {"fresh"} and done.mlflow_run is None
+print("heavy:", sorted({"torch", "torchvision", "timm", "mlflow", "openvino", "sklearn", "matplotlib"} & set(sys.modules)))
+"""
+    assert "heavy: []" in run(copied, sys.executable, "-c", code)
+
+
 def test_bad_input_is_one_screen_exit_2_and_changes_nothing(copied):
     lock = (copied / "dvc.lock").read_bytes()
     for arguments, told in (
@@ -407,7 +454,12 @@ def test_a_full_disk_is_told_before_anything_runs(copied, monkeypatch):
 @pytest.mark.parametrize(("address", "beats"), [(None, False), ("http://127.0.0.1:4200/api", True)])
 def test_heartbeats_are_sent_where_a_server_may_hear_them(monkeypatch, address, beats):
     seen = []
-    monkeypatch.setattr(pipeline, "headstart", lambda force: seen.append(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value()))
+
+    def headstart(force: list[str]) -> list[object]:
+        seen.append(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value())
+        return []
+
+    monkeypatch.setattr(pipeline, "headstart", headstart)
     with temporary_settings({PREFECT_API_URL: address}):
         pipeline.run_here([])
     assert [bool(value) for value in seen] == [beats]
@@ -418,7 +470,7 @@ def test_force_names_and_summary(done):
     with pytest.raises(InputError, match="fetch_data"):
         check_inputs(done, params, ["nope"])
     with contextlib.chdir(done):
-        outcomes = execute(done, params)
-    text = summary_text(done, outcomes, 1.0)
+        outcomes = execute(done, params).outcomes
+    text = summary_text(done, params, outcomes, 1.0)
     assert text.count("fresh") == len(ORDER)
     assert "when they were computed" in text

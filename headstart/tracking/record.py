@@ -17,7 +17,7 @@ from headstart.core.files import remove, sha256_file
 from headstart.core.params import Params
 from headstart.core.stages import Summary, last_record, load_graph
 from headstart.tracking.model import log_model
-from headstart.tracking.runs import child_path, log_metrics, open_run
+from headstart.tracking.runs import Run, child_path, log_metrics, open_run
 
 METRICS = "reports/metrics.json"
 ARTIFACTS = (
@@ -35,7 +35,7 @@ ARTIFACTS = (
 DIGEST_LENGTH = 36  # MLflow's own limit
 
 
-def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None = None) -> str:
+def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None = None) -> Run:
     """Make the parent run of one pipeline execution from what lies in the project, and adopt its children.
 
     Whatever was computed now and what before, the run has all parameters and all metrics: parents compare.
@@ -46,7 +46,7 @@ def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None =
         tags: further tags, such as the flow run's id.
 
     Returns:
-        The parent's run id.
+        The parent.
     """
     results = json.loads((root / METRICS).read_text())
     found = json.loads((root / "reports/find_lr/lr.json").read_text())
@@ -68,7 +68,7 @@ def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None =
         log_model(root, run.run_id, root / "models/fine_tuned.safetensors", _example_image(root, params))
     pending.note(root, "register")
     pending.settle(root, "record")
-    return run.run_id
+    return run
 
 
 def _summaries(root: Path, params: Params) -> dict[str, Summary]:

@@ -26,11 +26,17 @@ MOST_METRICS = 1000  # MLflow's own limit of a batch
 
 @dataclass(frozen=True)
 class Run:
-    """An open run: call it with a step and its metrics as they come. `resumed`: it was opened by an earlier process."""
+    """A run: call it with a step and its metrics as they come. `resumed`: it was opened by an earlier process."""
 
     client: MlflowClient
+    experiment: str
     run_id: str
     resumed: bool
+
+    @property
+    def address(self) -> str:
+        """Where MLflow's pages show it, relative to their root."""
+        return f"#/experiments/{self.experiment}/runs/{self.run_id}"
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         log_metrics(self.client, self.run_id, metrics, step)
@@ -85,7 +91,7 @@ def open_run(root: Path, name: str, tags: Mapping[str, str], resume: Path | None
         leaving.push(end)
         if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
             _watch_machine(leaving, root, run_id)
-        yield Run(client, run_id, resumed)
+        yield Run(client, experiment, run_id, resumed)
 
 
 def _watch_machine(leaving: ExitStack, root: Path, run_id: str) -> None:

@@ -1,0 +1,36 @@
+"""`python -m flows.prefect_server`: Prefect's own server and pages, on loopback, behind a check of Host and Origin.
+
+Without the check it answers any page of any site that can make a browser call 127.0.0.1. With
+PREFECT_SERVER_API_AUTH_STRING it also asks for a password.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from headstart.core.errors import guarded
+from headstart.core.stages import command_line
+from headstart.web import LOOPBACK, Gate
+
+from flows import PROJECT as PROJECT  # sets Prefect up
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.prefect_server", description="Prefect's server on loopback.")
+    parser.add_argument("--port", type=int, default=4200)
+    port = parser.parse_args().port
+    address = f"http://127.0.0.1:{port}"
+    os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", address)
+    os.environ.setdefault("PREFECT_UI_API_URL", f"{address}/api")
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    uvicorn.run(Gate(create_app(final=True), LOOPBACK), host="127.0.0.1", port=port, log_level="error")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line()
+    sys.exit(guarded(main))
