@@ -50,13 +50,16 @@ def stage(root: Path, name: str) -> Iterator[None]:
         create_image_artifact(f"data:image/png;base64,{picture}", key=key, description=description)
 
 
-def run_summary(root: Path, rows: Sequence[dict[str, Any]], mlflow_run: str | None) -> None:
+def run_summary(root: Path, rows: Sequence[dict[str, Any]], mlflow_run: str | None, verdict: str | None) -> None:
     """What became of each stage; where anything ran, the accuracies and a link to the run in MLflow.
 
     Args:
         rows: of the table of stages.
         mlflow_run: where MLflow's pages show the run, relative to their root; None where nothing ran.
+        verdict: what became of the model.
     """
+    if verdict is not None:
+        create_markdown_artifact(f"Model: {verdict}", key="champion")
     if mlflow_run is None:
         create_markdown_artifact("Nothing to do: images, parameters and code are as before.", key="summary")
         return

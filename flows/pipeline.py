@@ -97,10 +97,11 @@ Runner = Callable[[Stage, Workspace, Path, Params, bool], Outcome]
 
 @dataclass(frozen=True)
 class Execution:
-    """What became of each stage, and where MLflow's pages show the run, None where nothing was to do."""
+    """What became of each stage; where MLflow's pages show the run and what became of its model (None: nothing ran)."""
 
     outcomes: Sequence[Outcome]
     mlflow_run: str | None
+    verdict: str | None
 
 
 def execute(
@@ -111,7 +112,9 @@ def execute(
     runner: Callable[[str], Runner] = lambda name: run_or_reuse,
     tags: Mapping[str, str] | None = None,
 ) -> Execution:
-    """Every stage in order; then one MLflow run if anything ran, now or in an execution that died before its record.
+    """Every stage in order; then, if anything ran, one MLflow run and the model's registration.
+
+    What an execution that died had still to record or register is done too.
 
     Args:
         force: stages to run even if fresh, or "all".
@@ -130,13 +133,18 @@ def execute(
         for stage in load_graph(root, params).values():
             forced = "all" in force or stage.name in force
             outcomes.append(runner(stage.name)(stage, space, root, params, forced))
-        mlflow_run = None
+        mlflow_run = verdict = None
         if pending.is_due(root, "record"):
             from headstart.tracking.record import record_pipeline
 
             logger.info("recording the run in MLflow")
             mlflow_run = record_pipeline(root, params, tags).address
-    return Execution(outcomes, mlflow_run)
+        if pending.is_due(root, "register"):
+            from tasks.register import register
+
+            logger.info("registering the model")
+            verdict = register(root, params).sentence()
+    return Execution(outcomes, mlflow_run, verdict)
 
 
 def as_task(name: str, timeout: float) -> Runner:
@@ -176,7 +184,7 @@ def headstart(force: list[str] | None = None) -> Any:  # built-in types: Prefect
             PROJECT, params, force or [], runner=lambda name: as_task(name, timeout), tags={"prefect.flow_run": run_id}
         )
         rows = [{"stage": o.stage, "": o.how, "seconds": round(o.seconds, 1)} for o in done.outcomes]
-        artifacts.run_summary(PROJECT, rows, done.mlflow_run)
+        artifacts.run_summary(PROJECT, rows, done.mlflow_run, done.verdict)
     return Completed(data=done.outcomes, name=None if done.mlflow_run else "Nothing to do")
 
 

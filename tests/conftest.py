@@ -125,3 +125,24 @@ def make_project(folder: Path, **settings: str) -> Path:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     return make_project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory) -> Path:
+    """A project whose pipeline has run once through the real command; tests copy it or only read it."""
+    project = make_project(tmp_path_factory.mktemp("pipeline") / "project")
+    from tests.projects import flow
+
+    (project / "run.log").write_text(flow(project))
+    return project
+
+
+@pytest.fixture
+def copied(done, tmp_path) -> Path:
+    """A private copy of the finished project, over the same images."""
+    copy = tmp_path / "copy"
+    shutil.copytree(done, copy, symlinks=True)
+    (copy / "data/shapes").unlink()
+    shutil.copytree(done.parent / "project-images", tmp_path / "images")
+    (copy / "data/shapes").symlink_to(tmp_path / "images")
+    return copy

@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 from headstart.core.errors import InputError
 from headstart.evaluation import galleries, metrics, plots, report
 from headstart.evaluation.look_alikes import look_alikes
-from headstart.evaluation.predictor import Predictor
+from headstart.prediction.predictor import Predictor
 from tests.conftest import encode, picture
 from tests.test_models import make_model
 

@@ -13,7 +13,7 @@ import pytest
 from headstart.core.errors import InputError
 from headstart.core.param_edits import set_params
 from tests.conftest import encode, picture, write_shapes
-from tests.test_pipeline import run
+from tests.projects import run
 
 
 def link_data(project: Path, *arguments: str, code: int = 0) -> str:

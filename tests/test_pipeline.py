@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,53 +27,12 @@ from headstart.training import checkpoints
 from headstart.versioning import workspace
 from tasks.evaluate import evaluate
 from tests.conftest import make_project, write_shapes
+from tests.projects import flow, how, mlflow_runs, run
 from tests.test_graph import ORDER
-
-BIN = Path(sys.executable).parent
-ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "PYTHONWARNINGS": "ignore"}
-for name in [name for name in ENVIRONMENT if name.startswith(("PREFECT_", "MLFLOW_"))]:
-    ENVIRONMENT.pop(name)  # what this process set must not leak into another project
-
-
-def run(project: Path, *command: str, code: int = 0) -> str:
-    """Run a command in a project; returns its output, both streams."""
-    done = subprocess.run(command, cwd=project, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def flow(project: Path, *arguments: str, code: int = 0) -> str:
-    return run(project, sys.executable, "-m", "flows.pipeline", *arguments, code=code)
-
-
-def how(project: Path, *assignments: str, force: tuple[str, ...] = ()) -> dict[str, str]:
-    """Run the pipeline in this process, without Prefect; what became of each stage."""
-    with contextlib.chdir(project):  # as the flow does: DVC resolves paths from the current folder
-        params = set_params(project / "params.yaml", assignments)
-        return {outcome.stage: outcome.how for outcome in execute(project, params, force).outcomes}
 
 
 def ran(outcome: dict[str, str]) -> list[str]:
     return [stage for stage, what in outcome.items() if what == RAN]
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory) -> Path:
-    """A project whose pipeline has run once through the real command; tests copy it or only read it."""
-    project = make_project(tmp_path_factory.mktemp("pipeline") / "project")
-    (project / "run.log").write_text(flow(project))
-    return project
-
-
-@pytest.fixture
-def copied(done, tmp_path) -> Path:
-    """A private copy of the finished project, over the same images."""
-    copy = tmp_path / "copy"
-    shutil.copytree(done, copy, symlinks=True)
-    (copy / "data/shapes").unlink()
-    shutil.copytree(done.parent / "project-images", tmp_path / "images")
-    (copy / "data/shapes").symlink_to(tmp_path / "images")
-    return copy
 
 
 def test_the_flow_writes_every_out_and_ends_with_a_summary(done):
@@ -295,13 +253,6 @@ def test_a_held_lock_names_its_holder(copied):
         told = flow(copied, code=2)
     assert f"process {os.getpid()}" in told
     assert "Traceback" not in told
-
-
-def mlflow_runs(project: Path) -> list:
-    from headstart.tracking.store import store
-
-    client, experiment = store(project)
-    return client.search_runs([experiment])
 
 
 def test_mlflow_has_parent_children_params_curves_artifacts(done):

@@ -20,7 +20,7 @@ import pytest
 from flows.servers import free_port
 from headstart.core.yaml_text import read_yaml
 from tests.conftest import make_project, write_shapes
-from tests.test_pipeline import ENVIRONMENT, mlflow_runs
+from tests.projects import ENVIRONMENT, mlflow_runs
 
 pytestmark = pytest.mark.e2e
 EVERY_MINUTE = "* * * * *"

@@ -190,6 +190,11 @@ class Evaluate(Section):
     tta: Literal["mean", "blend"]
 
 
+class Promote(Section):
+    level: Annotated[float, Field(gt=0, lt=1)]
+    margin: Annotated[float, Field(ge=0, lt=1)]
+
+
 class Runtime(Section):
     threads: PositiveInt | Literal["auto"]
     workers: PositiveInt | Literal["auto"]
@@ -209,6 +214,7 @@ class Params(Section):
     train_head: TrainHead
     fine_tune: FineTune
     evaluate: Evaluate
+    promote: Promote
     runtime: Runtime
 
 

@@ -75,12 +75,14 @@ class Gone(Exception):
     """The file was there when the folder was listed and is not any more."""
 
 
-def examine(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded]:
-    """Read, hash and fully decode one file.
+def usable(path: str, limits: Limits, enough: int) -> tuple[str, bytes, Decoded]:
+    """Read, hash and fully decode one file; training and prediction refuse the same.
+
+    Args:
+        enough: a picture with sides of at least so many pixels will do (see `decode_image`).
 
     Returns:
-        key, width, height, bytes, format, mode, orientation, and notes, a list of (kind, text) to warn of, all of
-        them JSON values; and a picture for `look`.
+        The SHA-256 of its bytes, the bytes, the image.
 
     Raises:
         Unusable: the file is to be quarantined; `Unreadable` where that may not be its own fault.
@@ -89,11 +91,34 @@ def examine(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded]:
     data = _read(path, limits.max_pixels * MAX_BYTES_PER_PIXEL + SLACK_BYTES)
     key = sha256_bytes(data)
     try:
-        image = decode_image(data, limits.max_pixels, limits.formats, enough=LOOK_SIDE)
+        return key, data, accepted(data, limits, enough)
     except DecodeError as error:
         raise Unusable(str(error), key) from None
+
+
+def accepted(data: bytes, limits: Limits, enough: int) -> Decoded:
+    """Decode a file's bytes, if they are an image within the limits.
+
+    Raises:
+        DecodeError: they are not.
+    """
+    image = decode_image(data, limits.max_pixels, limits.formats, enough=enough)
     if min(image.width, image.height) < limits.min_side:
-        raise Unusable(f"{image.width} x {image.height} pixels: a side below {limits.min_side} (data.min_side)", key)
+        raise DecodeError(f"{image.width} x {image.height} pixels: a side below {limits.min_side} (data.min_side)")
+    return image
+
+
+def examine(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded]:
+    """What the scan wants to know of one file.
+
+    Returns:
+        key, width, height, bytes, format, mode, orientation, and notes, a list of (kind, text) to warn of, all of
+        them JSON values; and a picture for `look`.
+
+    Raises:
+        Unusable, Gone: as `usable`.
+    """
+    key, data, image = usable(path, limits, LOOK_SIDE)
     found = {
         "key": key,
         "width": image.width,

@@ -97,7 +97,7 @@ def list_source(tree: Tree, *, label_pattern: str = NONE, group_pattern: str = N
 
 def _split_folders(tree: Tree) -> dict[str, str]:
     """Top-level folders that are splits, and which; empty where the source is not split."""
-    folders = [folder for folder in tree.folders if "/" not in folder and not _why_ignored([folder], "")]
+    folders = [folder for folder in tree.folders if "/" not in folder and not why_ignored([folder], "")]
     top = {folder: SPLIT_FOLDERS[folder.lower()] for folder in folders if folder.lower() in SPLIT_FOLDERS}
     if "train" not in top.values() or len(folders) > len(top) == 1:  # train alone beside others is a class
         return {}
@@ -112,7 +112,7 @@ def _by_pattern(tree: Tree, found: Listing, pattern: str) -> None:
     splits = _split_folders(tree)
     for path in tree.files:
         parts = path.split("/")
-        reason = _why_ignored(parts[:-1], parts[-1])
+        reason = why_ignored(parts[:-1], parts[-1])
         label = _match(pattern, parts[-1])
         if reason:
             found.ignored.append((path, reason))
@@ -135,7 +135,7 @@ def _by_folders(tree: Tree, found: Listing, nested_folders: bool) -> None:
     nested: list[str] = []
     for path in tree.files:
         parts = path.split("/")
-        reason = _why_ignored(parts[:-1], parts[-1])
+        reason = why_ignored(parts[:-1], parts[-1])
         if not reason and splits and len(parts) > 1 and parts[0] not in splits:
             reason = f"outside {', '.join(splits)}"
         if reason:
@@ -160,11 +160,11 @@ def _check_empty_folders(tree: Tree, found: Listing, splits: dict[str, str], dep
     for folder in tree.folders:
         parts = folder.split("/")
         is_class = len(parts) == depth + 1 and (not splits or parts[0] in splits)
-        if is_class and not _why_ignored(parts, "") and folder not in filled:
+        if is_class and not why_ignored(parts, "") and folder not in filled:
             raise InputError(f"class folder {folder} in {tree.root}: no images in it", fix="fill or remove it")
 
 
-def _why_ignored(folders: Sequence[str], name: str) -> str:
+def why_ignored(folders: Sequence[str], name: str) -> str:
     """Why a file is none of ours, or nothing."""
     for folder in folders:
         if folder in IGNORED_FOLDERS or folder.startswith("."):

@@ -73,7 +73,7 @@ def preflight(source: Path, *, follow_external_links: bool = False, trusted: Cal
     files: dict[str, File] = {}
     folders: list[str] = []
     offenders: list[str] = []
-    for path, status, reason in _walk(root, may_lead_to):
+    for path, status, reason in walk(root, may_lead_to):
         if reason:
             offenders.append(f"{path}: {reason}")
         elif stat.S_ISDIR(status.st_mode):
@@ -117,7 +117,7 @@ def check_folder(source: Path) -> Path:
     return root
 
 
-def _walk(root: Path, may_lead_to: Callable[[Path], bool]) -> Iterator[tuple[str, os.stat_result, str | None]]:
+def walk(root: Path, may_lead_to: Callable[[Path], bool]) -> Iterator[tuple[str, os.stat_result, str | None]]:
     """(relative path, status, why it is refused) of everything below `root`."""
     waiting = [""]
     while waiting:

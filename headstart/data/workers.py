@@ -124,7 +124,7 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                env=os.environ | ENVIRONMENT | {"PYTHONPATH": _import_path()},
+                env=child_environment(),
                 start_new_session=True,  # Ctrl-C is for the run, which then ends its workers
             )
             theirs.close()
@@ -159,6 +159,8 @@ class _Worker:
             process.wait()
 
 
-def _import_path() -> str:
+def child_environment() -> dict[str, str]:
+    """Of a process that decodes: our own modules can be imported, and freed memory is kept."""
     root = str(Path(__file__).resolve().parents[2])
-    return os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}

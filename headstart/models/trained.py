@@ -61,20 +61,36 @@ def load_card(path: Path) -> Card:
 
 
 def load_head(path: Path) -> tuple[nn.Module, Card]:
-    """Load a trained head in eval mode."""
+    """Load a trained head in eval mode.
+
+    Raises:
+        InputError: no such file, damaged, or not a head.
+    """
     state, card = _read(path)
     head = build_head(card.head, card.width, len(card.classes), seed=0)
-    head.load_state_dict(state)
+    _fill(head, state, path, "a head")
     return head.eval(), card
 
 
 def load_classifier(path: Path) -> tuple[Classifier, Card]:
-    """Load a fine-tuned model, body and head, in eval mode."""
+    """Load a fine-tuned model, body and head, in eval mode.
+
+    Raises:
+        InputError: no such file, damaged, or not a whole model.
+    """
     state, card = _read(path)
     backbone = bare_backbone(card.backbone, card.preprocessing)
     model = Classifier(backbone.body, build_head(card.head, card.width, len(card.classes), seed=0))
-    model.load_state_dict(state)
+    _fill(model, state, path, "a whole model")
     return model.eval(), card
+
+
+def _fill(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, what: str) -> None:
+    if module.state_dict().keys() != state.keys():
+        raise InputError(
+            f"{path}: not {what}", wanted="models/fine_tuned.safetensors is a whole model, models/head.safetensors a head"
+        )
+    module.load_state_dict(state)
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], Card]:

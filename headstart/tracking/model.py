@@ -8,14 +8,18 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
 
+from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.tracking.store import tracking_uri
 
+MOST_ROWS = 256  # of a request
+DIGEST = "headstart.sha256"  # a tag: of the model file
 MODEL_REQUIREMENTS = (
     "mlflow",
     "numpy",
@@ -32,13 +36,12 @@ MODEL_REQUIREMENTS = (
 )
 
 
-def log_model(root: Path, run_id: str, file: Path, example: bytes) -> None:
-    """Log a model file to a run, with the code that reads it.
+def log_model(run_id: str, file: Path, example: bytes) -> None:
+    """Log a model file to a run of the store that is open (`store`), with the code that reads it.
 
     Args:
         example: the bytes of an image, to try it with.
     """
-    mlflow.set_tracking_uri(tracking_uri(root))
     inputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.binary, "image")]
     outputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "predicted"),
@@ -55,7 +58,7 @@ def log_model(root: Path, run_id: str, file: Path, example: bytes) -> None:
             signature=ModelSignature(Schema(inputs), Schema(outputs)),
             input_example=pd.DataFrame({"image": [example, example]}),
             pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in MODEL_REQUIREMENTS],
-            metadata={"sha256": sha256_file(file)},
+            tags={DIGEST: sha256_file(file)},
         )
 
 
@@ -63,13 +66,22 @@ class ImageClassifier(PythonModel):
     """A fine-tuned model behind MLflow's table interface: a column `image` of file bytes, never paths or URLs."""
 
     def load_context(self, context: Any) -> None:
-        from headstart.evaluation.predictor import Predictor
+        from headstart.prediction.predictor import Predictor
 
         self.predictor = Predictor(Path(context.artifacts["model"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """A row per image: predicted label, its probability, and the probabilities of all classes."""
-        probabilities = self.predictor.probabilities(list(model_input["image"]))
+        """A row per image: predicted label, its probability, and the probabilities of all classes.
+
+        Raises:
+            MlflowException: too many rows, or bytes that are no image, naming the row.
+        """
+        if len(model_input) > MOST_ROWS:
+            raise _refusal(f"{len(model_input)} rows, at most {MOST_ROWS} are taken")
+        try:
+            probabilities = self.predictor.probabilities(list(model_input["image"]))
+        except InputError as error:
+            raise _refusal(str(error)) from None
         best = probabilities.argmax(1).tolist() if len(probabilities) else []
         rows = probabilities.double().tolist()
         return pd.DataFrame(
@@ -79,6 +91,11 @@ class ImageClassifier(PythonModel):
                 "probabilities": rows,
             }
         )
+
+
+def _refusal(text: str) -> MlflowException:
+    """What MLflow's server answers with 400."""
+    return MlflowException(text, error_code=INVALID_PARAMETER_VALUE)
 
 
 def declare_model() -> None:

@@ -65,7 +65,7 @@ def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None =
         for folder in ("data", "pictures", "fine_tune"):
             run.client.log_artifacts(run.run_id, str(root / "reports" / folder), f"reports/{folder}")
         _adopt(run.client, root, run.run_id)
-        log_model(root, run.run_id, root / "models/fine_tuned.safetensors", _example_image(root, params))
+        log_model(run.run_id, root / "models/fine_tuned.safetensors", _example_image(root, params))
     pending.note(root, "register")
     pending.settle(root, "record")
     return run

@@ -11,6 +11,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
+import mlflow
 from mlflow import MlflowClient
 
 from headstart.core.liveness import dead, forget
@@ -25,6 +26,7 @@ def store(root: Path) -> tuple[MlflowClient, str]:
     """The project's MLflow client and experiment id; the database is made on first use (2 to 5 s)."""
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(tracking_uri(root))  # MLflow's own code asks for it in places, whatever its client was given
     client = MlflowClient(tracking_uri(root), registry_uri=tracking_uri(root))
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:

@@ -1,0 +1,33 @@
+"""`python -m flows.export --out model.pt2 [--model champion]`: the model in one file that runs without this project."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from headstart.core.errors import InputError, guarded
+from headstart.core.stages import command_line
+from headstart.prediction.export import export
+
+from flows.predict import model_of
+
+logger = logging.getLogger("headstart")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.export", description="Write the model as one .pt2 file.")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.pt2")
+    parser.add_argument("--model", default="champion", metavar="ALIAS|RUN|FILE")
+    options = parser.parse_args()
+    if options.out.suffix != ".pt2" or not options.out.parent.is_dir():
+        raise InputError(f"--out {options.out}", wanted="a file that ends in .pt2, in a folder that is there")
+    about = export(model_of(options.model), options.out)
+    logger.info("%s: %s; checked against the model", options.out, about["input"])
+    return 0
+
+
+if __name__ == "__main__":
+    command_line()
+    sys.exit(guarded(main))

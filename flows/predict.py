@@ -1,0 +1,117 @@
+"""Classify every file of a folder: `python -m flows.predict --images PATH --out FILE.parquet [--model champion]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from headstart.core.errors import InputError, guarded
+from headstart.core.files import sha256_file
+from headstart.core.liveness import alive
+from headstart.core.parallel import count
+from headstart.core.params import load_params
+from headstart.core.stages import command_line
+from headstart.data.examine import Limits
+from headstart.prediction.batch import Predictions, predict_folder, write_predictions
+from headstart.prediction.supervisor import Job
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
+
+from flows import PROJECT
+from flows.pipeline import close_dead_flow_runs
+
+logger = logging.getLogger("headstart")
+FORMS = ("parquet", "csv")
+
+
+def predict_images(
+    images: Path, out: Path, model: str = "champion", form: str | None = None, top: int = 1, abstain_below: float = 0.0
+) -> Predictions:
+    """Classify the files below `images` and write `out`; see `flows.predict --help`.
+
+    Raises:
+        InputError: no such folder, model or format.
+    """
+    form = form or out.suffix.removeprefix(".")
+    if form not in FORMS:
+        raise InputError(
+            f"{out}: the format cannot be told from the name", wanted="a name that ends in .parquet or .csv, or --format"
+        )
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent}: no such folder", fix="make it, or name another --out")
+    if top < 1 or not 0 <= abstain_below <= 1:
+        raise InputError(f"top {top}, abstain_below {abstain_below:g}", wanted="top of 1 or more, abstain_below from 0 to 1")
+    params = load_params(PROJECT / "params.yaml")
+    data, runtime = params.data, params.runtime
+    file = model_of(model)
+    job = Job(
+        model=file,
+        limits=Limits(data.max_pixels, data.min_side, data.formats),
+        top=top,
+        timeout=data.file_timeout,
+        workers=count(runtime.workers),
+        threads=count(runtime.threads),
+        device=runtime.device,
+    )
+    found = predict_folder(images, job, state=PROJECT / ".headstart" / "predictions.sqlite", abstain_below=abstain_below)
+    about = {"model": str(model), "sha256": sha256_file(file), "abstain_below": abstain_below}
+    write_predictions(out, found.rows, form, about)
+    return found
+
+
+def model_of(name: str) -> Path:
+    """The model file that is meant; the registry (and MLflow, 1 s) is only asked where it is no file."""
+    if name.endswith(".safetensors"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        return path
+    from headstart.tracking.registry import find_model
+
+    return find_model(PROJECT, name)
+
+
+@flow(name="predict", persist_result=False)
+def predict(images: str, out: str, model: str = "champion", format: str = "", top: int = 1, abstain_below: float = 0.0) -> Any:
+    """Classify every file of a folder on the worker's machine."""
+    logger.setLevel(logging.INFO)
+    with alive(PROJECT, "prefect", str(flow_run.id)):
+        close_dead_flow_runs(PROJECT)
+        found = predict_images(Path(images), Path(out), model, format or None, top, abstain_below)
+        counts = [{"what": key, "files": value} for key, value in found.summary().items()]
+        create_table_artifact(counts, key="predictions", description=f"of {images} by {model}")
+    return found.summary()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.predict", description="Classify every file of a folder.")
+    parser.add_argument("--images", required=True, type=Path, metavar="PATH", help="a folder; files in its sub-folders too")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="a row per file")
+    parser.add_argument(
+        "--model",
+        default="champion",
+        metavar="ALIAS|RUN|FILE",
+        help="champion, challenger, a version's number, a run's id, or a .safetensors file",
+    )
+    parser.add_argument("--format", choices=FORMS, help="by default as FILE is named")
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="name the K likeliest classes")
+    parser.add_argument("--abstain-below", type=float, default=0.0, metavar="P", help="predict nothing below this probability")
+    options = parser.parse_args()
+    found = predict_images(options.images, options.out, options.model, options.format, options.top, options.abstain_below)
+    summary = found.summary()
+    rate = f", {found.computed / found.seconds:,.0f} files/s" if found.computed else ""
+    logger.info(
+        "%s files: %s classified now%s; %s with an error, %s abstained, %s of the system ignored; %s",
+        f"{summary['files']:,}", f"{found.computed:,}", rate, f"{summary['errors']:,}", f"{summary['abstained']:,}",
+        f"{found.ignored:,}", options.out,
+    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    command_line()
+    sys.exit(guarded(main))

@@ -1,0 +1,39 @@
+"""`make serve`: the champion over HTTP, on loopback: MLflow's scoring application behind a check of Host, Origin and size."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from headstart.core.errors import guarded
+from headstart.core.stages import command_line
+from headstart.tracking.scoring import scoring_application
+from headstart.web import LOOPBACK, Gate
+
+from flows import PROJECT
+from flows.servers import free_port
+
+logger = logging.getLogger("headstart")
+MOST_AT_ONCE = 64  # requests; further ones get 503
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.serve", description="Serve the champion over HTTP.")
+    parser.add_argument("--port", type=int, default=5001)
+    parser.add_argument("--model", default="champion", metavar="ALIAS")
+    parser.add_argument("--max-mb", type=float, default=32.0, help="of a request's body")
+    options = parser.parse_args()
+    import uvicorn
+
+    application, version = scoring_application(PROJECT, options.model)
+    port = free_port(options.port)
+    logger.info("version %s (%s…) on http://127.0.0.1:%s/invocations", version.number, version.digest[:12], port)
+    gate = Gate(application, LOOPBACK, int(options.max_mb * 1e6))
+    uvicorn.run(gate, host="127.0.0.1", port=port, log_level="warning", limit_concurrency=MOST_AT_ONCE, timeout_keep_alive=30)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line()
+    sys.exit(guarded(main))

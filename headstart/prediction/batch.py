@@ -1,0 +1,167 @@
+"""Classify every file of a folder: a row for each, kept as they come, so that a run that was killed goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import logging
+import os
+import stat
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headstart.core import snapshot
+from headstart.core.files import canonical_json, sha256_file, write_bytes
+from headstart.core.progress import track
+from headstart.data.manifest import write_csv
+from headstart.data.scan_state import scan_state
+from headstart.data.sources import why_ignored
+from headstart.data.tree import check_folder, printable, walk
+from headstart.prediction.supervisor import Answer, Job, score_all
+
+logger = logging.getLogger("headstart")
+REMEMBER = 256  # answers kept in one transaction: what a killed run need not repeat
+LIBRARIES = ("torch", "torchvision", "timm", "openvino", "pillow", "simplejpeg", "numpy")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What became of a folder's files.
+
+    Args:
+        rows: a row per file by path: path, sha256, predicted, confidence, abstained, label_1, probability_1, … and
+            error, which is empty where there is a prediction.
+        computed: files that were read now, the others being known from before.
+        ignored: a system's own files, which get no row.
+        seconds: of reading and classifying.
+    """
+
+    rows: pd.DataFrame
+    computed: int
+    ignored: int
+    seconds: float
+
+    def summary(self) -> dict[str, int]:
+        """Files in all, with an error, abstained; and how many of each class."""
+        rows = self.rows
+        errors, abstained = int((rows["error"] != "").sum()), int(rows["abstained"].sum())
+        classes = Counter(rows["predicted"].dropna())
+        return {"files": len(rows), "errors": errors, "abstained": abstained, **dict(sorted(classes.items()))}
+
+
+def predict_folder(folder: Path, job: Job, *, state: Path, abstain_below: float = 0.0) -> Predictions:
+    """Classify every file below a folder.
+
+    What was predicted is kept at `state` under the file's path and status, the model, the limits, the code and the
+    libraries: run again, killed or not, only what is new or changed is read.
+
+    Args:
+        folder: any folder; nothing in it is written.
+        state: a file that several runs may share.
+        abstain_below: confidence below which nothing is predicted.
+
+    Raises:
+        InputError: no such folder, a model that will not do.
+    """
+    root = check_folder(folder)
+    found, errors, ignored = _listed(root)
+    answers: dict[str, Answer] = {path: {"error": reason} for path, reason in errors.items()}
+    now_ns, start = time.time_ns(), time.monotonic()
+    with scan_state(state, _namespace(job)) as memory:
+        known = memory.known((f"{root}/{path}", status) for path, status in found.items())
+        answers |= {path: answer for path, answer in zip(found, known, strict=True) if answer is not None}
+        missing = [path for path in found if path not in answers]
+        if missing:
+            logger.info("  %s of %s files are known, %s to classify", len(found) - len(missing), len(found), len(missing))
+        fresh: list[tuple[str, os.stat_result, Answer]] = []
+        try:
+            for path, answer in track(_scored(root, missing, job), "classifying", len(missing), unit="files"):
+                answers[path] = answer
+                if answer.pop("final"):
+                    fresh.append((f"{root}/{path}", found[path], answer))
+                if len(fresh) >= REMEMBER:
+                    memory.remember(fresh, now_ns)
+                    fresh.clear()
+        finally:  # also when told to stop
+            memory.remember(fresh, now_ns)
+    rows = [_row(path, answers[path], abstain_below) for path in sorted(answers)]
+    columns = ["path", "sha256", "predicted", "confidence", "abstained"]
+    columns += [f"{what}_{rank}" for rank in range(1, job.top + 1) for what in ("label", "probability")]
+    frame = pd.DataFrame(rows, columns=[*columns, "error"])
+    return Predictions(frame, len(missing), ignored, time.monotonic() - start)
+
+
+def _listed(root: Path) -> tuple[dict[str, os.stat_result], dict[str, str], int]:
+    """Files to classify with their status; paths that cannot be read safely, and why; how many are a system's own."""
+    found: dict[str, os.stat_result] = {}
+    errors: dict[str, str] = {}
+    ignored = 0
+    for path, status, reason in walk(root, lambda target: target.is_relative_to(root)):
+        *folders, name = path.split("/")
+        if reason is None and stat.S_ISDIR(status.st_mode):
+            continue
+        if why_ignored(folders, name):
+            ignored += 1
+        elif reason is not None:
+            errors[printable(path)] = reason
+        else:
+            found[path] = status
+    return found, errors, ignored
+
+
+def _scored(root: Path, paths: list[str], job: Job) -> Iterator[tuple[str, Answer]]:
+    prefix = len(f"{root}/")
+    for path, answer in score_all([f"{root}/{path}" for path in paths], job):
+        yield path[prefix:], answer
+
+
+def _namespace(job: Job) -> str:
+    versions = [importlib.metadata.version(name) for name in LIBRARIES]
+    facts = {"model": sha256_file(job.model), "limits": job.limits.as_dict(), "top": job.top, "device": job.device}
+    return hashlib.sha256(canonical_json({**facts, "code": snapshot.CODE_AT_START, "versions": versions}).encode()).hexdigest()
+
+
+def _row(path: str, answer: Answer, abstain_below: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"path": path, "sha256": answer.get("key", ""), "abstained": False, "error": answer.get("error", "")}
+    if row["error"]:
+        return row
+    for rank, (label, p) in enumerate(zip(answer["labels"], answer["p"], strict=True), start=1):
+        row |= {f"label_{rank}": label, f"probability_{rank}": p}
+    row["confidence"] = answer["p"][0]
+    row["abstained"] = answer["p"][0] < abstain_below
+    row["predicted"] = None if row["abstained"] else row["label_1"]
+    return row
+
+
+def write_predictions(path: Path, rows: pd.DataFrame, form: str, about: dict[str, Any]) -> None:
+    """Write predictions atomically; equal predictions give equal bytes.
+
+    Args:
+        form: "parquet" or "csv". Cells of a CSV can start no spreadsheet formula.
+        about: what they were made with, kept in a Parquet file's metadata.
+    """
+    if form == "csv":
+        write_csv(path, rows)
+        return
+    table = pa.Table.from_pandas(rows, schema=_schema(rows), preserve_index=False)
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"headstart": canonical_json(about)}), buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue())
+
+
+def _schema(rows: pd.DataFrame) -> pa.Schema:
+    def kind(column: str) -> pa.DataType:
+        if column == "abstained":
+            return pa.bool_()
+        return pa.float64() if column.startswith(("confidence", "probability_")) else pa.string()
+
+    return pa.schema([(column, kind(column)) for column in rows.columns])

@@ -1,0 +1,92 @@
+"""A model as one file that runs without this project: torch's own exported program (.pt2), preprocessing by its side."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from headstart.activations.engine import probe_images
+from headstart.core.errors import InputError
+from headstart.core.files import atomic_path, canonical_json
+from headstart.data.transforms import Preprocessing, normalise
+from headstart.models.trained import load_classifier
+
+CARD = "headstart.json"  # the extra file in it: classes, size, how to crop, hash of the model it is of
+TOLERANCE = 1e-4  # of a probability: the same operations, perhaps in another order
+
+
+class _FromViews(nn.Module):
+    """Views [n, 3, s, s] uint8 to class probabilities [n, c]."""
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.model = model
+        self.preprocessing = preprocessing
+
+    def forward(self, views: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(normalise(views, self.preprocessing))
+        return logits.softmax(1)
+
+
+def export(path: Path, out: Path) -> dict[str, Any]:
+    """Write a model file as an exported program that takes any number of views [n, 3, s, s] uint8; it is tried first.
+
+    `torch.export.load(out, extra_files={"headstart.json": ""})` reads it, without this project.
+    Source: https://docs.pytorch.org/docs/stable/export.html
+
+    Args:
+        path: a model file of this project.
+        out: the .pt2 file.
+
+    Returns:
+        What the extra file says.
+
+    Raises:
+        InputError: the model cannot be exported, or the program's answers are not the model's.
+    """
+    model, card = load_classifier(path)
+    p = card.preprocessing
+    whole = _FromViews(model, p).eval()
+    views = probe_images(p.image_size, 4)
+    rows = torch.export.Dim("rows", min=1, max=4096)
+    about = {
+        "classes": list(card.classes),
+        "backbone": card.backbone,
+        "input": f"views [n, 3, {p.image_size}, {p.image_size}] uint8 RGB; probabilities [n, {len(card.classes)}] come out",
+        "preprocessing": p.as_dict() | {"resized_side": p.resized_side},
+        "provenance": dict(card.provenance),
+    }
+    with torch.inference_mode():
+        wanted = whole(views)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(whole, (views,), dynamic_shapes=({0: rows},))
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: torch cannot export this model: {str(error).splitlines()[0]}") from None
+    with atomic_path(out) as temporary:
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files={CARD: canonical_json(about)})
+        temporary.write_bytes(buffer.getvalue())
+        check(temporary, views, wanted)
+    return about
+
+
+def check(file: Path, views: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Load an exported program and compare its answers, all at once and one alone, with the model's.
+
+    Raises:
+        InputError: they differ.
+    """
+    extra = {CARD: ""}
+    program = torch.export.load(io.BytesIO(file.read_bytes()), extra_files=extra).module()
+    json.loads(extra[CARD])
+    with torch.no_grad():
+        found, alone = program(views), program(views[:1])
+    difference = max(float((found - wanted).abs().max()), float((alone - wanted[:1]).abs().max()))
+    if not difference <= TOLERANCE:
+        raise InputError(f"the exported program's probabilities are off by {difference:.2g}", wanted=f"at most {TOLERANCE:g}")

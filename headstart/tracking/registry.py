@@ -1,0 +1,213 @@
+"""The model registry: versions of this project's model, of which one is the champion and one the challenger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import LoggedModel
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from headstart.core.errors import InputError
+from headstart.core.files import sha256_file
+from headstart.data.manifest import read_manifest
+from headstart.tracking.model import DIGEST
+from headstart.tracking.store import store
+
+NAME = "headstart"
+RUN_ID_LENGTH = 32
+CHAMPION, CHALLENGER = "champion", "challenger"
+REPLACED, ROLLED_BACK = "headstart.replaced", "headstart.rolled_back"  # tags of a version: the champion before it; "true"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the model whose file is there and whole."""
+
+    number: int
+    digest: str
+    file: Path
+    run_id: str
+    rolled_back: bool
+
+
+class Registry:
+    """The registry of a project. Aliases are moved by one transaction each, and only to a version that has been checked."""
+
+    def __init__(self, root: Path) -> None:
+        self.client, self.experiment = store(root)
+
+    def add(self, digest: str) -> Version:
+        """The version of the model file with this SHA-256, made of the newest run that logged it; once, however often asked.
+
+        Raises:
+            InputError: no run has logged it, or what is kept of it is damaged.
+        """
+        for version in self.client.search_model_versions(f"name = '{NAME}'", max_results=10_000):
+            if version.tags.get(DIGEST) == digest:
+                return self._checked(version)
+        models = self.logged(digest=digest)
+        if not models:
+            raise InputError(f"no run has logged a model of SHA-256 {digest[:12]}…", fix="run the pipeline: it logs its model")
+        model = models[0]
+        try:
+            self.client.create_registered_model(NAME)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        made = self.client.create_model_version(
+            NAME, model.model_uri, run_id=model.source_run_id, tags={DIGEST: digest}, model_id=model.model_id
+        )
+        return self._checked(made)
+
+    def holder(self, alias: str) -> Version | None:
+        """The version with an alias, None where none has it.
+
+        Raises:
+            InputError: what is kept of it is damaged.
+        """
+        found = self._alias(alias)
+        return self._checked(found) if found else None
+
+    def wanted(self, name: str) -> Version:
+        """The version by its number or alias.
+
+        Raises:
+            InputError: there is none, or what is kept of it is damaged.
+        """
+        version = self.version(int(name)) if name.isdecimal() else self.holder(name)
+        if version is None:
+            raise InputError(
+                f"no version of the model is called {name!r}",
+                wanted="an alias (champion, challenger), a version's number, a run's id, or a path to a .safetensors file",
+                fix="`make run` registers one; or --model models/fine_tuned.safetensors",
+            )
+        return version
+
+    def point(self, alias: str, version: Version) -> None:
+        """Move an alias, in one transaction."""
+        self.client.set_registered_model_alias(NAME, alias, str(version.number))
+
+    def crown(self, version: Version, before: Version | None) -> None:
+        """Make a version the champion; `before` is where a rollback leads."""
+        if before is not None:
+            self.client.set_model_version_tag(NAME, str(version.number), REPLACED, str(before.number))
+        self.client.delete_model_version_tag(NAME, str(version.number), ROLLED_BACK)
+        self.point(CHAMPION, version)
+
+    def roll_back(self) -> Version:
+        """Make the version champion that the present one replaced; works though the present one be damaged.
+
+        Raises:
+            InputError: there is no champion, or none before it.
+        """
+        present = self._alias(CHAMPION)
+        before = present.tags.get(REPLACED) if present else None
+        if present is None or before is None:
+            raise InputError(
+                "no champion to go back to" if present else "there is no champion",
+                fix="python -m tasks.register --champion VERSION makes a version the champion",
+            )
+        version = self.version(int(before))
+        self.client.set_model_version_tag(NAME, str(present.version), ROLLED_BACK, "true")
+        self.point(CHAMPION, version)
+        return version
+
+    def trained_on(self, version: Version) -> frozenset[str]:
+        """SHA-256 of the images that a version's training saw, be it to choose an epoch.
+
+        Raises:
+            InputError: its run, or the manifest logged with it, is not there any more.
+        """
+        try:
+            path = mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="reports/manifest.parquet")
+        except (MlflowException, OSError) as error:
+            raise InputError(
+                f"what version {version.number} was trained on cannot be found: {error}",
+                fix=f"restore run {version.run_id}, or choose by hand: python -m tasks.register --champion VERSION",
+            ) from None
+        manifest = read_manifest(Path(path))
+        return frozenset(manifest.loc[manifest["split"].isin(["train", "valid"]), "key"])
+
+    def tag(self, version: Version, **tags: str) -> None:
+        """Say something of a version, under names that start with `headstart.`."""
+        for key, value in tags.items():
+            self.client.set_model_version_tag(NAME, str(version.number), f"headstart.{key}", value)
+
+    def version(self, number: int) -> Version:
+        """A version by number.
+
+        Raises:
+            InputError: there is none, or what is kept of it is damaged.
+        """
+        try:
+            return self._checked(self.client.get_model_version(NAME, str(number)))
+        except MlflowException:
+            raise InputError(
+                f"the registry has no version {number} of {NAME!r}", fix="look at the Models page of `make ui`"
+            ) from None
+
+    def logged(self, **facts: str) -> list[LoggedModel]:
+        """The models that runs have logged completely, newest first, of a `digest` or a `run_id`."""
+        newest_first = [{"field_name": "creation_timestamp", "ascending": False}]
+        found = self.client.search_logged_models([self.experiment], order_by=newest_first)
+        wanted = [
+            model
+            for model in found
+            if facts.get("digest") in (None, model.tags.get(DIGEST)) and facts.get("run_id") in (None, model.source_run_id)
+        ]
+        return [model for model in wanted if model.status == "READY"]
+
+    def _alias(self, alias: str) -> ModelVersion | None:
+        try:
+            return self.client.get_model_version_by_alias(NAME, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    def _checked(self, found: ModelVersion) -> Version:
+        file = model_file(found.source or "")
+        digest = found.tags[DIGEST]
+        if sha256_file(file) != digest:
+            raise InputError(
+                f"{file}: damaged: it is not what was registered as version {found.version}",
+                fix="python -m tasks.register --rollback, or restore it from a copy",
+            )
+        return Version(int(found.version), digest, file, found.run_id or "", ROLLED_BACK in found.tags)
+
+
+def model_file(uri: str) -> Path:
+    """The safetensors file of a model that was logged, by its address in MLflow.
+
+    Raises:
+        InputError: it is not there any more.
+    """
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(uri))
+    except (MlflowException, OSError) as error:
+        raise InputError(f"{uri}: its files are not there any more: {error}", fix="restore mlartifacts/ from a copy") from None
+    files = sorted(folder.glob("artifacts/*.safetensors"))
+    if len(files) != 1:
+        raise InputError(f"{folder}: {len(files)} model files, wanted one", fix="restore mlartifacts/ from a copy")
+    return files[0]
+
+
+def find_model(root: Path, name: str) -> Path:
+    """The model file that a user means.
+
+    Args:
+        name: the id of a run, a version's number, or an alias such as champion.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    registry = Registry(root)
+    if len(name) != RUN_ID_LENGTH:
+        return registry.wanted(name).file
+    models = registry.logged(run_id=name)
+    if not models:
+        raise InputError(f"no run {name} with a model", fix="`make ui` lists the runs")
+    return model_file(models[0].model_uri)

@@ -1,0 +1,155 @@
+"""register: the fine-tuned model becomes the challenger, and the champion if it beats the champion on the same test images.
+
+No stage of the graph: the registry is not a file of this project, and its verdicts depend on what was champion before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from headstart.core import pending
+from headstart.core.errors import InputError, guarded
+from headstart.core.files import locked, sha256_file
+from headstart.core.parallel import chunks, count
+from headstart.core.params import Params, load_params
+from headstart.core.progress import track
+from headstart.core.stages import command_line
+from headstart.data.images import ImageSource, image_map
+from headstart.data.manifest import read_manifest
+from headstart.data.transforms import Augmentation
+from headstart.evaluation.comparisons import FEWEST, compare
+from headstart.prediction.predictor import Predictor
+from headstart.runtime import configure
+from headstart.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
+
+logger = logging.getLogger("headstart")
+MODEL = "models/fine_tuned.safetensors"
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a model: its version, whether it is the champion now, and why."""
+
+    version: int
+    promoted: bool
+    reason: str
+
+    def sentence(self) -> str:
+        return f"version {self.version} {'is the champion' if self.promoted else 'stays challenger'}: {self.reason}"
+
+
+def register(root: Path, params: Params) -> Verdict:
+    """Register models/fine_tuned.safetensors and judge it.
+
+    Run again, after a death at any point too, it makes no second version and comes to the same end. Several at once
+    wait for each other.
+
+    Raises:
+        InputError: no run has logged the model, an image changed, or what the registry keeps is damaged.
+    """
+    with locked(root / ".headstart" / "locks" / "register.lock", "the model registry"):
+        registry = Registry(root)
+        version = registry.add(sha256_file(root / MODEL))
+        registry.point(CHALLENGER, version)
+        champion = registry.holder(CHAMPION)
+        verdict = judge(root, params, registry, version, champion)
+        registry.tag(version, verdict=verdict.sentence())
+        if verdict.promoted and (champion is None or champion.number != version.number):
+            registry.crown(version, champion)
+        pending.settle(root, "register")
+    logger.info("  %s", verdict.sentence())
+    return verdict
+
+
+def judge(root: Path, params: Params, registry: Registry, version: Version, champion: Version | None) -> Verdict:
+    """Whether a version is to be champion, from its and the champion's answers to the same test images, asked now."""
+    if champion is not None and champion.digest == version.digest:
+        return Verdict(version.number, True, "it was before")
+    if version.rolled_back:
+        return Verdict(version.number, False, f"it was rolled back (python -m tasks.register --champion {version.number})")
+    manifest = read_manifest(root / "data/manifest.parquet")
+    test = manifest[manifest["split"] == "test"]
+    if champion is None:
+        probabilities(root, params, version, test)  # who has never answered is no champion
+        return Verdict(version.number, True, "there was none")
+    fair = test[~test["key"].isin(registry.trained_on(champion))].drop_duplicates("key")
+    if len(fair) < FEWEST:
+        return Verdict(version.number, False, f"{len(fair)} test images that neither learned from, wanted {FEWEST}")
+    classes = sorted(set(manifest["label"]))
+    a_nc, b_nc = (aligned(*probabilities(root, params, one, fair), classes) for one in (champion, version))
+    y_n = torch.tensor([classes.index(label) for label in fair["label"]])
+    found = compare(a_nc, b_nc, y_n, params.seed)
+    gain = (found.only_b - found.only_a) / found.images
+    level, margin = params.promote.level, params.promote.margin
+    told = (
+        f"of {found.images:,} test images it alone has {found.only_b} right, version {champion.number} alone {found.only_a}:"
+        f" {gain:+.2%}, p = {found.p_value:.2g} (wanted above 0, at least {margin:.2%}, p below {level:g})"
+    )
+    return Verdict(version.number, gain > 0 and gain >= margin and found.p_value < level, told)
+
+
+def probabilities(root: Path, params: Params, version: Version, test: pd.DataFrame) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """A version's probabilities [n, c] of test images, and its classes; computed as `flows.predict` does."""
+    device = configure(params.runtime.threads, params.runtime.device)
+    predictor = Predictor(version.file, device, BATCH)
+    nothing = Augmentation("none", False, 0.0, 1.0, 0.0)
+    images = ImageSource(root / params.data.source, params.data.max_pixels, predictor.card.preprocessing, nothing, 0)
+    files = list(zip(test["path"], test["key"], strict=True))
+
+    def classify(part: list[tuple[str, str]]) -> torch.Tensor:
+        return predictor.classify(torch.stack([images.plain(*file) for file in part]))
+
+    workers = count(params.runtime.workers)
+    parts = image_map(classify, chunks(files, BATCH), workers, ahead=2 * workers)
+    return torch.cat(list(track(parts, f"version {version.number}", len(files), weigh=len))), predictor.card.classes
+
+
+def aligned(p_nc: torch.Tensor, own: tuple[str, ...], classes: list[str]) -> torch.Tensor:
+    """Probabilities in the order of other classes: 0 for one that the model does not know."""
+    columns = [p_nc[:, own.index(label)] if label in own else torch.zeros(len(p_nc)) for label in classes]
+    return torch.stack(columns, dim=1)
+
+
+def crown(root: Path, number: int | None) -> Verdict:
+    """Make a version the champion by hand: the given one, or (None) the one that the champion replaced.
+
+    Raises:
+        InputError: there is no such version, or it is damaged.
+    """
+    with locked(root / ".headstart" / "locks" / "register.lock", "the model registry"):
+        registry = Registry(root)
+        if number is None:
+            version = registry.roll_back()
+            return Verdict(version.number, True, "rolled back")
+        version = registry.version(number)
+        registry.crown(version, None)
+        return Verdict(version.number, True, "by hand")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tasks.register", description="Judge the model, or move the champion.")
+    by_hand = parser.add_mutually_exclusive_group()
+    by_hand.add_argument("--rollback", action="store_true", help="back to the champion before")
+    by_hand.add_argument("--champion", type=int, metavar="VERSION", help="make this version the champion")
+    options = parser.parse_args()
+    root = Path.cwd()
+    if options.rollback or options.champion is not None:
+        verdict = crown(root, options.champion)
+        logger.info("%s", verdict.sentence())
+        return 0
+    if not (root / MODEL).is_file():
+        raise InputError(f"{MODEL}: no such file", fix="run the pipeline first")
+    register(root, load_params(root / "params.yaml"))
+    return 0
+
+
+if __name__ == "__main__":
+    command_line()
+    sys.exit(guarded(main))

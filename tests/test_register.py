@@ -1,0 +1,203 @@
+"""Champion and challenger: who is promoted and why, and that no death or second promoter can spoil it."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from headstart.core.errors import InputError
+from headstart.core.params import load_params
+from headstart.tracking.registry import CHALLENGER, CHAMPION, NAME, Registry, find_model
+from tasks.register import aligned, crown, judge, register
+from tests.projects import ENVIRONMENT, how, run
+
+BAD = ("data.test_fraction=0.6", "fine_tune.lr=0.03")  # a rate that spoils what the body knows
+GOOD = ("fine_tune.lr=1e-4",)
+
+
+@pytest.fixture(scope="module")
+def judged(done, tmp_path_factory) -> Path:
+    """A project with a registry of two versions: a poor one that was the first, and a good one that beat it."""
+    project = tmp_path_factory.mktemp("register") / "project"
+    shutil.copytree(done, project, symlinks=True)
+    shutil.rmtree(project / "mlartifacts")
+    (project / "mlflow.db").unlink()
+    how(project, *BAD)
+    assert verdict(project, 1) == "version 1 is the champion: there was none"
+    how(project, *GOOD)
+    return project
+
+
+@pytest.fixture
+def mine(judged, tmp_path) -> Path:
+    """A copy of it. Its artifacts' addresses lead to the original's, which tests leave as it is."""
+    copy = tmp_path / "project"
+    shutil.copytree(judged, copy, symlinks=True)
+    return copy
+
+
+def verdict(project: Path, number: int) -> str:
+    client = Registry(project).client
+    return client.get_model_version(NAME, str(number)).tags["headstart.verdict"]
+
+
+def versions(project: Path) -> int:
+    return len(Registry(project).client.search_model_versions(f"name = '{NAME}'"))
+
+
+def holders(project: Path) -> tuple[int, int]:
+    registry = Registry(project)
+    champion, challenger = registry.holder(CHAMPION), registry.holder(CHALLENGER)
+    assert champion and challenger
+    return champion.number, challenger.number
+
+
+def again(project: Path):
+    return register(project, load_params(project / "params.yaml"))
+
+
+def test_a_better_model_is_promoted_and_the_numbers_are_told(judged):
+    assert holders(judged) == (2, 2)
+    told = verdict(judged, 2)
+    assert told.startswith("version 2 is the champion: of ") and "it alone has" in told and "p = " in told
+    manifest = pd.read_parquet(judged / "data/manifest.parquet")
+    assert f"of {(manifest['split'] == 'test').sum()} test images" in told, "neither saw any of them"
+
+
+def test_a_model_that_is_no_better_stays_challenger(mine):
+    how(mine, "fine_tune.lr=2e-4")
+    assert holders(mine) == (2, 3)
+    assert "stays challenger" in verdict(mine, 3)
+
+
+def test_registering_again_changes_nothing(mine):
+    for _ in range(2):
+        found = again(mine)
+        assert (found.version, found.promoted, found.reason) == (2, True, "it was before")
+    assert versions(mine) == 2 and holders(mine) == (2, 2)
+
+
+def test_rollback_is_one_command_and_the_flow_does_not_undo_it(mine):
+    assert "version 1 is the champion: rolled back" in run(mine, sys.executable, "-m", "tasks.register", "--rollback")
+    assert holders(mine) == (1, 2)
+    assert "was rolled back" in again(mine).reason
+    assert holders(mine) == (1, 2)
+    assert "no champion to go back to" in run(mine, sys.executable, "-m", "tasks.register", "--rollback", code=2)
+    assert "by hand" in run(mine, sys.executable, "-m", "tasks.register", "--champion", "2")
+    assert holders(mine) == (2, 2)
+    assert "no version 9" in run(mine, sys.executable, "-m", "tasks.register", "--champion", "9", code=2)
+
+
+def test_a_damaged_champion_is_noticed_and_a_rollback_works(mine, judged):
+    file = find_model(mine, "champion")
+    sound = file.read_bytes()
+    try:
+        file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+        with pytest.raises(InputError, match="damaged"):
+            find_model(mine, "champion")
+        with pytest.raises(InputError, match="damaged"):
+            again(mine)
+        assert crown(mine, None).version == 1
+        assert find_model(mine, "champion") != file
+    finally:
+        file.write_bytes(sound)
+
+
+def test_images_that_the_champion_learned_from_are_not_asked(mine):
+    """Another seed of the split: what was trained on must not judge."""
+    how(mine, "seed=1", "data.test_fraction=0.75")
+    manifest = pd.read_parquet(mine / "data/manifest.parquet")
+    seen = Registry(mine).trained_on(Registry(mine).version(2))
+    test = manifest[manifest["split"] == "test"]
+    fair = (~test["key"].isin(seen)).sum()
+    assert 0 < fair < len(test)
+    told = verdict(mine, 3)
+    assert f"of {fair} test images" in told or f"{fair} test images that neither learned from" in told
+
+
+def test_models_are_found_by_alias_number_and_run(judged):
+    registry = Registry(judged)
+    second = registry.version(2)
+    assert find_model(judged, "champion") == find_model(judged, "2") == find_model(judged, second.run_id) == second.file
+    for name in ("grandmaster", "77", "0" * 32):
+        with pytest.raises(InputError, match="no "):
+            find_model(judged, name)
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+import mlflow
+from mlflow import MlflowClient
+from headstart.core.params import load_params
+from tasks.register import register
+name, when = sys.argv[1:]
+original = getattr(MlflowClient, name)
+def dies(self, *arguments, **options):
+    if when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(self, *arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(MlflowClient, name, dies)
+register(Path.cwd(), load_params(Path("params.yaml")))
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    "step", ["create_registered_model", "create_model_version", "set_registered_model_alias", "set_model_version_tag"]
+)
+def test_a_death_at_any_step_leaves_a_sound_registry_and_a_rerun_completes_it(done, tmp_path, step, when):
+    project = tmp_path / "project"
+    shutil.copytree(done, project, symlinks=True)
+    _forget_models(project)
+    run(project, sys.executable, "-c", DYING, step, when, code=-signal.SIGKILL)
+    for alias in (CHAMPION, CHALLENGER):
+        Registry(project).holder(alias)  # raises where it points at what is not whole
+    assert again(project).promoted
+    assert versions(project) == 1 and holders(project) == (1, 1)
+
+
+def _forget_models(project: Path) -> None:
+    client = Registry(project).client
+    client.delete_registered_model(NAME)
+
+
+def test_two_promoters_make_one_version(done, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(done, project, symlinks=True)
+    _forget_models(project)
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tasks.register"], cwd=project, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert versions(project) == 1 and holders(project) == (1, 1)
+    assert any("the model registry is held by process" in text for text in said)
+
+
+def test_level_and_margin_decide(judged):
+    """The same two versions, judged by other rules."""
+    params = load_params(judged / "params.yaml")
+    registry = Registry(judged)
+    first, second = registry.version(1), registry.version(2)
+    for rule, promoted in (({"margin": 0.99}, False), ({"level": 1e-9}, False), ({"margin": 0.2}, True)):
+        changed = params.model_copy(update={"promote": params.promote.model_copy(update=rule)})
+        assert judge(judged, changed, registry, second, first).promoted is promoted
+    assert not judge(judged, params, registry, first, second).promoted
+
+
+def test_classes_are_matched_by_name():
+    p = torch.tensor([[0.2, 0.8], [0.6, 0.4]])
+    assert aligned(p, ("b", "a"), ["a", "b", "c"]).tolist() == [
+        [pytest.approx(0.8), pytest.approx(0.2), 0],
+        [pytest.approx(0.4), pytest.approx(0.6), 0],
+    ]
