@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+DRAINED = 4  # times the largest body taken, of one that is refused
 HOST = re.compile(r"(?P<name>\[[0-9a-f:]+\]|[^\[\]:@/]+)(:\d+)?")
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -20,7 +21,11 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class _TooLarge(Exception):
-    pass
+    """A body that has grown too large; `more`: its end has not come yet."""
+
+    def __init__(self, more: bool) -> None:
+        super().__init__()
+        self.more = more
 
 
 class Gate:
@@ -43,6 +48,7 @@ class Gate:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(headers)
         if refusal is not None:
+            await self._drain(scope, receive)
             await _answer(scope, send, *refusal)
             return
         await self._capped(scope, receive, send)
@@ -59,6 +65,15 @@ class Gate:
             return 413, f"a body of {length} bytes, at most {self.max_bytes:,} are taken"
         return None
 
+    async def _drain(self, scope: Scope, receive: Receive) -> None:
+        """Read on for a while without keeping it: a client that is still sending would see a reset, and no answer."""
+        left = DRAINED * self.max_bytes if self.max_bytes is not None and scope["type"] == "http" else 0
+        while left > 0:
+            message = await receive()
+            left -= len(message.get("body", b"")) + 1
+            if not message.get("more_body", False):
+                return
+
     async def _capped(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, counting its body: a chunked one states no length."""
         received, answering = 0, False
@@ -68,7 +83,7 @@ class Gate:
             message = await receive()
             received += len(message.get("body", b""))
             if self.max_bytes is not None and received > self.max_bytes:
-                raise _TooLarge
+                raise _TooLarge(message.get("more_body", False))
             return message
 
         async def noted(message: Message) -> None:
@@ -78,8 +93,10 @@ class Gate:
 
         try:
             await self.application(scope, counted, noted)
-        except _TooLarge:
+        except _TooLarge as error:
             if not answering:
+                if error.more:
+                    await self._drain(scope, receive)
                 await _answer(scope, send, 413, f"a body of more than {self.max_bytes:,} bytes")
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flows.pipeline import execute
+from flows.pipeline import RAN, execute
 from headstart.core.param_edits import set_params
 from headstart.tracking.store import store
 
@@ -37,3 +37,7 @@ def how(project: Path, *assignments: str, force: tuple[str, ...] = ()) -> dict[s
 def mlflow_runs(project: Path) -> list:
     client, experiment = store(project)
     return client.search_runs([experiment])
+
+
+def ran(outcome: dict[str, str]) -> list[str]:
+    return [stage for stage, what in outcome.items() if what == RAN]

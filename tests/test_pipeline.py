@@ -14,7 +14,7 @@ import torch
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows import pipeline
-from flows.pipeline import FRESH, RAN, RESTORED, check_inputs, execute, summary_text
+from flows.pipeline import FRESH, RESTORED, check_inputs, execute, summary_text
 from headstart.core import files
 from headstart.core.errors import InputError
 from headstart.core.param_edits import set_params
@@ -27,12 +27,8 @@ from headstart.training import checkpoints
 from headstart.versioning import workspace
 from tasks.evaluate import evaluate
 from tests.conftest import make_project, write_shapes
-from tests.projects import flow, how, mlflow_runs, run
+from tests.projects import flow, how, mlflow_runs, ran, run
 from tests.test_graph import ORDER
-
-
-def ran(outcome: dict[str, str]) -> list[str]:
-    return [stage for stage, what in outcome.items() if what == RAN]
 
 
 def test_the_flow_writes_every_out_and_ends_with_a_summary(done):
@@ -330,7 +326,7 @@ pipeline.execute(Path.cwd(), load_params(Path("params.yaml")), ["train_head"])
 """
         run(copied, sys.executable, "-c", code, code=-9)
     left = [one for one in mlflow_runs(copied) if one.info.status == "RUNNING"]
-    assert [one.info.run_name for one in left] == ["shapes-test_efficientnet"], "the stage's run went on"
+    assert len(left) == 1 and left[0].info.run_name.startswith("shapes-test_efficientnet-"), "the stage's run went on"
     assert set(how(copied).values()) == {FRESH}
     made = [one for one in mlflow_runs(copied) if one.info.run_id not in before]
     assert sorted(one.info.status for one in made) == ["FINISHED", "FINISHED", "KILLED"]

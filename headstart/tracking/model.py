@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +51,12 @@ def log_model(run_id: str, file: Path, example: bytes) -> None:
         ColSpec(Array(DataType.double), "probabilities"),
     ]
     package = Path(__file__).parent.parent
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run_id), tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copy(file, folder)  # it may be a link into DVC's cache, which MLflow refuses
         mlflow.pyfunc.log_model(
             name="model",
             python_model=str(package / "tracking" / "served.py"),
-            artifacts={"model": str(file)},
+            artifacts={"model": copy},
             code_paths=[str(package)],
             signature=ModelSignature(Schema(inputs), Schema(outputs)),
             input_example=pd.DataFrame({"image": [example, example]}),

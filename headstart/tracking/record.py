@@ -49,10 +49,13 @@ def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None =
         The parent.
     """
     results = json.loads((root / METRICS).read_text())
+    del results["comparisons"]  # each is a test of two models, not a figure to compare runs by; the report has them
     found = json.loads((root / "reports/find_lr/lr.json").read_text())
     summaries = _summaries(root, params)
-    with open_run(root, f"{Path(params.data.source).name}-{params.backbone.name}", dict(tags or {})) as run:
-        for key, value in (_provenance(root) | _words(summaries)).items():
+    provenance = _provenance(root)
+    name = f"{Path(params.data.source).name}-{params.backbone.name}-{provenance['dvc_lock'][:6]}"  # one lock, one result
+    with open_run(root, name, dict(tags or {})) as run:
+        for key, value in (provenance | _words(summaries)).items():
             run.client.set_tag(run.run_id, key, value)
         run.client.log_batch(run.run_id, params=[Param(key, value) for key, value in _flat(params.model_dump()).items()])
         numbers = _numbers(results) | {"suggested_lr": found["lr"]}
@@ -117,8 +120,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _provenance(root: Path) -> dict[str, str]:
     tags = {"data_digest": sha256_file(root / "data/manifest.parquet"), "code_digest": snapshot.CODE_AT_START}
     lock = root / "dvc.lock"
-    if lock.is_file():
-        tags["dvc_lock"] = sha256_file(lock)
+    tags["dvc_lock"] = sha256_file(lock) if lock.is_file() else "none"
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     if git.returncode == 0:
         tags["mlflow.source.git.commit"] = git.stdout.strip()
