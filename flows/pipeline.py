@@ -23,7 +23,7 @@ from typing import Any
 
 from headstart.core import pending
 from headstart.core.errors import InputError, guarded, is_transient
-from headstart.core.files import free_bytes, remove
+from headstart.core.files import free_bytes, read_checked_json, remove
 from headstart.core.liveness import alive, dead, forget
 from headstart.core.param_edits import edit_params
 from headstart.core.params import Params, load_params
@@ -242,7 +242,7 @@ def summary_text(root: Path, params: Params, outcomes: Sequence[Outcome], total:
     """The short summary a run ends with."""
     how = {outcome.stage: outcome.how for outcome in outcomes}
     results = json.loads((root / "reports/metrics.json").read_text())
-    found = json.loads((root / "reports/find_lr/lr.json").read_text())
+    found = read_checked_json(root / "reports/find_lr/lr.json")
     computed = last_record(root, load_graph(root, params)["precompute"])
     rate = computed.summary.get("images_per_second") if computed else None
     own = sum(outcome.seconds for outcome in outcomes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import pandas as pd
 import torch
 from headstart.activations.store import Activations
 from headstart.core.errors import InputError
-from headstart.core.files import sha256_file, write_bytes, write_json
+from headstart.core.files import read_checked_json, sha256_file, write_bytes, write_json
 from headstart.core.parallel import count
 from headstart.core.params import Stretch as Phase
 from headstart.core.progress import track
@@ -159,7 +158,7 @@ class Tuner:
 
     def head_rate(self) -> float:
         """What find_lr suggests for the head; half of it is the default here, as in fastai 2's `fine_tune`."""
-        return float(json.loads((self.job.root / "reports/find_lr/lr.json").read_text())["lr"])
+        return float(read_checked_json(self.job.root / "reports/find_lr/lr.json")["lr"])
 
     def tune(self, bn_freeze: bool, lr: Rate, name: str) -> tuple[Classifier, History]:
         """Train a copy of the network, as a tracked run of its own."""

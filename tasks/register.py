@@ -27,6 +27,7 @@ from headstart.evaluation.comparisons import FEWEST, compare
 from headstart.prediction.predictor import Predictor
 from headstart.runtime import configure
 from headstart.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
+from headstart.tracking.store import full_disk_told
 
 logger = logging.getLogger("headstart")
 MODEL = "models/fine_tuned.safetensors"
@@ -54,7 +55,7 @@ def register(root: Path, params: Params) -> Verdict:
     Raises:
         InputError: no run has logged the model, an image changed, or what the registry keeps is damaged.
     """
-    with locked(root / ".headstart" / "locks" / "register.lock", "the model registry"):
+    with locked(root / ".headstart" / "locks" / "register.lock", "the model registry"), full_disk_told(root):
         registry = Registry(root)
         version = registry.add(sha256_file(root / MODEL))
         registry.point(CHALLENGER, version)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
 from headstart.activations.store import Activations
-from headstart.core.files import sha256_file, write_bytes
+from headstart.core.files import read_checked_json, sha256_file, write_bytes
 from headstart.core.stages import Job, Summary, main
 from headstart.data.manifest import class_order, read_manifest
 from headstart.data.transforms import Preprocessing
@@ -33,7 +32,7 @@ def train_head(job: Job) -> Summary:
     classes = class_order(manifest["label"])
     lr = settings.lr
     if lr == "auto":
-        lr = float(json.loads((job.root / "reports/find_lr/lr.json").read_text())["lr"])
+        lr = float(read_checked_json(job.root / "reports/find_lr/lr.json")["lr"])
     head = build_head(settings.head, activations.width, len(classes), derive_seed(params.seed, "head"))
     adapt(head, train.plain())
     provenance = {"weights": activations.meta["weights"], "manifest": sha256_file(job.root / "data/manifest.parquet")}

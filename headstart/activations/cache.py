@@ -23,7 +23,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from headstart.core.errors import InputError
-from headstart.core.files import canonical_json, fsync, locked, sha256_bytes, write_text
+from headstart.core.files import canonical_json, fsync, locked, no_space, sha256_bytes, write_text
 from headstart.core.params import Params
 
 TAG = "CACHEDIR.TAG"
@@ -33,6 +33,7 @@ TAG_TEXT = (
 )
 ENTRY = np.dtype([("place", "S34"), ("checksum", "<u8")])  # place: SHA-256 of the image, then the view (big-endian)
 BLOCK_BYTES = 32_000_000
+PRUNE = "free space (python -m headstart.activations prune), then run again; what was computed is kept"
 DELETE = "delete the folder, or set runtime.cache_dir to another one"
 
 
@@ -157,7 +158,7 @@ class Cache:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                raise no_space(self.folder, sum(map(len, parts))) from None
+                raise no_space(self.folder, sum(map(len, parts)), PRUNE) from None
             self._count += len(values)
 
 
@@ -166,14 +167,6 @@ def _write_at(descriptor: int, data: bytes, offset: int) -> None:
     while rest:
         written = os.pwrite(descriptor, rest, offset)
         rest, offset = rest[written:], offset + written
-
-
-def no_space(path: Path, wanted: int) -> InputError:
-    """The error for a full disk."""
-    return InputError(
-        f"{path}: no space left on this disk, {wanted:,} bytes more were wanted",
-        fix="free space (python -m headstart.activations prune), then run again; what was computed is kept",
-    )
 
 
 def open_root(root: Path) -> Path:
@@ -216,13 +209,12 @@ def open_cache(root: Path, name: str, description: Mapping[str, Any], row_bytes:
         folder.mkdir(exist_ok=True)
         if not (folder / "namespace.json").exists():
             write_text(folder / "namespace.json", canonical_json(description))
-        same = _json(folder / "namespace.json") == json.loads(canonical_json(description))
+        if _json(folder / "namespace.json") != json.loads(canonical_json(description)):  # damaged; its name says what it is
+            write_text(folder / "namespace.json", canonical_json(description))
         os.utime(folder)
         cache = Cache(folder, root / "locks" / f"{name}.lock", row_bytes)
     except OSError as error:
         raise _cannot_use(root, error) from None
-    if not same:
-        raise InputError(f"{folder / 'namespace.json'}: damaged, or not written by this version", fix=f"delete {folder}")
     return cache
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -12,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from headstart.core.errors import InputError
 
 logger = logging.getLogger("headstart")
 
@@ -32,6 +35,17 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def no_space(
+    path: Path, wanted: int | None = None, fix: str = "free space, then run again; finished stages are kept"
+) -> InputError:
+    """The error for a full disk; `wanted`: bytes that had no room, where they can be told."""
+    told = f", {wanted:,} bytes more were wanted" if wanted is not None else ""
+    return InputError(f"{path}: no space left on this disk{told}", fix=fix)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is fsynced and renamed onto `path`.
@@ -50,9 +64,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+    """Write `data` to `path` atomically.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        if error.errno in FULL:
+            raise no_space(path, len(data)) from None
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,6 +86,28 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` as canonical JSON to `path` atomically."""
     write_text(path, canonical_json(value))
+
+
+def write_checked_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as canonical JSON with its own SHA-256 in it, for `read_checked_json`."""
+    write_json(path, {**value, "sha256": sha256_bytes(canonical_json(value).encode())})
+
+
+def read_checked_json(path: Path) -> dict[str, Any]:
+    """Read what `write_checked_json` wrote.
+
+    Raises:
+        InputError: no such file, or a damaged one.
+    """
+    try:
+        value: dict[str, Any] = json.loads(path.read_bytes())
+        if value.pop("sha256") == sha256_bytes(canonical_json(value).encode()):
+            return value
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file", fix="run the pipeline first") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise InputError(f"{path}: damaged: its checksum does not fit", fix="delete it and run the pipeline again")
 
 
 def fsync(path: Path) -> None:

@@ -128,6 +128,10 @@ def run_stage(stage: Stage, function: StageFunction, root: Path, params: Params)
                     fix="run again; nothing was published",
                 )
             _publish(stage, staging, root)
+        except OSError as error:
+            if error.errno in files.FULL:
+                raise files.no_space(Path(error.filename or staging)) from None
+            raise
         finally:
             files.remove(staging)
         record = Record(stage.name, round(time.monotonic() - start, 3), summary, _look_of(root, stage))

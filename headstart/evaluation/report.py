@@ -19,6 +19,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from headstart.core.files import read_checked_json
 from headstart.core.params import Params
 from headstart.data.labels import SPLITS
 from headstart.evaluation.comparisons import compare
@@ -103,7 +104,7 @@ def search_section(folder: Path, title: str) -> dict[str, Any] | None:
     """A learning-rate search: its finding, each rule's suggestions, the picture; None where there was none."""
     if not (folder / "lr.json").is_file():
         return None
-    found = json.loads((folder / "lr.json").read_text())
+    found = read_checked_json(folder / "lr.json")
     rules = [{"rule": rule, "lrs": ", ".join(f"{lr:.2g}" for lr in lrs) or "none"} for rule, lrs in found["by_rule"].items()]
     picture = base64_text((folder / "curve.png").read_bytes())
     return {"title": title, "sentence": lr_sentence(found), "rules": rules, "picture": picture}

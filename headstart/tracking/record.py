@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
 from headstart.core import pending, snapshot
-from headstart.core.files import remove, sha256_file
+from headstart.core.files import read_checked_json, remove, sha256_file
 from headstart.core.params import Params
 from headstart.core.stages import Summary, last_record, load_graph
 from headstart.tracking.model import log_model
@@ -50,7 +50,7 @@ def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None =
     """
     results = json.loads((root / METRICS).read_text())
     del results["comparisons"]  # each is a test of two models, not a figure to compare runs by; the report has them
-    found = json.loads((root / "reports/find_lr/lr.json").read_text())
+    found = read_checked_json(root / "reports/find_lr/lr.json")
     summaries = _summaries(root, params)
     provenance = _provenance(root)
     name = f"{Path(params.data.source).name}-{params.backbone.name}-{provenance['dvc_lock'][:6]}"  # one lock, one result

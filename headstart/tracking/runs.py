@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from headstart.core.errors import told_to_stop
 from headstart.core.files import write_json
 from headstart.core.liveness import alive
-from headstart.tracking.store import ALIVE, KIND, close_dead_runs, store, tracking_uri
+from headstart.tracking.store import ALIVE, KIND, close_dead_runs, full_disk_told, store, tracking_uri
 
 MOST_METRICS = 1000  # MLflow's own limit of a batch
 
@@ -72,11 +72,14 @@ def open_run(root: Path, name: str, tags: Mapping[str, str], resume: Path | None
     """A run that ends with the block: FINISHED, KILLED when told to stop, FAILED on an error.
 
     If the process dies, the next one that opens a run in this project marks it KILLED.
+
+    Raises:
+        InputError: the disk is full.
     """
-    close_dead_runs(root)
-    client, experiment = store(root)
     token = uuid.uuid4().hex
-    with ExitStack() as leaving:
+    with full_disk_told(root), ExitStack() as leaving:
+        close_dead_runs(root)
+        client, experiment = store(root)
         leaving.enter_context(alive(root, KIND, token))
         run_id = _interrupted_run(client, resume, token)
         resumed = run_id is not None

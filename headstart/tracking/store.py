@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -13,12 +15,15 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
+from headstart.core.files import no_space
 from headstart.core.liveness import dead, forget
 
 EXPERIMENT = "headstart"
 ALIVE = "headstart.alive"  # a run's tag: the name its process is alive by (core/liveness.py)
 KIND = "mlflow"
+DISK_FULL = "database or disk is full"  # sqlite's words
 QUIET = ("alembic", "mlflow")
 
 
@@ -26,6 +31,7 @@ def store(root: Path) -> tuple[MlflowClient, str]:
     """The project's MLflow client and experiment id; the database is made on first use (2 to 5 s)."""
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # errors are told once, by us
     mlflow.set_tracking_uri(tracking_uri(root))  # MLflow's own code asks for it in places, whatever its client was given
     client = MlflowClient(tracking_uri(root), registry_uri=tracking_uri(root))
     experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -33,6 +39,21 @@ def store(root: Path) -> tuple[MlflowClient, str]:
         return client, experiment.experiment_id
     tags = {"mlflow.experimentKind": "custom_model_development"}  # opens on the runs, not on the GenAI page
     return client, client.create_experiment(EXPERIMENT, artifact_location=(root / "mlartifacts").as_uri(), tags=tags)
+
+
+@contextmanager
+def full_disk_told(root: Path) -> Iterator[None]:
+    """MLflow's way of saying that the disk is full, in ours.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        if DISK_FULL in str(error):
+            raise no_space(root / "mlflow.db") from None
+        raise
 
 
 def tracking_uri(root: Path) -> str:

@@ -6,8 +6,10 @@ the training's result: its inputs, parameters, code, libraries and the machine's
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from safetensors.torch import save_file
 
 from headstart.activations.namespace import hardware, library_versions
 from headstart.core import snapshot
-from headstart.core.files import atomic_path, canonical_json, remove, sha256_bytes, write_json
+from headstart.core.files import atomic_path, canonical_json, no_space, remove, sha256_bytes, write_json
 
 logger = logging.getLogger("headstart")
 Tensors = dict[str, torch.Tensor]
@@ -98,14 +100,23 @@ class Checkpoint:
         return found
 
     def save(self, saved: Saved) -> None:
-        """Write atomically; the state on disk is the old one or the new one, never a mix."""
+        """Write atomically; the state on disk is the old one or the new one, never a mix.
+
+        Raises:
+            InputError: the disk is full.
+        """
         parts = {"model": saved.model, "best": saved.best, "optimizer": saved.optimizer, "random": saved.random}
         flat = {
             f"{part}/{name}": value.detach().cpu().contiguous() for part, own in parts.items() for name, value in own.items()
         }
         metadata = {"headstart": canonical_json({"progress": saved.progress, "xxh128": checksum(flat)})}
-        with atomic_path(self.path) as temporary:
-            save_file(flat, temporary, metadata)
+        try:
+            with atomic_path(self.path) as temporary:
+                save_file(flat, temporary, metadata)
+        except SafetensorError as error:
+            if os.strerror(errno.ENOSPC) in str(error):  # it tells no number
+                raise no_space(self.path, sum(value.nbytes for value in flat.values())) from None
+            raise
 
     def load(self) -> Saved | None:
         """The last state, or None where there is none; a damaged one is reported and not used."""

@@ -1,0 +1,44 @@
+"""`python -m bench.soak [PART …] [--rounds N] [--seed N]`: each part with its own number of rounds, or N."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.soak import crashes, crowd, flips, full_disk, kills, turns
+from bench.soak.project import Failure
+
+PARTS = {
+    "kills": (kills.soak, 50),
+    "turns": (turns.soak, 100),
+    "crashes": (crashes.soak, 600),
+    "flips": (flips.soak, 1000),
+    "crowd": (crowd.soak, 50),
+    "full_disk": (full_disk.soak, 40),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--rounds", type=int, help="of each part")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    for name in options.parts or PARTS:
+        soak, rounds = PARTS[name]
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+            try:
+                told = soak(Path(folder), options.rounds or rounds, options.seed)
+            except Failure as failure:
+                print(f"{name}: FAILED: {failure}", flush=True)
+                return 1
+        print(f"{name}: {told} ({time.monotonic() - start:,.0f} s)", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

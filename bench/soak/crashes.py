@@ -1,0 +1,128 @@
+"""A stage dies at a system call that writes, renames, syncs or deletes, enumerated with strace; a plain rerun recovers.
+
+To save the imports each run is forked from this process, which has them, and strace is attached before it begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import select
+import signal
+import subprocess
+import threading
+from collections import Counter
+from pathlib import Path
+
+from bench.soak.project import REPRO, Digests, check, leftovers, new, outs, run
+from headstart.core.files import remove
+from headstart.core.params import load_params
+from headstart.core.stages import checkpoints, load_graph, run_stage
+
+CALLS = ("rename", "renameat", "renameat2", "fsync", "fdatasync", "write", "pwrite64", "ftruncate", "mkdir", "rmdir",
+         "unlink", "unlinkat", "sendfile", "copy_file_range")  # fmt: skip
+EACH = 14  # points of one kind in one stage, evenly spaced where there are more
+Point = tuple[str, str, int]  # stage, call, its number
+
+
+def soak(folder: Path, rounds: int, seed: int, share: tuple[int, int] = (0, 1)) -> str:
+    """So many crash points (at most all that EACH leaves), evenly taken; what came of them, in words.
+
+    Args:
+        share: (i, n): every n-th point from the i-th on, so that several processes share the work.
+
+    Raises:
+        Failure: a rerun failed, or its outs are other, or something was left behind.
+    """
+    project = new(folder / "crashes")
+    check(run(project, REPRO).returncode == 0, "the first run failed")
+    wanted = outs(project)
+    stages = list(load_graph(project, load_params(project / "params.yaml")))
+    for stage in stages:
+        importlib.import_module(f"tasks.{stage}")
+    check(threading.active_count() == 1, "a process with threads cannot be forked")
+    points = [point for stage in stages for point in enumerated(project, stage, folder)]
+    step = max(1, len(points) // rounds)
+    points = points[::step][:rounds][share[0] :: share[1]]
+    hit: Counter[str] = Counter()
+    for point in points:
+        hit[recovered(project, point, wanted, folder)] += 1
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(hit.items()))
+    return f"{len(points)} crash points ({kinds}): all recovered by a plain rerun, the same bytes"
+
+
+def enumerated(project: Path, stage: str, folder: Path) -> list[Point]:
+    """The crash points of an undisturbed run of a stage."""
+    trace = folder / "trace"
+    pid = forked(project, stage, ["-o", str(trace), "-e", f"trace={','.join(CALLS)}"])
+    check(pid[1] == 0, f"{stage} failed under strace: {pid[1]}")
+    calls = Counter(match[2] for match in re.finditer(r"^(\d+) +(\w+)\(", trace.read_text(), re.M) if int(match[1]) == pid[0])
+    points = []
+    for call, total in sorted(calls.items()):
+        numbers = range(1, total + 1) if total <= EACH else [1 + i * (total - 1) // (EACH - 1) for i in range(EACH)]
+        points += [(stage, call, number) for number in numbers]
+    return points
+
+
+def recovered(project: Path, point: Point, wanted: Digests, folder: Path) -> str:
+    """Die at a point, rerun, compare; what kind of death it was, in words."""
+    stage, call, number = point
+    _, code = forked(
+        project, stage, ["-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}"]
+    )
+    _, again = forked(project, stage, None)
+    check(again == 0, f"{point}: the rerun failed ({again}): {(project / 'stage.log').read_text()[-3000:]}")
+    found = outs(project)
+    check(found == wanted, f"{point}: other outs: {[name for name in wanted if found.get(name) != wanted[name]]}")
+    check(not leftovers(project), f"{point}: left behind: {leftovers(project)}")
+    return call if code == -signal.SIGKILL else "not reached"
+
+
+def forked(project: Path, stage: str, strace: list[str] | None) -> tuple[int, int]:
+    """Run a stage in a child of this process, as `python -m tasks.STAGE` does, with strace attached: (pid, exit code)."""
+    ready, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(go)
+        _child(project, stage, ready)
+    os.close(ready)
+    tracer = None
+    if strace is not None:
+        tracer = subprocess.Popen(["strace", "-f", "-p", str(pid), *strace], stderr=subprocess.PIPE)
+        assert tracer.stderr is not None
+        check(bool(select.select([tracer.stderr], [], [], 20)[0]), "strace does not attach")
+        check(b"attached" in os.read(tracer.stderr.fileno(), 1000), "strace does not attach")
+        threading.Thread(target=tracer.stderr.read, daemon=True).start()
+    os.write(go, b"x")
+    os.close(go)
+    _, status = os.waitpid(pid, 0)
+    if tracer is not None:
+        tracer.wait()
+    return pid, os.waitstatus_to_exitcode(status)
+
+
+def _child(project: Path, stage: str, ready: int) -> None:
+    code = 70
+    try:
+        os.chdir(project)
+        log = os.open("stage.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.read(ready, 1)
+        module = importlib.import_module(f"tasks.{stage}")
+        params = load_params(Path("params.yaml").resolve())
+        root = Path.cwd()
+        run_stage(load_graph(root, params)[stage], getattr(module, stage), root, params)
+        remove(checkpoints(root, stage))
+        if stage == "evaluate":
+            module.record_pipeline(root, params)
+        code = 0
+    except BaseException:  # noqa: BLE001 (whatever it is, it must not get into the parent's code)
+        with contextlib.suppress(Exception):
+            import traceback
+
+            traceback.print_exc()
+    finally:
+        os._exit(code)

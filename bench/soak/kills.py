@@ -1,0 +1,94 @@
+"""kill -9 at random moments of flows and of `dvc repro`; a plain rerun must end with the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+from bench.soak.project import (
+    FLOW,
+    REPRO,
+    Failure,
+    check,
+    clean,
+    environment,
+    forget,
+    from_scratch,
+    leftovers,
+    new,
+    outs,
+    prefect_server,
+    run,
+)  # fmt: skip
+from headstart.core.param_edits import set_params
+from tests.projects import mlflow_runs
+
+SEEDS = 4
+LONGEST = 18.0  # seconds until the kill: about what a whole run takes
+
+
+def soak(folder: Path, rounds: int, seed: int) -> str:
+    """So many kills; what came of them, in words.
+
+    Raises:
+        Failure: a rerun failed, or its outs are other, or something was left behind.
+    """
+    rng = random.Random(seed)
+    oracle = new(folder / "oracle")
+    wanted = {number: from_scratch(oracle, f"seed={number}") for number in range(SEEDS)}
+    project = new(folder / "killed")
+    died: Counter[str] = Counter()
+    with prefect_server(folder) as api:
+        for number in range(rounds):
+            choice = number % SEEDS
+            forget(project)
+            set_params(project / "params.yaml", [f"seed={choice}"])
+            died[killed(project, rng, api)] += 1
+            again = run(project, rng.choice([FLOW, REPRO]), api)
+            what = f"round {number}, seed {choice}, after {dict(died)}"
+            check(again.returncode == 0, f"{what}: the rerun failed:\n{again.stdout[-3000:]}{again.stderr[-3000:]}")
+            check(outs(project) == wanted[choice][0], f"{what}: other outs")
+            check((project / "dvc.lock").read_bytes() == wanted[choice][1], f"{what}: another dvc.lock")
+            check(clean(project), f"{what}: not clean")
+            check(not leftovers(project), f"{what}: left behind: {leftovers(project)}")
+        check(run(project, FLOW, api).returncode == 0, "the last run failed")
+        running = [one.info.run_name for one in mlflow_runs(project) if one.info.status == "RUNNING"]
+        check(not running, f"left RUNNING in MLflow: {running}")
+        check(not prefects_running(api), f"left Running in Prefect: {prefects_running(api)}")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(died.items()))
+    return f"{rounds} kills ({kinds}): every rerun completed with the same bytes, none left running"
+
+
+def killed(project: Path, rng: random.Random, api: str) -> str:
+    """Start a flow or a repro and kill it, all its processes or the first alone; what was killed, in words."""
+    command, alone = rng.choice([FLOW, REPRO]), rng.random() < 0.5
+    log = (project / "killed.log").open("wb")
+    process = subprocess.Popen(command, cwd=project, env=environment(api), stdout=log, stderr=log, start_new_session=True)
+    try:
+        process.wait(rng.uniform(0.3, LONGEST))
+    except subprocess.TimeoutExpired:
+        if alone:
+            process.kill()  # what it started lives on
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return f"{command[-1].rpartition('.')[2]}{', its children live on' if alone and command is REPRO else ''}"
+    if process.returncode:
+        raise Failure(f"a run that was not killed failed: {(project / 'killed.log').read_text()[-3000:]}")
+    return "done before the kill"
+
+
+def prefects_running(api: str) -> list[str]:
+    """Flow runs that Prefect takes for running."""
+    time.sleep(1)
+    body = json.dumps({"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}).encode()
+    request = urllib.request.Request(f"{api}/flow_runs/filter", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return [run["name"] for run in json.load(answer)]

@@ -1,0 +1,77 @@
+"""Flow, `dvc repro`, edits of parameters, images and code, in random order: `dvc status` never lies.
+
+After every step `dvc status` is clean exactly if inputs, parameters and code are those of the last run, and what lies
+in the outs is what a project from nothing computes from them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.soak.project import FLOW, REPRO, Digests, check, clean, from_scratch, new, outs, prefect_server, run
+from headstart.core.param_edits import set_params
+from tests.conftest import encode, picture
+
+EDITED = "headstart/evaluation/metrics.py"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run depends on: a parameter of an early and of a late stage, an image, a comment in the code."""
+
+    seed: int = 0
+    tta: str = "mean"
+    extra: bool = False
+    comment: bool = False
+
+
+def soak(folder: Path, rounds: int, seed: int) -> str:
+    """So many random steps; what came of them, in words.
+
+    Raises:
+        Failure: `dvc status` lied, a run failed or computed something else than from nothing.
+    """
+    rng = random.Random(seed)
+    project, oracle = new(folder / "turns"), new(folder / "oracle")
+    code = (project / EDITED).read_text()
+    wanted: dict[State, Digests] = {}
+    now, last = State(), None
+    steps: Counter[str] = Counter()
+
+    def apply(root: Path, state: State) -> None:
+        set_params(root / "params.yaml", [f"seed={state.seed}", f"evaluate.tta={state.tta}"])
+        image = root / "data/shapes/a/extra.png"
+        if state.extra != image.exists():
+            image.write_bytes(encode(picture(0, 500))) if state.extra else image.unlink()
+        text = code + ("# a comment\n" if state.comment else "")
+        if (root / EDITED).read_text() != text:
+            (root / EDITED).write_text(text)
+
+    with prefect_server(folder) as api:
+        for number in range(rounds):
+            step = rng.choice(["flow", "repro", "seed", "tta", "image", "code"])
+            steps[step] += 1
+            if step in ("flow", "repro"):
+                done = run(project, FLOW if step == "flow" else REPRO, api)
+                check(done.returncode == 0, f"step {number}: {step} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+                last = now
+                key = replace(now, comment=False)  # which changes no out
+                if key not in wanted:
+                    apply(oracle, key)
+                    wanted[key] = from_scratch(oracle)[0]
+                check(outs(project) == wanted[key], f"step {number}: other outs than from nothing, {now}")
+            else:
+                changed = {
+                    "seed": replace(now, seed=1 - now.seed),
+                    "tta": replace(now, tta="blend" if now.tta == "mean" else "mean"),
+                    "image": replace(now, extra=not now.extra),
+                    "code": replace(now, comment=not now.comment),
+                }
+                now = changed[step]
+                apply(project, now)
+            check(clean(project) == (now == last), f"step {number}, {step}: dvc status lied; last run {last}, now {now}")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(steps.items()))
+    return f"{rounds} steps ({kinds}; {len(wanted)} states against runs from nothing): dvc status never lied"
