@@ -7,7 +7,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run repro test test-all schedule serve fuzz ui peers bench evidence seeds lock clean
+.PHONY: help install run repro test test-all schedule serve audit fuzz ui peers bench evidence seeds lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ schedule: install ## Prefect's server, a worker and the deployments of prefect.y
 
 serve: install ## the champion over HTTP on loopback, until Ctrl-C
 	@python -m flows.serve $(ARGS)
+
+audit: install ## look up known vulnerabilities of everything in requirements.lock (asks pypi.org)
+	@pip-audit -r requirements.lock --disable-pip
 
 peers: ## make or update the benchmarks' environment from bench/requirements.lock (fastai, timm)
 	@PYTHON="$(PYTHON)" VENV="$(BENCH)" LOCK=bench/requirements.lock sh scripts/install.sh

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -113,6 +114,7 @@ def workspace(root: Path) -> Iterator[Workspace]:
         here = Workspace(root)
         with lock_repo(here.repo):
             write_json(holder, {"process": os.getpid()})
+            _mend_rwlock(root / ".dvc" / "tmp" / "rwlock")
             try:
                 yield here
             finally:
@@ -121,6 +123,21 @@ def workspace(root: Path) -> Iterator[Workspace]:
         raise InputError(f"{root}: not a DVC project", fix="run from the project's root, or run `dvc init`") from None
     except LockError:
         raise Unavailable(f"DVC's lock is held by {_holder(holder)}", fix="wait until it has ended, then run again") from None
+
+
+def _mend_rwlock(path: Path) -> None:
+    """Remove DVC's list of readers and writers where a process died while it wrote it: DVC refuses everything else."""
+    for pause in (0.0, 0.2, 0.5):  # another process may be writing it just now
+        time.sleep(pause)
+        try:
+            json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return
+        except ValueError:
+            continue
+        return
+    logger.warning("%s was half written by a process that died: removed", path)
+    path.unlink(missing_ok=True)
 
 
 def _holder(path: Path) -> str:

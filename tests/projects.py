@@ -12,6 +12,8 @@ from headstart.tracking.store import store
 
 BIN = Path(sys.executable).parent
 ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "PYTHONWARNINGS": "ignore"}
+CANARY = "canary-9f1c77"  # a secret of the environment, which must show up nowhere (tests/test_security.py)
+ENVIRONMENT |= {"AWS_SECRET_ACCESS_KEY": CANARY, "TEAM_PASSWORD": CANARY}
 for name in [name for name in ENVIRONMENT if name.startswith(("PREFECT_", "MLFLOW_"))]:
     ENVIRONMENT.pop(name)  # what this process set must not leak into another project
 

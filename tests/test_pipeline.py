@@ -251,6 +251,14 @@ def test_a_held_lock_names_its_holder(copied):
     assert "Traceback" not in told
 
 
+def test_a_half_written_rwlock_of_dvc_is_removed(copied):
+    (copied / ".dvc/tmp").mkdir(exist_ok=True)
+    (copied / ".dvc/tmp/rwlock").write_text('{"write": {"/some/pa')
+    assert "corrupted" in run(copied, "dvc", "repro", code=255)
+    assert set(how(copied).values()) == {FRESH}
+    assert "Running stage" not in run(copied, "dvc", "repro")
+
+
 def test_mlflow_has_parent_children_params_curves_artifacts(done):
     from headstart.tracking.store import store
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from bench.soak import crashes, crowd, flips, full_disk, kills, turns
-from bench.soak.project import Failure
+from bench.soak.project import Failure, prefect_server
 
 PARTS = {
     "kills": (kills.soak, 50),
@@ -27,17 +27,22 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="of each part")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    for name in options.parts or PARTS:
-        soak, rounds = PARTS[name]
-        start = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-            try:
-                told = soak(Path(folder), options.rounds or rounds, options.seed)
-            except Failure as failure:
-                print(f"{name}: FAILED: {failure}", flush=True)
-                return 1
-        print(f"{name}: {told} ({time.monotonic() - start:,.0f} s)", flush=True)
-    return 0
+    with tempfile.TemporaryDirectory(prefix="soak-server-") as home, prefect_server(Path(home)) as api:
+        failures = [name for name in options.parts or PARTS if not passed(name, options.rounds, options.seed, api)]
+    return len(failures)
+
+
+def passed(name: str, rounds: int | None, seed: int, api: str) -> bool:
+    """Run one part and say what came of it."""
+    soak, own = PARTS[name]
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        try:
+            told = soak(Path(folder), rounds or own, seed, api)
+        except Failure as failure:
+            told = f"FAILED: {failure}"
+    print(f"{name}: {told} ({time.monotonic() - start:,.0f} s)", flush=True)
+    return "FAILED" not in told
 
 
 if __name__ == "__main__":

@@ -27,11 +27,8 @@ EACH = 14  # points of one kind in one stage, evenly spaced where there are more
 Point = tuple[str, str, int]  # stage, call, its number
 
 
-def soak(folder: Path, rounds: int, seed: int, share: tuple[int, int] = (0, 1)) -> str:
+def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
     """So many crash points (at most all that EACH leaves), evenly taken; what came of them, in words.
-
-    Args:
-        share: (i, n): every n-th point from the i-th on, so that several processes share the work.
 
     Raises:
         Failure: a rerun failed, or its outs are other, or something was left behind.
@@ -45,7 +42,7 @@ def soak(folder: Path, rounds: int, seed: int, share: tuple[int, int] = (0, 1)) 
     check(threading.active_count() == 1, "a process with threads cannot be forked")
     points = [point for stage in stages for point in enumerated(project, stage, folder)]
     step = max(1, len(points) // rounds)
-    points = points[::step][:rounds][share[0] :: share[1]]
+    points = points[::step][:rounds]
     hit: Counter[str] = Counter()
     for point in points:
         hit[recovered(project, point, wanted, folder)] += 1

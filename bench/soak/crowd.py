@@ -14,7 +14,7 @@ from tests.projects import how
 CLONES = 3
 
 
-def soak(folder: Path, rounds: int, seed: int) -> str:
+def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
     """So many rounds of three clones that begin at once; what came of them, in words.
 
     Raises:

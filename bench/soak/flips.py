@@ -42,7 +42,7 @@ LOADERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def soak(folder: Path, rounds: int, seed: int) -> str:
+def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
     """So many damages; what came of them, in words.
 
     Raises:

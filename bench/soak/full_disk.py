@@ -18,7 +18,7 @@ DISK_MB = 96
 STEP_BYTES = 48_000  # a stage is given so much more each time, until it gets through
 
 
-def soak(folder: Path, rounds: int, seed: int) -> str:
+def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
     """Each stage on a disk that is full at first and has a little more room each time; what came of it, in words.
 
     Args:

@@ -24,7 +24,6 @@ from bench.soak.project import (
     leftovers,
     new,
     outs,
-    prefect_server,
     run,
 )  # fmt: skip
 from headstart.core.param_edits import set_params
@@ -34,7 +33,7 @@ SEEDS = 4
 LONGEST = 18.0  # seconds until the kill: about what a whole run takes
 
 
-def soak(folder: Path, rounds: int, seed: int) -> str:
+def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
     """So many kills; what came of them, in words.
 
     Raises:
@@ -45,23 +44,22 @@ def soak(folder: Path, rounds: int, seed: int) -> str:
     wanted = {number: from_scratch(oracle, f"seed={number}") for number in range(SEEDS)}
     project = new(folder / "killed")
     died: Counter[str] = Counter()
-    with prefect_server(folder) as api:
-        for number in range(rounds):
-            choice = number % SEEDS
-            forget(project)
-            set_params(project / "params.yaml", [f"seed={choice}"])
-            died[killed(project, rng, api)] += 1
-            again = run(project, rng.choice([FLOW, REPRO]), api)
-            what = f"round {number}, seed {choice}, after {dict(died)}"
-            check(again.returncode == 0, f"{what}: the rerun failed:\n{again.stdout[-3000:]}{again.stderr[-3000:]}")
-            check(outs(project) == wanted[choice][0], f"{what}: other outs")
-            check((project / "dvc.lock").read_bytes() == wanted[choice][1], f"{what}: another dvc.lock")
-            check(clean(project), f"{what}: not clean")
-            check(not leftovers(project), f"{what}: left behind: {leftovers(project)}")
-        check(run(project, FLOW, api).returncode == 0, "the last run failed")
-        running = [one.info.run_name for one in mlflow_runs(project) if one.info.status == "RUNNING"]
-        check(not running, f"left RUNNING in MLflow: {running}")
-        check(not prefects_running(api), f"left Running in Prefect: {prefects_running(api)}")
+    for number in range(rounds):
+        choice = number % SEEDS
+        forget(project)
+        set_params(project / "params.yaml", [f"seed={choice}"])
+        died[killed(project, rng, api)] += 1
+        again = run(project, rng.choice([FLOW, REPRO]), api)
+        what = f"round {number}, seed {choice}, after {dict(died)}"
+        check(again.returncode == 0, f"{what}: the rerun failed:\n{again.stdout[-3000:]}{again.stderr[-3000:]}")
+        check(outs(project) == wanted[choice][0], f"{what}: other outs")
+        check((project / "dvc.lock").read_bytes() == wanted[choice][1], f"{what}: another dvc.lock")
+        check(clean(project), f"{what}: not clean")
+        check(not leftovers(project), f"{what}: left behind: {leftovers(project)}")
+    check(run(project, FLOW, api).returncode == 0, "the last run failed")
+    running = [one.info.run_name for one in mlflow_runs(project) if one.info.status == "RUNNING"]
+    check(not running, f"left RUNNING in MLflow: {running}")
+    check(not prefects_running(api), f"left Running in Prefect: {prefects_running(api)}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(died.items()))
     return f"{rounds} kills ({kinds}): every rerun completed with the same bytes, none left running"
 

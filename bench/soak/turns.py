@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.soak.project import FLOW, REPRO, Digests, check, clean, from_scratch, new, outs, prefect_server, run
+from bench.soak.project import FLOW, REPRO, Digests, check, clean, from_scratch, new, outs, run
 from headstart.core.param_edits import set_params
 from tests.conftest import encode, picture
 
@@ -28,7 +28,7 @@ class State:
     comment: bool = False
 
 
-def soak(folder: Path, rounds: int, seed: int) -> str:
+def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
     """So many random steps; what came of them, in words.
 
     Raises:
@@ -50,28 +50,27 @@ def soak(folder: Path, rounds: int, seed: int) -> str:
         if (root / EDITED).read_text() != text:
             (root / EDITED).write_text(text)
 
-    with prefect_server(folder) as api:
-        for number in range(rounds):
-            step = rng.choice(["flow", "repro", "seed", "tta", "image", "code"])
-            steps[step] += 1
-            if step in ("flow", "repro"):
-                done = run(project, FLOW if step == "flow" else REPRO, api)
-                check(done.returncode == 0, f"step {number}: {step} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-                last = now
-                key = replace(now, comment=False)  # which changes no out
-                if key not in wanted:
-                    apply(oracle, key)
-                    wanted[key] = from_scratch(oracle)[0]
-                check(outs(project) == wanted[key], f"step {number}: other outs than from nothing, {now}")
-            else:
-                changed = {
-                    "seed": replace(now, seed=1 - now.seed),
-                    "tta": replace(now, tta="blend" if now.tta == "mean" else "mean"),
-                    "image": replace(now, extra=not now.extra),
-                    "code": replace(now, comment=not now.comment),
-                }
-                now = changed[step]
-                apply(project, now)
-            check(clean(project) == (now == last), f"step {number}, {step}: dvc status lied; last run {last}, now {now}")
+    for number in range(rounds):
+        step = rng.choice(["flow", "repro", "seed", "tta", "image", "code"])
+        steps[step] += 1
+        if step in ("flow", "repro"):
+            done = run(project, FLOW if step == "flow" else REPRO, api)
+            check(done.returncode == 0, f"step {number}: {step} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+            last = now
+            key = replace(now, comment=False)  # which changes no out
+            if key not in wanted:
+                apply(oracle, key)
+                wanted[key] = from_scratch(oracle)[0]
+            check(outs(project) == wanted[key], f"step {number}: other outs than from nothing, {now}")
+        else:
+            changed = {
+                "seed": replace(now, seed=1 - now.seed),
+                "tta": replace(now, tta="blend" if now.tta == "mean" else "mean"),
+                "image": replace(now, extra=not now.extra),
+                "code": replace(now, comment=not now.comment),
+            }
+            now = changed[step]
+            apply(project, now)
+        check(clean(project) == (now == last), f"step {number}, {step}: dvc status lied; last run {last}, now {now}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(steps.items()))
     return f"{rounds} steps ({kinds}; {len(wanted)} states against runs from nothing): dvc status never lied"
