@@ -65,7 +65,7 @@ def test_every_command(project, shell):
             os.killpg(process.pid, signal.SIGTERM)
         for process in running:
             try:
-                process.wait(60)
+                process.wait(20)  # the plain worker does not end once its server has
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
     for name in ("predictions.parquet", "predictions.csv", "model.pt2", "mlflow-backup.db", "mlartifacts-backup.tgz"):

@@ -20,7 +20,8 @@ import pytest
 from flows.servers import free_port
 from headstart.core.yaml_text import read_yaml
 from tests.conftest import make_project, write_shapes
-from tests.projects import ENVIRONMENT, mlflow_runs
+from tests.projects import CANARY, ENVIRONMENT, mlflow_runs
+from tests.test_security import holding
 
 pytestmark = pytest.mark.e2e
 EVERY_MINUTE = "* * * * *"
@@ -226,6 +227,24 @@ def test_a_killed_run_is_marked_and_the_next_one_goes_on(prefect):
     again = prefect.start()
     assert prefect.finished(again) == "Completed"
     assert {one.info.status for one in mlflow_runs(prefect.project)} <= {"FINISHED", "KILLED"}
+
+
+def test_a_stage_that_takes_too_long_fails(prefect):
+    params = prefect.project / "params.yaml"
+    whole = params.read_text()
+    params.write_text(whole.replace("stage_timeout: 86400.0", "stage_timeout: 6.0"))
+    (prefect.project / "hang").touch()
+    _retrain(prefect)
+    run = prefect.start()
+    assert prefect.finished(run, 60) == "Failed"
+    task = prefect.tasks(run)["train_head"]
+    assert task["state"]["name"] == "TimedOut" and task["run_count"] == 1
+    params.write_text(params.read_text().replace("stage_timeout: 6.0", "stage_timeout: 86400.0"))
+    assert prefect.finished(prefect.start()) == "Completed"
+
+
+def test_a_secret_of_the_environment_is_nowhere(prefect):
+    assert holding(prefect.project, CANARY.encode()) == []
 
 
 @pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}])
