@@ -58,15 +58,15 @@ def run_summary(root: Path, rows: Sequence[dict[str, Any]], mlflow_run: str | No
         mlflow_run: where MLflow's pages show the run, relative to their root; None where nothing ran.
         verdict: what became of the model.
     """
+    if mlflow_run is None and verdict is None:
+        create_markdown_artifact("Nothing to do: images, parameters and code are as before.", key="summary")
     if verdict is not None:
         create_markdown_artifact(f"Model: {verdict}", key="champion")
-    if mlflow_run is None:
-        create_markdown_artifact("Nothing to do: images, parameters and code are as before.", key="summary")
-        return
-    create_table_artifact(list(rows), key="stages", description="what became of each stage")
-    create_table_artifact(accuracies(root), key="summary", description="accuracy on the test images")
-    page = os.environ.get(MLFLOW_URL, "http://127.0.0.1:5000").rstrip("/")
-    create_link_artifact(f"{page}/{mlflow_run}", key="mlflow", link_text="this run in MLflow (make ui)")
+    if mlflow_run is not None:
+        create_table_artifact(list(rows), key="stages", description="what became of each stage")
+        create_table_artifact(accuracies(root), key="summary", description="accuracy on the test images")
+        page = os.environ.get(MLFLOW_URL, "http://127.0.0.1:5000").rstrip("/")
+        create_link_artifact(f"{page}/{mlflow_run}", key="mlflow", link_text="this run in MLflow (make ui)")
 
 
 def accuracies(root: Path) -> list[dict[str, str]]:

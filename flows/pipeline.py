@@ -185,7 +185,8 @@ def headstart(force: list[str] | None = None) -> Any:  # built-in types: Prefect
         )
         rows = [{"stage": o.stage, "": o.how, "seconds": round(o.seconds, 1)} for o in done.outcomes]
         artifacts.run_summary(PROJECT, rows, done.mlflow_run, done.verdict)
-    return Completed(data=done.outcomes, name=None if done.mlflow_run else "Nothing to do")
+    nothing = done.mlflow_run is None and done.verdict is None
+    return Completed(data=done.outcomes, name="Nothing to do" if nothing else None)
 
 
 def close_dead_flow_runs(root: Path) -> None:

@@ -198,6 +198,7 @@ def test_a_damaged_row_is_recomputed_and_reported(shapes, tmp_path, caplog):
     assert (tmp_path / "a/00000.arrow").read_bytes() == (tmp_path / "b/00000.arrow").read_bytes()
 
 
+@pytest.mark.e2e
 def test_labels_splits_and_names_recompute_nothing_and_settings_everything(tmp_path, caplog, monkeypatch):
     from headstart.core.stages import load_graph, run_stage
     from tasks.link_data import link_data

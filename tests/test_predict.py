@@ -107,6 +107,7 @@ def test_the_same_bytes_come_out_whatever_was_known(folder, model, tmp_path):
     assert fresh.rows.equals(first.rows)
 
 
+@pytest.mark.e2e
 def test_a_changed_file_model_or_limit_is_never_answered_from_before(folder, model, tmp_path):
     state = tmp_path / "s.sqlite"
     predict_folder(folder, job(model), state=state)
@@ -168,6 +169,7 @@ def test_a_crash_or_a_hang_costs_its_file_alone(folder, model):
     assert [name for name, answer in answers.items() if "error" in answer and not answer["final"]] == ["crash.png", "hang.png"]
 
 
+@pytest.mark.e2e
 def test_who_was_only_near_a_crash_is_answered(folder, model):
     """With one thread too few to tell them apart: files that were decoded beside it are tried alone."""
     for name in ("crash.png", "other.png"):
@@ -185,6 +187,7 @@ def predict(project: Path, *arguments: str, code: int = 0) -> str:
     return run(project, sys.executable, "-m", "flows.predict", *arguments, code=code)
 
 
+@pytest.mark.e2e
 def test_the_command_with_every_way_to_name_a_model(done, folder, tmp_path):
     number = Registry(done).holder("champion")
     assert number is not None
@@ -222,6 +225,7 @@ def test_bad_arguments_are_one_screen(done, folder, tmp_path, arguments, told):
     assert not (tmp_path / "p.csv").exists()
 
 
+@pytest.mark.e2e
 def test_a_killed_run_goes_on_where_it_was(done, tmp_path, monkeypatch):
     folder = write_shapes(tmp_path / "many", each=400)
     command = [sys.executable, "-m", "flows.predict", "--images", str(folder), "--out", str(tmp_path / "p.parquet")]

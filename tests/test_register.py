@@ -82,6 +82,7 @@ def test_registering_again_changes_nothing(mine):
     assert versions(mine) == 2 and holders(mine) == (2, 2)
 
 
+@pytest.mark.e2e
 def test_rollback_is_one_command_and_the_flow_does_not_undo_it(mine):
     assert "version 1 is the champion: rolled back" in run(mine, sys.executable, "-m", "tasks.register", "--rollback")
     assert holders(mine) == (1, 2)
@@ -152,6 +153,7 @@ register(Path.cwd(), load_params(Path("params.yaml")))
 @pytest.mark.parametrize(
     "step", ["create_registered_model", "create_model_version", "set_registered_model_alias", "set_model_version_tag"]
 )
+@pytest.mark.e2e
 def test_a_death_at_any_step_leaves_a_sound_registry_and_a_rerun_completes_it(done, tmp_path, step, when):
     project = tmp_path / "project"
     shutil.copytree(done, project, symlinks=True)
@@ -168,6 +170,7 @@ def _forget_models(project: Path) -> None:
     client.delete_registered_model(NAME)
 
 
+@pytest.mark.e2e
 def test_two_promoters_make_one_version(done, tmp_path):
     project = tmp_path / "project"
     shutil.copytree(done, project, symlinks=True)

@@ -102,6 +102,7 @@ def test_a_clone_without_the_linked_folder_is_told_which_one(done, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["hardlink", "symlink"])
+@pytest.mark.e2e
 def test_other_cache_types(done, tmp_path, kind):
     """Outs are links into DVC's cache: they are replaced, never written through."""
     project = make_project(tmp_path / "project")
@@ -120,6 +121,7 @@ def test_other_cache_types(done, tmp_path, kind):
     assert "Running stage" not in run(project, "dvc", "repro")
 
 
+@pytest.mark.e2e
 def test_an_experiment_and_what_it_changed(copied):
     commit(copied)
     run(copied, "dvc", "exp", "run", "-S", "train_head.epochs=3")
@@ -131,6 +133,7 @@ def test_an_experiment_and_what_it_changed(copied):
     assert "train_head" in run(copied, "dvc", "exp", "show", "--csv")
 
 
+@pytest.mark.e2e
 def test_flow_and_repro_take_turns(copied):
     lock = copied / "dvc.lock"
     for number, (by_flow, change) in enumerate(((False, "3"), (True, "4"), (False, "3"), (True, "4"))):
@@ -146,6 +149,7 @@ def test_flow_and_repro_take_turns(copied):
         assert lock.read_bytes() == before
 
 
+@pytest.mark.e2e
 def test_two_at_once_one_waits_or_says_who(copied):
     """A flow while `dvc repro` runs a stage: it says who holds the lock, and changes nothing."""
     set_params(copied / "params.yaml", ["train_head.epochs=5"])
@@ -163,6 +167,7 @@ def test_two_at_once_one_waits_or_says_who(copied):
     assert set(how(copied).values()) == {"fresh"}
 
 
+@pytest.mark.e2e
 def test_a_repro_while_the_flow_runs_is_refused_and_nothing_is_lost(copied):
     set_params(copied / "params.yaml", ["fine_tune.epochs=4"])
     command = [sys.executable, "-m", "flows.pipeline"]

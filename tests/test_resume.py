@@ -54,6 +54,7 @@ def test_a_killed_training_with_frozen_batch_norm_goes_on_to_the_same_bits(tmp_p
     assert run(tmp_path, arm="frozen").stdout == undisturbed.stdout
 
 
+@pytest.mark.e2e
 def test_a_training_killed_again_and_again_goes_on_to_the_same_bits(tmp_path, undisturbed):
     for point in ("step 7", "save 1", "saved 1", "validate 1"):
         assert run(tmp_path, point).returncode == -signal.SIGKILL
@@ -204,6 +205,7 @@ def wait_for(project: Path, process: subprocess.Popen[str], pattern: str) -> Pat
     raise AssertionError("no checkpoint")
 
 
+@pytest.mark.e2e
 def test_a_killed_stage_goes_on_with_its_run_and_gives_the_same_bytes(project):
     """The real stage, killed from outside: by SIGKILL, then by SIGTERM, in the search and in both arms of bn_freeze: auto."""
     from mlflow import MlflowClient

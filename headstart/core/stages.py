@@ -166,7 +166,8 @@ def last_record(root: Path, stage: Stage) -> Record | None:
 
 def _look_of(root: Path, stage: Stage) -> str:
     """A digest of names, sizes and times of a stage's outs: DVC's links keep them, a copy from its cache does not."""
-    return _digest((file, file.stat().st_size, file.stat().st_mtime_ns) for out in stage.outs for file in _walk(root / out))
+    files_of_outs = (file for out in stage.outs for file in _walk(root / out))
+    return _digest((file.relative_to(root), file.stat().st_size, file.stat().st_mtime_ns) for file in files_of_outs)
 
 
 def refuse_changes(root: Path, params: Params, name: str) -> None:
