@@ -7,7 +7,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run repro test test-all schedule serve audit fuzz ui peers bench evidence seeds lock clean
+.PHONY: help install run repro test test-all schedule serve audit fuzz ui peers bench soak evidence seeds lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
@@ -50,7 +50,10 @@ peers: ## make or update the benchmarks' environment from bench/requirements.loc
 	@PYTHON="$(PYTHON)" VENV="$(BENCH)" LOCK=bench/requirements.lock sh scripts/install.sh
 
 bench: peers ## every benchmark, the peers' too (about 3 hours)
-	@for name in precompute head recipe tail depthwise cache scan duplicates overhead; do $(BENCH)/bin/python -m bench.$$name || exit; done
+	@for name in precompute head recipe tail depthwise cache scan duplicates overhead predict; do $(BENCH)/bin/python -m bench.$$name || exit; done
+
+soak: install ## kill, damage, fill and crowd small projects, in random order, and see that nothing is lost (about 2 hours, as root)
+	@python -m bench.soak $(ARGS)
 
 evidence: install ## write docs/views.md, bn_freeze.md, recipe.md: accuracy over seeds (about 75 minutes)
 	@python -m bench.views --seeds 5 > docs/views.md

@@ -147,7 +147,7 @@ def broken(path, *rest):
         time.sleep(600)
     return original(path, *rest)
 scorer.usable = broken
-scorer.main(int(sys.argv[1]))
+scorer.main(int(sys.argv[1]), int(sys.argv[2]))
 """
 
 

@@ -1,8 +1,9 @@
-"""A process that classifies files: `python -m headstart.prediction.scorer DESCRIPTOR`, see `supervisor.py`.
+"""A process that classifies files: `python -m headstart.prediction.scorer SOCKET BOARD`, see `supervisor.py`.
 
-It gets one line of JSON, the job, over the socket at DESCRIPTOR and answers with lines of JSON: [thread, index] before
-it decodes a file, [thread, -1] when it decodes none, {"answers": [[index, answer], …]} for a batch. It ends when all
-files are answered, or the connection is closed.
+It gets one line of JSON, the job, over the socket and answers with a line of JSON, [[index, answer], …], for each batch
+(or {"refused": why}). Which file each of its threads decodes stands on the board, memory that it shares with its
+supervisor: whatever becomes of this process, it can be read there. It ends when all files are answered, or the connection
+is closed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from headstart.core.errors import InputError
 from headstart.core.parallel import chunks
 from headstart.data.examine import Gone, Limits, Unreadable, Unusable, usable
 from headstart.data.images import image_map
+from headstart.prediction.board import Board
 from headstart.prediction.predictor import Predictor
 from headstart.runtime import configure
 
@@ -33,25 +35,21 @@ class Scorer:
 
     Args:
         top: how many classes to name for each image.
-        connection: where to say it.
+        connection: where to send answers.
+        board: where each thread notes what it is at.
     """
 
-    def __init__(self, predictor: Predictor, top: int, connection: socket.socket) -> None:
-        self.predictor, self.top, self.connection = predictor, top, connection
+    def __init__(self, predictor: Predictor, top: int, connection: socket.socket, board: Board) -> None:
+        self.predictor, self.top, self.connection, self.board = predictor, top, connection, board
         self.sending = threading.Lock()
         self.numbers = itertools.count()
         self.mine = threading.local()
 
-    def send(self, message: Any) -> None:
-        """At once: what is not sent is lost when a decoder crashes the process."""
-        with self.sending:
-            self.connection.sendall(orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE))
-
     def at(self, index: int) -> None:
-        """Say which file this thread decodes now, -1 for none."""
+        """Note which file this thread decodes now, -1 for none."""
         if not hasattr(self.mine, "number"):
             self.mine.number = next(self.numbers)
-        self.send([self.mine.number, index])
+        self.board[self.mine.number] = index
 
     def score(self, part: Sequence[tuple[int, str]]) -> None:
         """Decode and classify a batch of (index, path), and send the answers."""
@@ -72,17 +70,18 @@ class Scorer:
             for (index, key, _), p, i in zip(seen, p_nk.tolist(), i_nk.tolist(), strict=True):
                 labels = [self.predictor.card.classes[rank] for rank in i]
                 answers.append((index, {"key": key, "labels": labels, "p": p, "final": True}))
-        self.send({"answers": answers})
+        with self.sending:
+            self.connection.sendall(orjson.dumps(answers, option=orjson.OPT_APPEND_NEWLINE))
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, board: int) -> None:
     """Score the files of the job that comes over the socket."""
     with socket.socket(fileno=descriptor) as connection:
         job = orjson.loads(connection.makefile("rb").readline())
         try:
             device = configure(job["threads"], job["device"])
             predictor = Predictor(Path(job["model"]), device, BATCH, Limits(**job["limits"]))
-            scorer = Scorer(predictor, min(job["top"], len(predictor.card.classes)), connection)
+            scorer = Scorer(predictor, min(job["top"], len(predictor.card.classes)), connection, Board(board))
             workers = job["workers"]
             for _ in image_map(scorer.score, chunks(enumerate(job["paths"]), BATCH), workers, ahead=2 * workers):
                 pass
@@ -93,4 +92,4 @@ def main(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

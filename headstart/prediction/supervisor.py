@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import orjson
 from headstart.core.errors import InputError
 from headstart.data.examine import Limits
 from headstart.data.workers import child_environment
+from headstart.prediction.board import Board, new_board
 
 COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.prediction.scorer")
 Answer = dict[str, Any]
@@ -53,7 +55,7 @@ def score_all(paths: Sequence[str], job: Job, command: Sequence[str] = COMMAND) 
 
     Args:
         paths: absolute paths.
-        command: what a scorer is started by; the descriptor is appended.
+        command: what a scorer is started by; two descriptors are appended.
 
     Yields:
         (path, answer) in any order: key, labels and p (of the likeliest classes) or error; `final` where
@@ -92,17 +94,20 @@ class _Scorer:
 
     def __init__(self, command: Sequence[str], paths: Sequence[str], job: Job) -> None:
         self.timeout, self.left = job.timeout, len(paths)
-        self.decoding: dict[int, tuple[int, float]] = {}  # thread: file, since when
+        descriptor = new_board()
+        self.board = Board(descriptor)
+        self.seen: dict[int, tuple[int, float]] = {}  # slot of the board: what stood there last, since when
         self.connection, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [*command, str(theirs.fileno()), str(descriptor)],
+                pass_fds=[theirs.fileno(), descriptor],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=child_environment(),
                 start_new_session=True,  # Ctrl-C is for the run, which then ends it
             )
+        os.close(descriptor)
         told = {"model": str(job.model), "limits": job.limits.as_dict(), "top": job.top, "workers": job.workers}
         self.connection.sendall(orjson.dumps(told | {"threads": job.threads, "device": job.device, "paths": paths}) + b"\n")
 
@@ -116,31 +121,30 @@ class _Scorer:
         try:
             for line in self._lines():
                 message = orjson.loads(line)
-                if isinstance(message, list):
-                    self.decoding[message[0]] = message[1], time.monotonic()
-                    continue
-                if "refused" in message:
+                if isinstance(message, dict):
                     raise InputError(message["refused"])
-                for index, answer in message["answers"]:
+                for index, answer in message:
                     self.left -= 1
                     yield index, answer
             if self.left:
-                raise Died(self._how(), [index for index, _ in self.decoding.values() if index >= 0])
+                raise Died(self._how(), [index for index in self.board if index >= 0])
         finally:
             self.connection.close()
-            if self.process.poll() is None and self.left:
-                self.process.kill()
+            self.process.kill()  # it has said all it had to say; ending by itself takes it half a second
             self.process.wait()
 
     def _lines(self) -> Iterator[bytes]:
         """Until the connection is closed, or a thread has been at one file for longer than allowed."""
-        self.connection.settimeout(min(1.0, self.timeout / 2))
-        waiting = b""
+        pause = min(1.0, self.timeout / 4)
+        self.connection.settimeout(pause)
+        waiting, looked = b"", time.monotonic()
         while True:
+            if time.monotonic() - looked > pause:
+                looked = time.monotonic()
+                self._refuse_hanging(looked)
             try:
                 data = self.connection.recv(1 << 20)
             except TimeoutError:
-                self._refuse_hanging()
                 continue
             except ConnectionResetError:
                 return
@@ -149,9 +153,11 @@ class _Scorer:
             *lines, waiting = (waiting + data).split(b"\n")
             yield from lines
 
-    def _refuse_hanging(self) -> None:
-        limit = time.monotonic() - self.timeout
-        hanging = [index for index, since in self.decoding.values() if index >= 0 and since < limit]
+    def _refuse_hanging(self, now: float) -> None:
+        for slot, index in enumerate(self.board):
+            if self.seen.get(slot, (-1, now))[0] != index:
+                self.seen[slot] = index, now
+        hanging = [index for index, since in self.seen.values() if index >= 0 and since < now - self.timeout]
         if hanging:
             raise Died(f"hung for {self.timeout:g} s (data.file_timeout)", hanging)
 
