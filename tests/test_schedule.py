@@ -236,7 +236,7 @@ def test_a_stage_that_takes_too_long_fails(prefect):
     (prefect.project / "hang").touch()
     _retrain(prefect)
     run = prefect.start()
-    assert prefect.finished(run, 60) == "Failed"
+    assert prefect.finished(run, 60) == "TimedOut"
     task = prefect.tasks(run)["train_head"]
     assert task["state"]["name"] == "TimedOut" and task["run_count"] == 1
     params.write_text(params.read_text().replace("stage_timeout: 6.0", "stage_timeout: 86400.0"))
