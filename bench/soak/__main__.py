@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,14 +27,19 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--rounds", type=int, help="of each part")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.inside:
+        return int(not passed(options.parts[0], options.rounds, options.seed, options.inside))
+    command = [sys.executable, "-m", "bench.soak", "--seed", str(options.seed)]
+    command += ["--rounds", str(options.rounds)] if options.rounds else []
     with tempfile.TemporaryDirectory(prefix="soak-server-") as home, prefect_server(Path(home)) as api:
-        failures = [name for name in options.parts or PARTS if not passed(name, options.rounds, options.seed, api)]
-    return len(failures)
+        parts = [subprocess.run([*command, name, "--inside", api], check=False) for name in options.parts or PARTS]
+    return sum(part.returncode != 0 for part in parts)
 
 
 def passed(name: str, rounds: int | None, seed: int, api: str) -> bool:
-    """Run one part and say what came of it."""
+    """Run one part, in a process of its own, and say what came of it."""
     soak, own = PARTS[name]
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
