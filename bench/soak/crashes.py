@@ -5,21 +5,22 @@ To save the imports each run is forked from this process, which has them, and st
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import re
+import runpy
 import select
 import signal
 import subprocess
+import sys
 import threading
+import traceback
 from collections import Counter
 from pathlib import Path
 
 from bench.soak.project import REPRO, Digests, check, leftovers, new, outs, run
-from headstart.core.files import remove
 from headstart.core.params import load_params
-from headstart.core.stages import checkpoints, load_graph, run_stage
+from headstart.core.stages import load_graph
 
 CALLS = ("rename", "renameat", "renameat2", "fsync", "fdatasync", "write", "pwrite64", "ftruncate", "mkdir", "rmdir",
          "unlink", "unlinkat", "sendfile", "copy_file_range")  # fmt: skip
@@ -101,6 +102,7 @@ def forked(project: Path, stage: str, strace: list[str] | None) -> tuple[int, in
 
 
 def _child(project: Path, stage: str, ready: int) -> None:
+    """`python -m tasks.STAGE` in this process, which ends with it, whatever happens: it must not go on as its parent."""
     code = 70
     try:
         os.chdir(project)
@@ -108,18 +110,11 @@ def _child(project: Path, stage: str, ready: int) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.read(ready, 1)
-        module = importlib.import_module(f"tasks.{stage}")
-        params = load_params(Path("params.yaml").resolve())
-        root = Path.cwd()
-        run_stage(load_graph(root, params)[stage], getattr(module, stage), root, params)
-        remove(checkpoints(root, stage))
-        if stage == "evaluate":
-            module.record_pipeline(root, params)
-        code = 0
-    except BaseException:  # noqa: BLE001 (whatever it is, it must not get into the parent's code)
-        with contextlib.suppress(Exception):
-            import traceback
-
-            traceback.print_exc()
+        sys.argv = [f"tasks.{stage}"]
+        runpy.run_module(f"tasks.{stage}", run_name="__main__")
+    except SystemExit as end:
+        code = int(end.code or 0)
     finally:
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
         os._exit(code)

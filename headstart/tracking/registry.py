@@ -149,16 +149,14 @@ class Registry:
                 f"the registry has no version {number} of {NAME!r}", fix="look at the Models page of `make ui`"
             ) from None
 
-    def logged(self, **facts: str) -> list[LoggedModel]:
-        """The models that runs have logged completely, newest first, of a `digest` or a `run_id`."""
+    def logged(self, *, digest: str | None = None, run_id: str | None = None) -> list[LoggedModel]:
+        """The models that runs have logged completely, newest first, of a file's SHA-256 or of a run."""
         newest_first = [{"field_name": "creation_timestamp", "ascending": False}]
-        found = self.client.search_logged_models([self.experiment], order_by=newest_first)
-        wanted = [
+        return [
             model
-            for model in found
-            if facts.get("digest") in (None, model.tags.get(DIGEST)) and facts.get("run_id") in (None, model.source_run_id)
+            for model in self.client.search_logged_models([self.experiment], order_by=newest_first)
+            if model.status == "READY" and digest in (None, model.tags.get(DIGEST)) and run_id in (None, model.source_run_id)
         ]
-        return [model for model in wanted if model.status == "READY"]
 
     def _alias(self, alias: str) -> ModelVersion | None:
         try:
