@@ -130,6 +130,18 @@ def test_models_are_found_by_alias_number_and_run(judged):
             find_model(judged, name)
 
 
+def test_a_run_is_found_however_many_came_after_it(mine):
+    """MLflow answers in pages of 100."""
+    registry = Registry(mine)
+    first = registry.version(1)
+    for _ in range(101):
+        model = registry.client.create_logged_model(registry.experiment, "model")
+        registry.client.finalize_logged_model(model.model_id, "READY")
+    assert find_model(mine, first.run_id) == first.file
+    registry.client.delete_registered_model(NAME)
+    assert registry.add(first.digest).run_id == first.run_id
+
+
 DYING = """
 import os, signal, sys
 from pathlib import Path

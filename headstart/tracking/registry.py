@@ -48,10 +48,9 @@ class Registry:
         for version in self.client.search_model_versions(f"name = '{NAME}'", max_results=10_000):
             if version.tags.get(DIGEST) == digest:
                 return self._checked(version)
-        models = self.logged(digest=digest)
-        if not models:
+        model = self.logged(f"tags.`{DIGEST}` = '{digest}'")
+        if model is None:
             raise InputError(f"no run has logged a model of SHA-256 {digest[:12]}…", fix="run the pipeline: it logs its model")
-        model = models[0]
         try:
             self.client.create_registered_model(NAME)
         except MlflowException as error:
@@ -149,14 +148,11 @@ class Registry:
                 f"the registry has no version {number} of {NAME!r}", fix="look at the Models page of `make ui`"
             ) from None
 
-    def logged(self, *, digest: str | None = None, run_id: str | None = None) -> list[LoggedModel]:
-        """The models that runs have logged completely, newest first, of a file's SHA-256 or of a run."""
+    def logged(self, wanted: str) -> LoggedModel | None:
+        """The newest of the completely logged models that a filter of MLflow's picks."""
         newest_first = [{"field_name": "creation_timestamp", "ascending": False}]
-        return [
-            model
-            for model in self.client.search_logged_models([self.experiment], order_by=newest_first)
-            if model.status == "READY" and digest in (None, model.tags.get(DIGEST)) and run_id in (None, model.source_run_id)
-        ]
+        found = self.client.search_logged_models([self.experiment], wanted, order_by=newest_first)
+        return next((model for model in found if model.status == "READY"), None)  # MLflow's filter cannot ask for a status
 
     def _alias(self, alias: str) -> ModelVersion | None:
         try:
@@ -205,7 +201,7 @@ def find_model(root: Path, name: str) -> Path:
     registry = Registry(root)
     if len(name) != RUN_ID_LENGTH:
         return registry.wanted(name).file
-    models = registry.logged(run_id=name)
-    if not models:
+    model = registry.logged(f"source_run_id = '{name}'") if name.isalnum() else None
+    if model is None:
         raise InputError(f"no run {name} with a model", fix="`make ui` lists the runs")
-    return model_file(models[0].model_uri)
+    return model_file(model.model_uri)
