@@ -9,9 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headstart.core.errors import InputError, Unavailable
 from headstart.core.files import remove, write_json
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 logger = logging.getLogger("headstart")
 
@@ -98,6 +102,8 @@ def _put_back(aside: Path, target: Path) -> None:
 def workspace(root: Path) -> Iterator[Workspace]:
     """Hold DVC's repository lock: nobody else changes dvc.lock or runs a stage meanwhile.
 
+    What a process that died left half written of DVC's own files is mended first.
+
     Raises:
         InputError: not a DVC project, or another process holds the lock (`Unavailable`); it says which.
     """
@@ -115,6 +121,7 @@ def workspace(root: Path) -> Iterator[Workspace]:
         with lock_repo(here.repo):
             write_json(holder, {"process": os.getpid()})
             _mend_rwlock(root / ".dvc" / "tmp" / "rwlock")
+            _mend_lock_file(here.repo, root / "dvc.lock")
             try:
                 yield here
             finally:
@@ -138,6 +145,22 @@ def _mend_rwlock(path: Path) -> None:
         return
     logger.warning("%s was half written by a process that died: removed", path)
     path.unlink(missing_ok=True)
+
+
+def _mend_lock_file(repo: Repo, path: Path) -> None:
+    """Put a dvc.lock aside that DVC cannot read: a process died while DVC wrote it, in place and over some 50 ms.
+
+    Nothing is lost with it: DVC's cache of runs knows the finished stages, and they are recorded anew.
+    """
+    from dvc.dvcfile import Lockfile
+    from dvc.exceptions import DvcException
+
+    try:
+        Lockfile(repo, str(path)).load()
+    except DvcException:
+        aside = path.parent / ".headstart" / "dvc.lock.damaged"
+        path.replace(aside)
+        logger.warning("%s was half written: put aside as %s; finished stages come back from DVC's cache", path, aside)
 
 
 def _holder(path: Path) -> str:

@@ -198,6 +198,23 @@ def test_one_flipped_bit_in_a_model_file_is_detected(tmp_path, place):
         load_classifier(tmp_path / "m.safetensors")
 
 
+def test_a_flip_anywhere_in_the_card_is_detected_or_says_the_same(tmp_path):
+    """The names of the classes, the preprocessing: what is wrong there would be a wrong answer."""
+    path = tmp_path / "m.safetensors"
+    preprocessing = Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3)
+    card = Card("resnet18", preprocessing, "linear", 8, ("cat", "dog"), {"manifest": "ab"})
+    save_model(path, build_head("linear", 8, 2, seed=0), card)
+    whole = path.read_bytes()
+    refused = 0
+    for at in range(8 + int.from_bytes(whole[:8], "little")):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        try:
+            assert load_card(path) == card, f"byte {at}"
+        except InputError:
+            refused += 1
+    assert refused > 500
+
+
 def test_a_cut_or_foreign_model_file_is_refused(tmp_path):
     make_model(tmp_path)
     data = (tmp_path / "m.safetensors").read_bytes()

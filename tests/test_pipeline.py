@@ -259,6 +259,19 @@ def test_a_half_written_rwlock_of_dvc_is_removed(copied):
     assert "Running stage" not in run(copied, "dvc", "repro")
 
 
+def test_a_half_written_lock_file_of_dvc_is_made_anew(copied):
+    whole = (copied / "dvc.lock").read_bytes()
+    (copied / "dvc.lock").write_bytes(whole[: whole.rindex(b"md5:") + 2])  # within a key: no YAML
+    assert "dvc.lock" in run(copied, "dvc", "repro", code=255)
+    assert ran(how(copied)) == []
+    assert (copied / "dvc.lock").read_bytes() == whole
+    (copied / "dvc.lock").write_bytes(whole[: whole.index(b"deps:") + 5])  # no dvc.lock, by DVC's schema
+    assert "dvc.lock" in run(copied, "dvc", "repro", code=255)
+    assert "put aside" in run(copied, sys.executable, "-m", "tasks.mend")
+    assert "Running stage" not in run(copied, "dvc", "repro")
+    assert (copied / "dvc.lock").read_bytes() == whole
+
+
 def test_mlflow_has_parent_children_params_curves_artifacts(done):
     from headstart.tracking.store import store
 

@@ -64,7 +64,7 @@ def _bar(items: Iterable[T], what: str, total: int, unit: str, weigh: Callable[[
             yield item
             done += weigh(item)
             rate = done / max(time.monotonic() - start, 1e-9)
-            progress.update(task, completed=done, rate=f"{rate:,.0f} {unit}/s")
+            progress.update(task, completed=done, rate=f"{_short(rate)} {unit}/s")
 
 
 def _lines(items: Iterable[T], what: str, total: int, unit: str, weigh: Callable[[T], int]) -> Iterator[T]:
@@ -81,4 +81,8 @@ def _lines(items: Iterable[T], what: str, total: int, unit: str, weigh: Callable
             observer = _observer.get()
             if observer is not None:
                 observer(what, done, total)
-            logger.info("  %s: %s of %s %s, %.0f/s, %.0f s left", what, f"{done:,}", f"{total:,}", unit, rate, left)
+            logger.info("  %s: %s of %s %s, %s/s, %.0f s left", what, f"{done:,}", f"{total:,}", unit, _short(rate), left)
+
+
+def _short(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

@@ -44,11 +44,11 @@ class Card:
 def save_model(path: Path, module: nn.Module, card: Card) -> None:
     """Write a module's state and its card atomically; equal models give equal bytes.
 
-    The tensors' own checksum goes into the metadata and is verified on load.
+    A checksum of tensors and card goes into the metadata and is verified on load.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    fields = card.__dict__ | {"preprocessing": card.preprocessing.as_dict(), "sha256": sha256_bytes(save(state))}
-    write_bytes(path, save(state, metadata={"headstart": canonical_json(fields)}))  # safetensors orders no metadata
+    fields = card.__dict__ | {"preprocessing": card.preprocessing.as_dict()}
+    write_bytes(path, _file(state, fields | {"sha256": sha256_bytes(_file(state, fields))}))
 
 
 def load_card(path: Path) -> Card:
@@ -93,6 +93,11 @@ def _fill(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, what
     module.load_state_dict(state)
 
 
+def _file(state: Mapping[str, torch.Tensor], fields: Mapping[str, Any]) -> bytes:
+    """One value of the metadata holds all fields, for safetensors orders no metadata."""
+    return save(dict(state), metadata={"headstart": canonical_json(fields)})
+
+
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], Card]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -105,11 +110,12 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], Card]:
     try:
         fields: dict[str, Any] = json.loads(metadata["headstart"])
         checksum = fields.pop("sha256")
+        sound = checksum == sha256_bytes(_file(state, fields))
         p = fields.pop("preprocessing")
         preprocessing = Preprocessing(**(p | {"mean": tuple(p["mean"]), "std": tuple(p["std"])}))
         card = Card(**(fields | {"preprocessing": preprocessing, "classes": tuple(fields["classes"])}))
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: a weights file, but not a model of this project") from None
-    if checksum != sha256_bytes(save(state)):
+    if not sound:
         raise InputError(f"{path}: its checksum does not match: damaged", fix="delete it and run the pipeline again")
     return state, card

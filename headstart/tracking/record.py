@@ -53,7 +53,8 @@ def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None =
     found = read_checked_json(root / "reports/find_lr/lr.json")
     summaries = _summaries(root, params)
     provenance = _provenance(root)
-    name = f"{Path(params.data.source).name}-{params.backbone.name}-{provenance['dvc_lock'][:6]}"  # one lock, one result
+    # one lock, one result; it comes early because lists cut long names
+    name = f"{Path(params.data.source).name}-{provenance['dvc_lock'][:6]}-{params.backbone.name}"
     with open_run(root, name, dict(tags or {})) as run:
         for key, value in (provenance | _words(summaries)).items():
             run.client.set_tag(run.run_id, key, value)
@@ -123,7 +124,7 @@ def _provenance(root: Path) -> dict[str, str]:
     tags["dvc_lock"] = sha256_file(lock) if lock.is_file() else "none"
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     if git.returncode == 0:
-        tags["mlflow.source.git.commit"] = git.stdout.strip()
+        tags |= {"mlflow.source.git.commit": git.stdout.strip(), "mlflow.source.name": "headstart"}  # shown together
     return tags
 
 
