@@ -50,7 +50,7 @@ peers: ## make or update the benchmarks' environment from bench/requirements.loc
 	@PYTHON="$(PYTHON)" VENV="$(BENCH)" LOCK=bench/requirements.lock sh scripts/install.sh
 
 bench: peers ## every benchmark, the peers' too (about 3 hours)
-	@for name in precompute head recipe tail depthwise cache scan duplicates overhead predict; do $(BENCH)/bin/python -m bench.$$name || exit; done
+	@for name in precompute head recipe tail depthwise cache scan duplicates overhead predict serving; do $(BENCH)/bin/python -m bench.$$name || exit; done
 
 soak: install ## kill, damage, fill and crowd small projects, in random order, and see that nothing is lost (about 2 hours, as root)
 	@python -m bench.soak $(ARGS)
@@ -71,5 +71,6 @@ lock: ## compile requirements.lock from pyproject.toml (needs uv; it installs no
 	  --constraint requirements.lock --custom-compile-command "make lock" --output-file bench/requirements.lock
 	python3 scripts/lock.py bench/requirements.lock
 
-clean: ## delete everything that a run makes, but for DVC's cache
-	rm -rf .headstart data/* models/* reports/* mlflow.db* mlartifacts
+clean: ## delete what runs make and can make again: not MLflow's runs and models, DVC's cache, snapshots' .dvc files
+	rm -rf .headstart models/* reports/*
+	find data -mindepth 1 -maxdepth 1 ! -name '.*' ! -name '*.dvc' -exec rm -rf {} +

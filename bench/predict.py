@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.precompute import measure, write_photos
 from bench.sides import said
+from headstart.core.files import sha256_file
 from headstart.core.parallel import count
 from headstart.data.decode import FORMATS
 from headstart.data.examine import Limits
@@ -49,7 +50,7 @@ def predict(folder: Path, model: Path) -> tuple[float, float]:
             yield answer
 
     vars(batch)["score_all"] = timed
-    job = Job(model, Limits(50_000_000, 8, FORMATS), 1, 60.0, count("auto"), count("auto"), "cpu")
+    job = Job(model, sha256_file(model), Limits(50_000_000, 8, FORMATS), 1, 60.0, count("auto"), count("auto"), "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         start = time.monotonic()
         found = batch.predict_folder(folder, job, state=Path(scratch, "state.sqlite"))

@@ -175,9 +175,9 @@ def headstart(force: list[str] | None = None) -> Any:  # built-in types: Prefect
     """The pipeline of the project in the current folder; its stages run in the flow's own process."""
     logger.setLevel(logging.INFO)
     params = load_params(PROJECT / "params.yaml")
-    check_inputs(PROJECT, params, force or [])
     run_id = str(flow_run.id)
     with alive(PROJECT, "prefect", run_id):
+        check_inputs(PROJECT, params, force or [])
         close_dead_flow_runs(PROJECT)
         timeout = params.runtime.stage_timeout
         done = execute(
@@ -229,7 +229,7 @@ def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
         raise InputError(
             f"{root}: {free / 1e6:,.0f} MB free on this disk",
             wanted=f"{MIN_FREE_BYTES / 1e6:,.0f} MB or more (the outs, DVC's copies of them, and the records)",
-            fix="free space: `make clean`, `dvc gc -w`, or another disk",
+            fix="free space (docs/operations.md, Free disk): `dvc gc -w`, or another disk",
         )
     if root / params.data.source != root / "data" / params.data.builtin:
         preflight(

@@ -50,6 +50,7 @@ def predict_images(
     file = model_of(model)
     job = Job(
         model=file,
+        digest=sha256_file(file),
         limits=Limits(data.max_pixels, data.min_side, data.formats),
         top=top,
         timeout=data.file_timeout,
@@ -58,7 +59,7 @@ def predict_images(
         device=runtime.device,
     )
     found = predict_folder(images, job, state=PROJECT / ".headstart" / "predictions.sqlite", abstain_below=abstain_below)
-    about = {"model": str(model), "sha256": sha256_file(file), "abstain_below": abstain_below}
+    about = {"model": str(model), "sha256": job.digest, "abstain_below": abstain_below}
     write_predictions(out, found.rows, form, about)
     return found
 

@@ -24,6 +24,8 @@ def main() -> int:
     address = f"http://127.0.0.1:{port}"
     os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", address)
     os.environ.setdefault("PREFECT_UI_API_URL", f"{address}/api")
+    # in memory, as by default, the slot of a run that died together with the server would be taken for ever
+    os.environ.setdefault("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem")
     import uvicorn
     from prefect.server.api.server import create_app
 

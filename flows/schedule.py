@@ -11,6 +11,7 @@ from headstart.core.errors import InputError, guarded
 from headstart.core.stages import command_line
 
 from flows import PROJECT
+from flows.pipeline import close_dead_flow_runs
 from flows.servers import Servers, free_port, prefect_command
 
 POOL = "local"
@@ -42,6 +43,7 @@ def main() -> int:
         servers.start("prefect", prefect_command(port), port)
         prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
         prefect("deploy", "--all")
+        close_dead_flow_runs(PROJECT)  # a run that died with the server holds the deployment's one slot
         servers.start("worker", ["prefect", "worker", "start", "--pool", POOL])
         print(f"Prefect  http://127.0.0.1:{port}/deployments", flush=True)  # noqa: T201
         print("  run it now:  prefect deployment run headstart/pipeline   (see docs/operations.md)", flush=True)  # noqa: T201

@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from headstart.core.errors import InputError, Unavailable
 from headstart.core.files import remove, write_json
 
@@ -122,6 +124,7 @@ def workspace(root: Path) -> Iterator[Workspace]:
             write_json(holder, {"process": os.getpid()})
             _mend_rwlock(root / ".dvc" / "tmp" / "rwlock")
             _mend_lock_file(here.repo, root / "dvc.lock")
+            _refuse_a_running_stage(root / ".dvc" / "tmp" / "rwlock")
             try:
                 yield here
             finally:
@@ -145,6 +148,19 @@ def _mend_rwlock(path: Path) -> None:
         return
     logger.warning("%s was half written by a process that died: removed", path)
     path.unlink(missing_ok=True)
+
+
+def _refuse_a_running_stage(path: Path) -> None:
+    """DVC's own repro lets go of the lock while a stage runs, and says what it reads and writes in this file."""
+    if not path.exists():
+        return
+    listed = json.loads(path.read_bytes())
+    writing, reading = listed.get("write", {}).values(), listed.get("read", {}).values()
+    for process in {info["pid"] for info in (*writing, *(info for infos in reading for info in infos))} - {os.getpid()}:
+        if psutil.pid_exists(process):
+            raise Unavailable(
+                f"a stage of another dvc command runs, process {process}", fix="wait until it has ended, then run again"
+            )
 
 
 def _mend_lock_file(repo: Repo, path: Path) -> None:

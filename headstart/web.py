@@ -6,6 +6,7 @@ in the Host header, the second in Origin.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -21,11 +22,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class _TooLarge(Exception):
-    """A body that has grown too large; `more`: its end has not come yet."""
-
-    def __init__(self, more: bool) -> None:
-        super().__init__()
-        self.more = more
+    """A body that has grown too large."""
 
 
 class Gate:
@@ -76,28 +73,32 @@ class Gate:
 
     async def _capped(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, counting its body: a chunked one states no length."""
-        received, answering = 0, False
+        received, answering, more = 0, False, False
+
+        def too_large() -> bool:
+            return self.max_bytes is not None and received > self.max_bytes
 
         async def counted() -> Message:
-            nonlocal received
+            nonlocal received, more
             message = await receive()
             received += len(message.get("body", b""))
-            if self.max_bytes is not None and received > self.max_bytes:
-                raise _TooLarge(message.get("more_body", False))
+            if too_large():
+                more = message.get("more_body", False)
+                raise _TooLarge
             return message
 
         async def noted(message: Message) -> None:
             nonlocal answering
-            answering = True
-            await send(message)
+            if answering or not too_large():  # what the application makes of our exception is for nobody
+                answering = True
+                await send(message)
 
-        try:
+        with contextlib.suppress(_TooLarge):
             await self.application(scope, counted, noted)
-        except _TooLarge as error:
-            if not answering:
-                if error.more:
-                    await self._drain(scope, receive)
-                await _answer(scope, send, 413, f"a body of more than {self.max_bytes:,} bytes")
+        if too_large() and not answering:
+            if more:
+                await self._drain(scope, receive)
+            await _answer(scope, send, 413, f"a body of more than {self.max_bytes:,} bytes")
 
 
 async def _answer(scope: Scope, send: Send, status: int, text: str) -> None:

@@ -63,7 +63,7 @@ def register(root: Path, params: Params) -> Verdict:
         verdict = judge(root, params, registry, version, champion)
         registry.tag(version, verdict=verdict.sentence())
         if verdict.promoted and (champion is None or champion.number != version.number):
-            registry.crown(version, champion)
+            registry.crown(version)
         pending.settle(root, "register")
     logger.info("  %s", verdict.sentence())
     return verdict
@@ -80,7 +80,8 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
     if champion is None:
         probabilities(root, params, version, test)  # who has never answered is no champion
         return Verdict(version.number, True, "there was none")
-    fair = test[~test["key"].isin(registry.trained_on(champion))].drop_duplicates("key")
+    seen = registry.trained_on(champion) | registry.trained_on(version)  # the manifest may be newer than either
+    fair = test[~test["key"].isin(seen)].drop_duplicates("key")
     if len(fair) < FEWEST:
         return Verdict(version.number, False, f"{len(fair)} test images that neither learned from, wanted {FEWEST}")
     classes = sorted(set(manifest["label"]))
@@ -130,7 +131,7 @@ def crown(root: Path, number: int | None) -> Verdict:
             version = registry.roll_back()
             return Verdict(version.number, True, "rolled back")
         version = registry.version(number)
-        registry.crown(version, None)
+        registry.crown(version)
         return Verdict(version.number, True, "by hand")
 
 

@@ -36,6 +36,15 @@ def test_a_killed_run_is_dead_until_it_is_forgotten(tmp_path):
     assert dead(tmp_path, "mlflow") == []
 
 
+def test_a_run_whose_end_could_not_be_recorded_counts_as_dead(tmp_path):
+    with alive(tmp_path, "mlflow", "abc", until_forgotten=True):
+        assert dead(tmp_path, "mlflow") == []
+    assert dead(tmp_path, "mlflow") == ["abc"]
+    with alive(tmp_path, "mlflow", "other", until_forgotten=True):
+        forget(tmp_path, "mlflow", "other")
+    assert dead(tmp_path, "mlflow") == ["abc"]
+
+
 def test_what_is_pending_stays_so_until_it_is_settled(tmp_path):
     assert not pending.is_due(tmp_path, "record")
     pending.note(tmp_path, "record")

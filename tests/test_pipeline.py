@@ -251,6 +251,17 @@ def test_a_held_lock_names_its_holder(copied):
     assert "Traceback" not in told
 
 
+def test_a_stage_of_a_dvc_command_that_runs_is_named(copied):
+    """DVC lets go of its lock while a stage runs; what such a stage reads and writes must not change meanwhile."""
+    (copied / ".dvc/tmp").mkdir(exist_ok=True)
+    info = {"pid": os.getppid(), "cmd": "dvc repro"}
+    (copied / ".dvc/tmp/rwlock").write_text(json.dumps({"read": {"/data/manifest.parquet": [info]}, "write": {}}))
+    assert f"a stage of another dvc command runs, process {os.getppid()}" in flow(copied, code=2)
+    info["pid"] = 2**22 + 1  # no process has this
+    (copied / ".dvc/tmp/rwlock").write_text(json.dumps({"read": {}, "write": {"/models/head.safetensors": info}}))
+    assert set(how(copied).values()) == {FRESH}
+
+
 def test_a_half_written_rwlock_of_dvc_is_removed(copied):
     (copied / ".dvc/tmp").mkdir(exist_ok=True)
     (copied / ".dvc/tmp/rwlock").write_text('{"write": {"/some/pa')

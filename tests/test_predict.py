@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from headstart.core.errors import InputError
+from headstart.core.files import sha256_file
 from headstart.data.decode import FORMATS
 from headstart.data.examine import Limits
 from headstart.data.transforms import normalise
@@ -37,9 +39,14 @@ def model(done) -> Path:
 
 def job(model: Path, **changes: object) -> Job:
     limits = Limits(10_000, 4, FORMATS)
-    return Job(
-        **{"model": model, "limits": limits, "top": 2, "timeout": 20.0, "workers": 2, "threads": 1, "device": "cpu"} | changes
-    )
+    facts = {"model": model, "digest": sha256_file(model), "limits": limits, "top": 2, "timeout": 20.0}
+    return Job(**facts | {"workers": 2, "threads": 1, "device": "cpu"} | changes)
+
+
+def test_another_model_at_the_same_path_is_refused(model, folder, tmp_path):
+    """A pipeline may publish a new one between the answers of the old."""
+    with pytest.raises(InputError, match="changed while"):
+        predict_folder(folder, job(model, digest="0" * 64), state=tmp_path / "state.sqlite")
 
 
 @pytest.fixture

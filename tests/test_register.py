@@ -94,6 +94,20 @@ def test_rollback_is_one_command_and_the_flow_does_not_undo_it(mine):
     assert "no version 9" in run(mine, sys.executable, "-m", "tasks.register", "--champion", "9", code=2)
 
 
+def test_a_rollback_leads_back_from_a_choice_by_hand(mine):
+    assert crown(mine, 1).version == 1 and holders(mine) == (1, 2)
+    assert crown(mine, 1).version == 1, "again: nothing to remember"
+    assert crown(mine, None).version == 2 and holders(mine) == (2, 2)
+
+
+def test_a_version_that_was_made_elsewhere_is_refused(mine):
+    registry = Registry(mine)
+    made = registry.client.create_model_version(NAME, "models:/m-0", run_id=None)
+    registry.client.set_registered_model_alias(NAME, CHAMPION, made.version)
+    with pytest.raises(InputError, match="was not registered by this project"):
+        again(mine)
+
+
 def test_a_damaged_champion_is_noticed_and_a_rollback_works(mine, judged):
     file = find_model(mine, "champion")
     sound = file.read_bytes()

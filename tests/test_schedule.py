@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,36 @@ def train_head(job):
 class Scheduled:
     """A project under `python -m flows.schedule`, and Prefect's API to ask of it."""
 
-    def __init__(self, project: Path, port: int, process: subprocess.Popen[bytes]) -> None:
-        self.project, self.api, self.process = project, f"http://127.0.0.1:{port}/api", process
+    def __init__(self, project: Path, port: int) -> None:
+        self.project, self.port, self.api = project, port, f"http://127.0.0.1:{port}/api"
+
+    def restart(self) -> None:
+        """Start all, and wait until it is deployed and worked for."""
+        environment = ENVIRONMENT | {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
+        command = [sys.executable, "-m", "flows.schedule", "--port", str(self.port)]
+        self.process = subprocess.Popen(command, cwd=self.project, env=environment)
+        deadline = time.monotonic() + 120
+        while not any("worker" in process.cmdline() for process in psutil.Process(self.process.pid).children()):
+            assert self.process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
 
     def ask(self, path: str, body: dict[str, Any] | None = None, method: str = "POST", **headers: str) -> Any:
         data = json.dumps(body if body is not None else {}).encode() if method != "GET" else None
         request = urllib.request.Request(
             f"{self.api}/{path}", data, {"content-type": "application/json", **headers}, method=method
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+        for pause in (1, 3, 9, 0):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                if (
+                    error.code != HTTPStatus.SERVICE_UNAVAILABLE or not pause
+                ):  # its database is busy: Prefect's client waits too
+                    raise
+                time.sleep(pause)
+        raise AssertionError
 
     @property
     def deployment(self) -> dict[str, Any]:
@@ -100,11 +120,6 @@ class Scheduled:
         return max(worker.children(recursive=True), key=lambda p: p.create_time()).pid
 
 
-def scheduled(project: Path, port: int) -> subprocess.Popen[bytes]:
-    environment = ENVIRONMENT | {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
-    return subprocess.Popen([sys.executable, "-m", "flows.schedule", "--port", str(port)], cwd=project, env=environment)
-
-
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory) -> Iterator[Scheduled]:
     project = make_project(tmp_path_factory.mktemp("schedule") / "project")
@@ -115,22 +130,14 @@ def prefect(tmp_path_factory) -> Iterator[Scheduled]:
     (project / "tasks/train_head.py").write_text(
         stage.replace('\n\nif __name__ == "__main__":', f'{MEDDLING}\n\nif __name__ == "__main__":')
     )
-    port = free_port(4300)
-    process = scheduled(project, port)
-    started = Scheduled(project, port, process)
+    started = Scheduled(project, free_port(4300))
+    started.restart()
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                assert started.deployment["schedules"]
-                break
-            except (OSError, urllib.error.HTTPError):
-                assert process.poll() is None
-                time.sleep(0.5)
+        assert started.deployment["schedules"]
         yield started
     finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        started.process.send_signal(signal.SIGTERM)
+        assert started.process.wait(60) == 0
         assert not [p for p in psutil.process_iter() if str(project) in _folder(p)], "a server or worker was left behind"
 
 
@@ -240,6 +247,21 @@ def test_a_stage_that_takes_too_long_fails(prefect):
     task = prefect.tasks(run)["train_head"]
     assert task["state"]["name"] == "TimedOut" and task["run_count"] == 1
     params.write_text(params.read_text().replace("stage_timeout: 6.0", "stage_timeout: 86400.0"))
+    assert prefect.finished(prefect.start()) == "Completed"
+
+
+def test_a_run_that_died_with_the_server_does_not_hold_the_schedule_up(prefect):
+    """As when the machine goes down: its slot is free again, and it is marked."""
+    (prefect.project / "hang").touch()
+    _retrain(prefect)
+    run = prefect.start()
+    prefect.until(lambda: not (prefect.project / "hang").exists() and prefect.state(run) == "Running")
+    down = psutil.Process(prefect.process.pid)
+    for process in [*down.children(recursive=True), down]:
+        process.kill()
+    prefect.process.wait()
+    prefect.restart()
+    assert prefect.finished(run, 30) == "Crashed"
     assert prefect.finished(prefect.start()) == "Completed"
 
 

@@ -41,6 +41,9 @@ def address(done) -> Iterator[str]:
         assert process.wait(30) == 0 or process.returncode == 143
 
 
+JSON = {"content-type": "application/json"}
+
+
 def ask(address: str, rows: list[str], **headers: str) -> tuple[int, Any]:
     body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[row] for row in rows]}}).encode()
     request = urllib.request.Request(f"{address}/invocations", body, {"content-type": "application/json", **headers})
@@ -101,6 +104,9 @@ def test_others_are_unharmed(address):
 
 
 def test_caps(address):
+    pieces = (b"A" * 1_000_000 for _ in range(3))  # chunked: no length is stated
+    with pytest.raises(urllib.error.HTTPError, match="413"):
+        urllib.request.urlopen(urllib.request.Request(f"{address}/invocations", pieces, JSON), timeout=60)
     assert ask(address, ["A" * int(MAX_MB * 1.1e6)])[0] == 413
     status, said = ask(address, [text(IMAGES[0])] * 257)
     assert status == 400 and "257 rows" in said

@@ -62,6 +62,30 @@ def test_who_is_let_through(headers, status):
     assert call(headers)[0]["status"] == status
 
 
+def test_an_application_that_answers_for_our_exception_is_not_heard():
+    """Starlette sends a 500 and raises again."""
+
+    async def application(scope, receive, send):
+        try:
+            await receive()
+        except Exception:
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+            await send({"type": "http.response.body", "body": b"Internal Server Error"})
+            raise
+
+    sent: list[dict] = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"x" * 11, "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "headers": [(b"host", b"localhost")]}
+    asyncio.run(Gate(application, LOOPBACK, 10)(scope, receive, send))
+    assert [message.get("status") for message in sent] == [413, None]
+
+
 def test_a_chunked_body_is_counted():
     assert call({"host": "localhost"}, (b"12345", b"12345"))[1]["body"] == b"10"
     assert call({"host": "localhost"}, (b"12345", b"12345", b"1"))[0]["status"] == 413

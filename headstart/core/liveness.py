@@ -10,13 +10,14 @@ from pathlib import Path
 
 
 @contextmanager
-def alive(root: Path, kind: str, name: str) -> Iterator[None]:
+def alive(root: Path, kind: str, name: str, *, until_forgotten: bool = False) -> Iterator[None]:
     """Hold an flock in a run's name while the block runs; what is left of it unlocked tells of a dead process.
 
     Args:
         root: the project.
         kind: whose run it is, such as "mlflow".
         name: what its record there can be found by. Enter the block before the record is made.
+        until_forgotten: a run that ends without `forget` counts as dead: its end could not be recorded.
     """
     folder = _folder(root)
     folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +29,8 @@ def alive(root: Path, kind: str, name: str) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            if not until_forgotten:
+                path.unlink(missing_ok=True)
 
 
 def dead(root: Path, kind: str) -> list[str]:

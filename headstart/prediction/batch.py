@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headstart.core import snapshot
-from headstart.core.files import canonical_json, sha256_file, write_bytes
+from headstart.core.files import canonical_json, write_bytes
 from headstart.core.progress import track
 from headstart.data.manifest import write_csv
 from headstart.data.scan_state import scan_state
@@ -126,7 +126,7 @@ def _scored(root: Path, paths: list[str], job: Job) -> Iterator[tuple[str, Answe
 
 def _namespace(job: Job) -> str:
     versions = [importlib.metadata.version(name) for name in LIBRARIES]
-    facts = {"model": sha256_file(job.model), "limits": job.limits.as_dict(), "top": job.top, "device": job.device}
+    facts = {"model": job.digest, "limits": job.limits.as_dict(), "top": job.top, "device": job.device}
     return hashlib.sha256(canonical_json({**facts, "code": snapshot.CODE_AT_START, "versions": versions}).encode()).hexdigest()
 
 

@@ -20,6 +20,7 @@ import orjson
 import torch
 
 from headstart.core.errors import InputError
+from headstart.core.files import sha256_file
 from headstart.core.parallel import chunks
 from headstart.data.examine import Gone, Limits, Unreadable, Unusable, usable
 from headstart.data.images import image_map
@@ -81,6 +82,8 @@ def main(descriptor: int, board: int) -> None:
         try:
             device = configure(job["threads"], job["device"])
             predictor = Predictor(Path(job["model"]), device, BATCH, Limits(**job["limits"]))
+            if sha256_file(Path(job["model"])) != job["digest"]:
+                raise InputError(f"{job['model']}: changed while files were classified by it", fix="run again")
             scorer = Scorer(predictor, min(job["top"], len(predictor.card.classes)), connection, Board(board))
             workers = job["workers"]
             for _ in image_map(scorer.score, chunks(enumerate(job["paths"]), BATCH), workers, ahead=2 * workers):

@@ -29,6 +29,7 @@ class Job:
     """What a scorer is told, beside the paths; see `scorer.py` and params.yaml, sections data and runtime."""
 
     model: Path
+    digest: str  # SHA-256 of the model file: another file at its path is refused
     limits: Limits
     top: int
     timeout: float
@@ -108,8 +109,8 @@ class _Scorer:
                 start_new_session=True,  # Ctrl-C is for the run, which then ends it
             )
         os.close(descriptor)
-        told = {"model": str(job.model), "limits": job.limits.as_dict(), "top": job.top, "workers": job.workers}
-        self.connection.sendall(orjson.dumps(told | {"threads": job.threads, "device": job.device, "paths": paths}) + b"\n")
+        told = job.__dict__ | {"model": str(job.model), "limits": job.limits.as_dict(), "paths": paths}
+        self.connection.sendall(orjson.dumps(told) + b"\n")
 
     def answers(self) -> Iterator[tuple[int, Answer]]:
         """(index, answer) as they come.

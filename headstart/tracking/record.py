@@ -68,8 +68,8 @@ def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None =
             run.client.log_artifact(run.run_id, str(root / artifact), "" if artifact == "params.yaml" else "reports")
         for folder in ("data", "pictures", "fine_tune"):
             run.client.log_artifacts(run.run_id, str(root / "reports" / folder), f"reports/{folder}")
-        _adopt(run.client, root, run.run_id)
         log_model(run.run_id, root / "models/fine_tuned.safetensors", _example_image(root, params))
+        _adopt(run.client, root, run.run_id)
     pending.note(root, "register")
     pending.settle(root, "record")
     return run

@@ -89,10 +89,11 @@ class Registry:
         """Move an alias, in one transaction."""
         self.client.set_registered_model_alias(NAME, alias, str(version.number))
 
-    def crown(self, version: Version, before: Version | None) -> None:
-        """Make a version the champion; `before` is where a rollback leads."""
-        if before is not None:
-            self.client.set_model_version_tag(NAME, str(version.number), REPLACED, str(before.number))
+    def crown(self, version: Version) -> None:
+        """Make a version the champion; a rollback leads to the one that is it now, be that damaged."""
+        before = self._alias(CHAMPION)
+        if before is not None and int(before.version) != version.number:
+            self.client.set_model_version_tag(NAME, str(version.number), REPLACED, str(before.version))
         self.client.delete_model_version_tag(NAME, str(version.number), ROLLED_BACK)
         self.point(CHAMPION, version)
 
@@ -163,8 +164,13 @@ class Registry:
             raise
 
     def _checked(self, found: ModelVersion) -> Version:
+        digest = found.tags.get(DIGEST)
+        if digest is None:
+            raise InputError(
+                f"version {found.version} of {NAME!r} was not registered by this project: it has no tag {DIGEST}",
+                fix="give its alias to another version, or delete it, on the Models page of `make ui`",
+            )
         file = model_file(found.source or "")
-        digest = found.tags[DIGEST]
         if sha256_file(file) != digest:
             raise InputError(
                 f"{file}: damaged: it is not what was registered as version {found.version}",

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from headstart.core.errors import told_to_stop
 from headstart.core.files import write_json
-from headstart.core.liveness import alive
+from headstart.core.liveness import alive, forget
 from headstart.tracking.store import ALIVE, KIND, close_dead_runs, full_disk_told, store, tracking_uri
 
 MOST_METRICS = 1000  # MLflow's own limit of a batch
@@ -80,7 +80,7 @@ def open_run(root: Path, name: str, tags: Mapping[str, str], resume: Path | None
     with full_disk_told(root), ExitStack() as leaving:
         close_dead_runs(root)
         client, experiment = store(root)
-        leaving.enter_context(alive(root, KIND, token))
+        leaving.enter_context(alive(root, KIND, token, until_forgotten=True))
         run_id = _interrupted_run(client, resume, token)
         resumed = run_id is not None
         if run_id is None:
@@ -90,6 +90,7 @@ def open_run(root: Path, name: str, tags: Mapping[str, str], resume: Path | None
 
         def end(kind: type[BaseException] | None, *_: object) -> None:
             client.set_terminated(run_id, "KILLED" if told_to_stop(kind) else "FAILED" if kind else "FINISHED")
+            forget(root, KIND, token)
 
         leaving.push(end)
         if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
