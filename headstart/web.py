@@ -6,7 +6,6 @@ in the Host header, the second in Origin.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -93,8 +92,11 @@ class Gate:
                 answering = True
                 await send(message)
 
-        with contextlib.suppress(_TooLarge):
+        try:
             await self.application(scope, counted, noted)
+        except Exception:  # what it makes of ours: a group of exceptions, for one
+            if not too_large():
+                raise
         if too_large() and not answering:
             if more:
                 await self._drain(scope, receive)

@@ -68,10 +68,10 @@ def test_an_application_that_answers_for_our_exception_is_not_heard():
     async def application(scope, receive, send):
         try:
             await receive()
-        except Exception:
+        except Exception as error:  # noqa: BLE001 (as Starlette does)
             await send({"type": "http.response.start", "status": 500, "headers": []})
             await send({"type": "http.response.body", "body": b"Internal Server Error"})
-            raise
+            raise ExceptionGroup("of a task group", [error]) from None
 
     sent: list[dict] = []
 
