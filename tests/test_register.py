@@ -102,7 +102,7 @@ def test_a_rollback_leads_back_from_a_choice_by_hand(mine):
 
 def test_a_version_that_was_made_elsewhere_is_refused(mine):
     registry = Registry(mine)
-    made = registry.client.create_model_version(NAME, "models:/m-0", run_id=None)
+    made = registry.client.create_model_version(NAME, mine.as_uri())
     registry.client.set_registered_model_alias(NAME, CHAMPION, made.version)
     with pytest.raises(InputError, match="was not registered by this project"):
         again(mine)
