@@ -94,9 +94,8 @@ class Gate:
 
         try:
             await self.application(scope, counted, noted)
-        except Exception:  # what it makes of ours: a group of exceptions, for one
-            if not too_large():
-                raise
+        except* _TooLarge:  # alone, or in the group that a task group makes of it
+            pass
         if too_large() and not answering:
             if more:
                 await self._drain(scope, receive)

@@ -46,7 +46,7 @@ JSON = {"content-type": "application/json"}
 
 def ask(address: str, rows: list[str], **headers: str) -> tuple[int, Any]:
     body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[row] for row in rows]}}).encode()
-    request = urllib.request.Request(f"{address}/invocations", body, {"content-type": "application/json", **headers})
+    request = urllib.request.Request(f"{address}/invocations", body, JSON | headers)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.loads(answer.read())["predictions"]

@@ -7,21 +7,34 @@ import pytest
 from headstart.web import LOOPBACK, Gate
 
 
-def call(headers: dict[str, str], body: tuple[bytes, ...] = (b"",), kind: str = "http", cap: int | None = 10) -> list[dict]:
-    """What a client gets for a request; the application behind the gate says how many bytes it read."""
+async def counting(scope, receive, send):
+    """An application that says how many bytes it read."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        return
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(size).encode()})
 
-    async def application(scope, receive, send):
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.accept"})
-            return
-        size, more = 0, True
-        while more:
-            message = await receive()
-            size += len(message.get("body", b""))
-            more = message.get("more_body", False)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": str(size).encode()})
 
+async def answering_anyhow(scope, receive, send):
+    """One that answers when reading fails, and raises it in a group: Starlette sends a 500 and raises again."""
+    try:
+        await receive()
+    except Exception as error:  # noqa: BLE001 (as Starlette does)
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"Internal Server Error"})
+        raise ExceptionGroup("of a task group", [error]) from None
+
+
+def call(
+    headers: dict[str, str], body: tuple[bytes, ...] = (b"",), kind: str = "http", cap: int | None = 10, application=counting
+) -> list[dict]:
+    """What a client gets for a request to an application behind the gate."""
     parts = [{"type": "http.request", "body": part, "more_body": True} for part in body]
     parts[-1]["more_body"] = False
     sent: list[dict] = []
@@ -63,27 +76,8 @@ def test_who_is_let_through(headers, status):
 
 
 def test_an_application_that_answers_for_our_exception_is_not_heard():
-    """Starlette sends a 500 and raises again."""
-
-    async def application(scope, receive, send):
-        try:
-            await receive()
-        except Exception as error:  # noqa: BLE001 (as Starlette does)
-            await send({"type": "http.response.start", "status": 500, "headers": []})
-            await send({"type": "http.response.body", "body": b"Internal Server Error"})
-            raise ExceptionGroup("of a task group", [error]) from None
-
-    sent: list[dict] = []
-
-    async def receive():
-        return {"type": "http.request", "body": b"x" * 11, "more_body": False}
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "headers": [(b"host", b"localhost")]}
-    asyncio.run(Gate(application, LOOPBACK, 10)(scope, receive, send))
-    assert [message.get("status") for message in sent] == [413, None]
+    said = call({"host": "localhost"}, (b"x" * 11,), application=answering_anyhow)
+    assert [message.get("status") for message in said] == [413, None]
 
 
 def test_a_chunked_body_is_counted():
