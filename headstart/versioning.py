@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -122,9 +122,8 @@ def workspace(root: Path) -> Iterator[Workspace]:
         here = Workspace(root)
         with lock_repo(here.repo):
             write_json(holder, {"process": os.getpid()})
-            _mend_rwlock(root / ".dvc" / "tmp" / "rwlock")
+            _refuse_a_running_stage(_readers_and_writers(root / ".dvc" / "tmp" / "rwlock"))
             _mend_lock_file(here.repo, root / "dvc.lock")
-            _refuse_a_running_stage(root / ".dvc" / "tmp" / "rwlock")
             try:
                 yield here
             finally:
@@ -135,26 +134,24 @@ def workspace(root: Path) -> Iterator[Workspace]:
         raise Unavailable(f"DVC's lock is held by {_holder(holder)}", fix="wait until it has ended, then run again") from None
 
 
-def _mend_rwlock(path: Path) -> None:
-    """Remove DVC's list of readers and writers where a process died while it wrote it: DVC refuses everything else."""
+def _readers_and_writers(path: Path) -> dict[str, Any]:
+    """DVC's list of them, removed where a process died while it wrote it: DVC refuses everything else."""
     for pause in (0.0, 0.2, 0.5):  # another process may be writing it just now
         time.sleep(pause)
         try:
-            json.loads(path.read_bytes())
+            listed: dict[str, Any] = json.loads(path.read_bytes())
         except FileNotFoundError:
-            return
+            return {}
         except ValueError:
             continue
-        return
+        return listed
     logger.warning("%s was half written by a process that died: removed", path)
     path.unlink(missing_ok=True)
+    return {}
 
 
-def _refuse_a_running_stage(path: Path) -> None:
-    """DVC's own repro lets go of the lock while a stage runs, and says what it reads and writes in this file."""
-    if not path.exists():
-        return
-    listed = json.loads(path.read_bytes())
+def _refuse_a_running_stage(listed: dict[str, Any]) -> None:
+    """DVC's own repro lets go of the lock while a stage runs, and lists what that reads and writes."""
     writing, reading = listed.get("write", {}).values(), listed.get("read", {}).values()
     for process in {info["pid"] for info in (*writing, *(info for infos in reading for info in infos))} - {os.getpid()}:
         if psutil.pid_exists(process):
