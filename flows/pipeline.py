@@ -74,22 +74,24 @@ def run_or_reuse(
     if not force and space.is_fresh(stage.name):
         logger.info("%s: %s", stage.name, FRESH)
         return Outcome(stage.name, FRESH, 0.0)
-    pending.note(root, "record")
     if not force and space.restore(stage.name):
         logger.info("%s: %s", stage.name, RESTORED)
-        return Outcome(stage.name, RESTORED, 0.0)
-    logger.info("%s: running", stage.name)
-    start = time.monotonic()
-    # torch and its like are imported by the first stage that needs them, and are its own time
-    module = importlib.import_module(f"tasks.{stage.name}")
-    with watched(stage.name):
-        run_stage(stage, getattr(module, stage.name), root, params)
-    gc.collect()
-    gc.freeze()  # what was imported stays: the collector need not walk it again (.5 s each time)
-    seconds = time.monotonic() - start
+        outcome = Outcome(stage.name, RESTORED, 0.0)
+    else:
+        logger.info("%s: running", stage.name)
+        start = time.monotonic()
+        # torch and its like are imported by the first stage that needs them, and are its own time
+        module = importlib.import_module(f"tasks.{stage.name}")
+        with watched(stage.name):
+            run_stage(stage, getattr(module, stage.name), root, params)
+        gc.collect()
+        gc.freeze()  # what was imported stays: the collector need not walk it again (.5 s each time)
+        outcome = Outcome(stage.name, RAN, time.monotonic() - start)
+    pending.note(root, "record")  # before dvc.lock says that the stage is fresh: a death in between loses nothing
     space.commit(stage.name)
-    remove(checkpoints(root, stage.name))
-    return Outcome(stage.name, RAN, seconds)
+    if outcome.how == RAN:
+        remove(checkpoints(root, stage.name))
+    return outcome
 
 
 Runner = Callable[[Stage, Workspace, Path, Params, bool], Outcome]

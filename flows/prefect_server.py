@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=4200)
     port = parser.parse_args().port
     address = f"http://127.0.0.1:{port}"
-    os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", address)
+    os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", f"{address},http://localhost:{port}")
     os.environ.setdefault("PREFECT_UI_API_URL", f"{address}/api")
     # in memory, as by default, the slot of a run that died together with the server would be taken for ever
     os.environ.setdefault("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem")

@@ -37,7 +37,10 @@ class Workspace:
         return not self.repo.status(targets=[stage])
 
     def restore(self, stage: str) -> bool:
-        """Take a stage's outs from DVC's run cache, as `dvc repro` would, if it ran before with these inputs."""
+        """Take a stage's outs from DVC's run cache, as `dvc repro` would, if it ran before with these inputs.
+
+        They are to be committed.
+        """
         from dvc.stage.cache import RunCacheNotFoundError
 
         if not self.has_run_cache:
@@ -47,7 +50,6 @@ class Workspace:
             self.repo.stage_cache.restore(found)
         except RunCacheNotFoundError:
             return False
-        self.commit(stage)
         return True
 
     def commit(self, stage: str) -> None:
@@ -122,9 +124,9 @@ def workspace(root: Path) -> Iterator[Workspace]:
         here = Workspace(root)
         with lock_repo(here.repo):
             write_json(holder, {"process": os.getpid()})
-            _refuse_a_running_stage(_readers_and_writers(root / ".dvc" / "tmp" / "rwlock"))
-            _mend_lock_file(here.repo, root / "dvc.lock")
             try:
+                _refuse_a_running_stage(_readers_and_writers(root / ".dvc" / "tmp" / "rwlock"))
+                _mend_lock_file(here.repo, root / "dvc.lock")
                 yield here
             finally:
                 holder.unlink(missing_ok=True)

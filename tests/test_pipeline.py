@@ -176,6 +176,7 @@ def test_new_images_run_what_they_change_and_code_edits_what_uses_them(copied):
 def test_a_stage_that_fails_leaves_the_last_outs_and_nothing_half_written(copied, monkeypatch):
     from tasks import train_head
 
+    epochs = load_params(copied / "params.yaml").train_head.epochs
     before = {path: path.read_bytes() for path in (copied / "models").iterdir() if path.is_file()}
 
     def full(path: Path, *rest: object) -> None:
@@ -188,7 +189,10 @@ def test_a_stage_that_fails_leaves_the_last_outs_and_nothing_half_written(copied
     assert {path: path.read_bytes() for path in before} == before
     assert not (copied / ".headstart/tmp/train_head").exists()
     monkeypatch.undo()
-    assert ran(how(copied)) == ["train_head", "fine_tune", "evaluate"]
+    runs = len(mlflow_runs(copied))
+    assert set(how(copied, f"train_head.epochs={epochs}").values()) == {FRESH}
+    assert len(mlflow_runs(copied)) == runs, "nothing was done, so there is nothing to record"
+    assert ran(how(copied, "train_head.epochs=3")) == ["train_head", "fine_tune", "evaluate"]
 
 
 def test_the_heads_checkpoint_is_of_the_rate_that_was_found(copied, monkeypatch):
@@ -257,6 +261,7 @@ def test_a_stage_of_a_dvc_command_that_runs_is_named(copied):
     info = {"pid": os.getppid(), "cmd": "dvc repro"}
     (copied / ".dvc/tmp/rwlock").write_text(json.dumps({"read": {"/data/manifest.parquet": [info]}, "write": {}}))
     assert f"a stage of another dvc command runs, process {os.getppid()}" in flow(copied, code=2)
+    assert not (copied / ".headstart/dvc-lock-holder.json").exists()
     info["pid"] = 2**22 + 1  # no process has this
     (copied / ".dvc/tmp/rwlock").write_text(json.dumps({"read": {}, "write": {"/models/head.safetensors": info}}))
     assert set(how(copied).values()) == {FRESH}
