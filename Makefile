@@ -27,7 +27,7 @@ test: install ## lint, types, tests
 	mypy
 	pytest -q -m "not e2e"
 
-test-all: test ## those, and the end-to-end tests: server, worker, schedule, browser (about 20 minutes more)
+test-all: test ## those, and the end-to-end tests: server, worker, schedule, browser (about 40 minutes more)
 	pytest -q -m e2e
 
 fuzz: install ## fuzz every reader and the decoder, a minute each way and target (about 15 minutes)

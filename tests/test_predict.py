@@ -164,6 +164,7 @@ def broken(paths: list[Path], model: Path, timeout: float = 3.0) -> dict[str, di
     return {Path(path).name: answer for path, answer in answers}
 
 
+@pytest.mark.e2e
 def test_a_crash_or_a_hang_costs_its_file_alone(folder, model):
     crash, hang = folder / "a/crash.png", folder / "b/hang.png"
     for path in (crash, hang):

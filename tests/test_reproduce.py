@@ -86,6 +86,7 @@ def test_a_clone_that_pulls_has_everything_and_repro_runs_nothing(shared, tmp_pa
     assert set(outcome.values()) == {"fresh"}
 
 
+@pytest.mark.e2e
 def test_a_clone_without_the_linked_folder_is_told_which_one(done, tmp_path):
     project = tmp_path / "origin"
     shutil.copytree(done, project, symlinks=True)

@@ -37,7 +37,10 @@ def undisturbed(tmp_path_factory) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("point", ["step 3", "step 8", "validate 2", "save 2", "saved 1", "saved 2", "saved 4", "step 17"])
+MORE = [pytest.param(point, marks=pytest.mark.e2e) for point in ("step 8", "saved 2", "saved 4")]
+
+
+@pytest.mark.parametrize("point", ["step 3", "validate 2", "save 2", "saved 1", "step 17", *MORE])
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, undisturbed, point):
     assert run(tmp_path, point).returncode == -signal.SIGKILL
     again = run(tmp_path)
@@ -45,6 +48,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, undisturbed, point
     assert again.stdout == undisturbed
 
 
+@pytest.mark.e2e
 def test_a_killed_training_with_frozen_batch_norm_goes_on_to_the_same_bits(tmp_path):
     (tmp_path / "whole").mkdir()
     undisturbed = run(tmp_path / "whole", arm="frozen")
