@@ -21,9 +21,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.prefect_server", description="Prefect's server on loopback.")
     parser.add_argument("--port", type=int, default=4200)
     port = parser.parse_args().port
-    address = f"http://127.0.0.1:{port}"
-    os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", f"{address},http://localhost:{port}")
-    os.environ.setdefault("PREFECT_UI_API_URL", f"{address}/api")
+    os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", f"http://127.0.0.1:{port}")
+    os.environ.setdefault("PREFECT_UI_API_URL", "/api")  # of the page's own origin, by whichever name it was opened
     # in memory, as by default, the slot of a run that died together with the server would be taken for ever
     os.environ.setdefault("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem")
     import uvicorn

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 DRAINED = 4  # times the largest body taken, of one that is refused
-HOST = re.compile(r"(?P<name>\[[0-9a-f:]+\]|[^\[\]:@/]+)(:(?P<port>\d+))?")
+HOST = re.compile(r"(?P<name>\[[0-9a-f:]+\]|[^\[\]:@/]+)(:\d+)?")
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -50,19 +50,15 @@ class Gate:
 
     def _refusal(self, headers: dict[str, str]) -> tuple[int, str] | None:
         host = HOST.fullmatch(headers.get("host", ""))
-        if host is None or not self._is_ours(host):
+        if host is None or host["name"].strip("[]") not in self.hosts:
             return 403, f"Host {headers.get('host')!r} is not served here"
         origin = headers.get("origin")
-        page = HOST.fullmatch((origin or "").partition("://")[2])  # the same server by another of its names is no other site
-        if origin is not None and (page is None or not self._is_ours(page) or page["port"] != host["port"]):
+        if origin is not None and origin.partition("://")[2] != headers["host"]:
             return 403, f"requests from pages of {origin!r} are not served"
         length = headers.get("content-length", "0")
         if self.max_bytes is not None and not (length.isdecimal() and int(length) <= self.max_bytes):
             return 413, f"a body of {length} bytes, at most {self.max_bytes:,} are taken"
         return None
-
-    def _is_ours(self, host: re.Match[str]) -> bool:
-        return host["name"].strip("[]") in self.hosts
 
     async def _drain(self, scope: Scope, receive: Receive) -> None:
         """Read on for a while without keeping it: a client that is still sending would see a reset, and no answer."""

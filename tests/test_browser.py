@@ -110,6 +110,7 @@ def test_the_models_page(pages):
 def test_prefects_pages(pages):
     for address in (pages.prefect, pages.prefect.replace("127.0.0.1", "localhost")):
         pages.text(f"{address}/runs", "headstart", "Completed")
+        pages.text(f"{address}/v2/runs", "headstart", "Completed")
     pages.text(f"{pages.prefect}/artifacts", "confusion-matrix", "learning-rate-curve", "summary")
 
 

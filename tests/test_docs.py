@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.servers import answers, free_port
+from flows.servers import SECONDS_TO_END, answers, free_port
 from tests.conftest import REPOSITORY
 from tests.projects import ENVIRONMENT, how
 
@@ -45,7 +45,7 @@ def test_every_command(project, shell):
     ports = {number: str(free_port(start)) for number, start in PORTS.items()}
     blocks = BLOCK.findall(text)
     assert len(blocks) >= 12 and sum(bool(serve) for serve, _ in blocks) == 4
-    running: list[subprocess.Popen[bytes]] = []
+    running: list[tuple[subprocess.Popen[bytes], int]] = []
     try:
         for serve, script in blocks:
             for number, other in ports.items():
@@ -55,17 +55,19 @@ def test_every_command(project, shell):
             if "flows.schedule" in script:
                 script = script.replace("flows.schedule", f"flows.schedule --port {ports['4200']}")
             if serve:
-                running.append(subprocess.Popen(["bash", "-ec", script], cwd=project, env=shell, start_new_session=True))
+                process = subprocess.Popen(["bash", "-ec", script], cwd=project, env=shell, start_new_session=True)
+                # the plain worker does not end once its server has; ours end their servers, each in its time
+                running.append((process, 20 if "worker start" in script else 3 * SECONDS_TO_END))
                 until_served(script, project, shell, ports)
                 continue
             done = subprocess.run(["bash", "-ec", script], cwd=project, env=shell, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     finally:
-        for process in reversed(running):
+        for process, _ in reversed(running):
             os.killpg(process.pid, signal.SIGTERM)
-        for process in running:
+        for process, seconds in running:
             try:
-                process.wait(20)  # the plain worker does not end once its server has
+                process.wait(seconds)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
     for name in ("predictions.parquet", "predictions.csv", "model.pt2", "mlflow-backup.db", "mlartifacts-backup.tgz"):
