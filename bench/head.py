@@ -62,7 +62,7 @@ def ours(folder: Path) -> dict[str, float]:
         manifest = pd.DataFrame({"key": [key for _, key in files], "class_index": [i % 5 for i in range(len(files))]})
         manifest["split"] = ["valid" if i < 2 else "train" for i in range(len(files))]
         stored = Activations(Path(scratch, "out"))
-        train, valid = (activations_of(stored, manifest, split) for split in ("train", "valid"))
+        train, valid = (activations_of(stored, manifest[manifest["split"] == split]) for split in ("train", "valid"))
         head = build_head("mlp", side.backbone.width, 5, seed=0)
         options = {"lr": 1e-3, "options": Options(batch_size=64), "seed": 0, "log": lambda *_: None}
         train_head(head, train, valid, epochs=1, **options)  # type: ignore[arg-type]

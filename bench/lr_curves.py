@@ -48,7 +48,7 @@ UNFROZEN = tuple(itertools.product((True, False), (1.0, 10.0), (0,))) + (
 def head_curves(root: Path) -> list[tuple[str, Curve]]:
     """Range tests of heads, as the stage find_lr makes them."""
     manifest, activations = read_manifest(root / "data/manifest.parquet"), Activations(root / "data/activations/pooled")
-    train = head_training.activations_of(activations, manifest, "train")
+    train = head_training.activations_of(activations, manifest[manifest["split"] == "train"])
     found = []
     for kind, seed, changes, steps in HEADS:
         options = Options(**changes)

@@ -20,7 +20,6 @@ from bench.sides import said
 from headstart.core.files import sha256_file
 from headstart.core.parallel import count
 from headstart.data.decode import FORMATS
-from headstart.data.examine import Limits
 
 CASES = (("tf_efficientnet_lite0", 224, (500, 375), 3000), ("tf_efficientnet_lite0", 96, (500, 375), 6000))
 
@@ -33,7 +32,8 @@ def save_random_model(path: Path, name: str, size: int) -> None:
 
     backbone = build_backbone(name, "random", size)
     head = build_head("linear", backbone.width, 2, seed=0)
-    card = Card(name, backbone.preprocessing, "linear", backbone.width, ("a", "b"), {})
+    limits = {"max_pixels": 50_000_000, "min_side": 8, "formats": list(FORMATS)}
+    card = Card(name, backbone.options, backbone.preprocessing, limits, "linear", backbone.width, ("a", "b"), {})
     save_model(path, Classifier(backbone.body, head), card)
 
 
@@ -50,7 +50,7 @@ def predict(folder: Path, model: Path) -> tuple[float, float]:
             yield answer
 
     vars(batch)["score_all"] = timed
-    job = Job(model, sha256_file(model), Limits(50_000_000, 8, FORMATS), 1, 60.0, count("auto"), count("auto"), "cpu")
+    job = Job(model, sha256_file(model), 1, 60.0, count("auto"), count("auto"), "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         start = time.monotonic()
         found = batch.predict_folder(folder, job, state=Path(scratch, "state.sqlite"))

@@ -126,6 +126,7 @@ def execute(
     Raises:
         InputError: bad input; finished stages are kept.
     """
+    started = time.time()
     with workspace(root) as space:
         if dead(root, "mlflow"):
             from headstart.tracking.store import close_dead_runs
@@ -140,7 +141,7 @@ def execute(
             from headstart.tracking.record import record_pipeline
 
             logger.info("recording the run in MLflow")
-            mlflow_run = record_pipeline(root, params, tags).address
+            mlflow_run = record_pipeline(root, params, tags, started).address
         if pending.is_due(root, "register"):
             from tasks.register import register
 
@@ -252,9 +253,10 @@ def summary_text(root: Path, params: Params, outcomes: Sequence[Outcome], total:
     lines = ["", f"  {'stage':<12}{'':<10}{'seconds':>8}"]
     lines += [f"  {o.stage:<12}{o.how:<10}{o.seconds:>8.1f}" for o in outcomes]
     lines += [f"  {'all':<12}{'':<10}{total:>8.1f}   of which stages {own:.1f}", ""]
-    if rate:
+    if computed and rate:
+        views = computed.summary.get("views_per_second")
         when = "" if how["precompute"] == RAN else " (when they were computed)"
-        lines.append(f"  activations     {rate:,.0f} images/s{when}")
+        lines.append(f"  activations     {rate:,.0f} images/s, {views:,.0f} views/s{when}")
     abstained = " (default: the search abstained)" if found["abstained"] else ""
     lines.append(f"  suggested LR    {found['lr']:.2g}{abstained}")
     lines.append(f"  test accuracy   of {results['n_test']:,} images")

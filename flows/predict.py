@@ -14,7 +14,6 @@ from headstart.core.liveness import alive
 from headstart.core.parallel import count
 from headstart.core.params import load_params
 from headstart.core.stages import command_line
-from headstart.data.examine import Limits
 from headstart.prediction.batch import Predictions, predict_folder, write_predictions
 from headstart.prediction.supervisor import Job
 from prefect import flow
@@ -51,7 +50,6 @@ def predict_images(
     job = Job(
         model=file,
         digest=sha256_file(file),
-        limits=Limits(data.max_pixels, data.min_side, data.formats),
         top=top,
         timeout=data.file_timeout,
         workers=count(runtime.workers),

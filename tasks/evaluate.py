@@ -21,7 +21,7 @@ from headstart.core.parallel import chunks, count
 from headstart.core.progress import track
 from headstart.core.stages import Job, Summary, main
 from headstart.data.images import KEPT_BYTES, ImageSource, Kept, image_map
-from headstart.data.manifest import read_manifest, write_csv
+from headstart.data.manifest import read_manifest, without_copies, write_csv
 from headstart.data.transforms import Augmentation
 from headstart.evaluation import galleries, metrics, plots, report
 from headstart.evaluation.galleries import Judged
@@ -40,7 +40,7 @@ def evaluate(job: Job) -> Summary:
     """Write reports/{metrics.json, predictions.parquet, look_alikes.csv, report.html} and reports/pictures/."""
     params = job.params
     manifest = read_manifest(job.root / "data/manifest.parquet")
-    test = manifest[manifest["split"] == "test"].reset_index(drop=True)
+    test, files = without_copies(manifest, "test"), manifest[manifest["split"] == "test"].reset_index(drop=True)
     y_n = torch.tensor(test["class_index"].to_numpy(), dtype=torch.int64)
     head, _ = load_head(job.root / "models/head.safetensors")
     activations = Activations(job.root / "data/activations/pooled")
@@ -61,11 +61,15 @@ def evaluate(job: Job) -> Summary:
         "fine_tuned": tuned_vnc[0].double().softmax(1),
         "fine_tuned_tta": metrics.test_time_augmentation(tuned_vnc, params.evaluate.tta),
     }
-    results: dict[str, Any] = {"n_test": len(test)} | {name: metrics.summarise(p_nc, y_n) for name, p_nc in p.items()}
+    results: dict[str, Any] = {"n_test": len(test), "n_test_files": len(files)} | {
+        name: metrics.summarise(p_nc, y_n) for name, p_nc in p.items()
+    }
     results["comparisons"] = report.compare_models(p, y_n, params.seed)
     write_json(job.output("reports/metrics.json"), results)
     judged = galleries.Judged(images, test, p["fine_tuned_tta"], card.classes)
-    write_bytes(job.output("reports/predictions.parquet"), predictions(test, judged.p_nc, card))
+    row_of = dict(zip(test["key"], range(len(test)), strict=True))
+    p_of_files = judged.p_nc[[row_of[key] for key in files["key"]]]
+    write_bytes(job.output("reports/predictions.parquet"), predictions(files, p_of_files, card))
     counts = metrics.confusion_matrix(y_n, judged.p_nc.argmax(1), len(card.classes))
     for name, data in pictures(job.root, judged, counts, y_n).items():
         write_bytes(job.output(f"reports/pictures/{name}"), data)
@@ -105,7 +109,11 @@ def all_views(job: Job, images: ImageSource, model: Classifier, test: pd.DataFra
 
     workers, parts = count(params.runtime.workers), chunks(files, max(1, settings.batch_size // views))
     done = track(
-        image_map(classify, parts, workers, ahead=2 * workers), "classifying test images", len(files) * views, weigh=len
+        image_map(classify, parts, workers, ahead=2 * workers),
+        "classifying test images",
+        len(files) * views,
+        unit="views",
+        weigh=len,
     )
     return torch.cat(list(done)).reshape(len(files), views, -1).transpose(0, 1)
 
@@ -124,11 +132,11 @@ def alike(activations: Activations, manifest: pd.DataFrame, test: pd.DataFrame) 
     return pd.DataFrame(rows, columns=["path", "label", "like", "like_label", "cosine"])
 
 
-def predictions(test: pd.DataFrame, p_nc: torch.Tensor, card: Card) -> bytes:
-    """One row per test image as Parquet: path, label, predicted, probabilities in class order."""
+def predictions(files: pd.DataFrame, p_nc: torch.Tensor, card: Card) -> bytes:
+    """One row per file of the test split as Parquet: path, label, predicted, probabilities in class order."""
     columns = {
-        "path": pa.array(test["path"], pa.string()),
-        "label": pa.array(test["label"], pa.string()),
+        "path": pa.array(files["path"], pa.string()),
+        "label": pa.array(files["label"], pa.string()),
         "predicted": pa.array([card.classes[i] for i in p_nc.argmax(1).tolist()], pa.string()),
         "probabilities": pa.array(p_nc.tolist(), pa.list_(pa.float64())),
     }
@@ -177,6 +185,8 @@ def html(
             "image_size": card.preprocessing.image_size,
             "classes": card.classes,
             "n_test": f"{results['n_test']:,}",
+            "copies": f"{results['n_test_files'] - results['n_test']:,}" if results["n_test_files"] > results["n_test"] else "",
+            "kept": json.loads((root / "reports/fine_tune/kept.json").read_text())["sentence"],
             "results": report.result_rows(results),
             "comparisons": report.comparison_rows(results),
             "galleries": {

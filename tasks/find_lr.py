@@ -26,7 +26,7 @@ def find_lr(job: Job) -> Summary:
     configure(params.runtime.threads, "cpu")
     manifest = read_manifest(job.root / "data/manifest.parquet")
     activations = Activations(job.root / "data/activations/pooled")
-    train = activations_of(activations, manifest, "train")
+    train = activations_of(activations, manifest[manifest["split"] == "train"])
     options = Options(
         batch_size=training.batch_size,
         optimizer=training.optimizer,

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 import torch
+from headstart.activations.engine import probe_images
 from headstart.activations.store import Activations
 from headstart.core.errors import InputError
 from headstart.core.files import read_checked_json, sha256_file, write_bytes, write_json
@@ -18,14 +19,14 @@ from headstart.core.params import Stretch as Phase
 from headstart.core.progress import track
 from headstart.core.stages import Job, Summary, main
 from headstart.data.images import KEPT_BYTES, ImageSource, Kept
-from headstart.data.manifest import read_manifest
+from headstart.data.manifest import read_manifest, without_copies
 from headstart.data.transforms import Augmentation
 from headstart.evaluation.searches import write_search
 from headstart.models.backbones import build_backbone, refuse_size
 from headstart.models.cuts import cut_body
 from headstart.models.freezing import has_batch_norm
 from headstart.models.heads import Classifier
-from headstart.models.trained import Card, load_head, save_model
+from headstart.models.trained import Card, load_head, refuse_another, save_model
 from headstart.models.weights import state_digest
 from headstart.runtime import configure, place, training_precision
 from headstart.tracking.runs import stage_run
@@ -49,8 +50,11 @@ def fine_tune(job: Job) -> Summary:
     device = configure(params.runtime.threads, params.runtime.device)
     head, card = load_head(job.root / "models/head.safetensors")
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
-    if state_digest(backbone.body) != card.provenance["weights"]:
+    if state_digest(backbone.body) != card.provenance["weights"] or dict(backbone.options) != dict(card.options):
         raise InputError("models/head.safetensors was trained on another backbone", fix="run the whole pipeline")
+    for number, one in enumerate(settings.gradual):
+        if one.image_size != "none":
+            refuse_size(backbone, one.image_size, f"fine_tune.gradual[{number}].image_size")
     model = place(Classifier(backbone.body, head), device)
     if not has_batch_norm(model):
         logger.info("  bn_freeze changes nothing: %s has no batch norm", backbone.name)
@@ -58,9 +62,6 @@ def fine_tune(job: Job) -> Summary:
     logger.info("  training in %s (%s)", precision, why)
     network = Network(model, backbone.groups, settings.bn_freeze is not False, precision)
     manifest = read_manifest(job.root / "data/manifest.parquet")
-    for one in settings.gradual:
-        if one.image_size != "none":
-            refuse_size(backbone, one.image_size)
     pixels = Kept(KEPT_BYTES)
     feeds = [feed_for(job, network, card, manifest, one, device, pixels) for one in settings.stretches()]
     identity = {
@@ -85,13 +86,39 @@ def fine_tune(job: Job) -> Summary:
         verdict = tuner.verdict({arm: one for arm, (one, _) in tuned.items()})
         kept, summary = verdict.bn_freeze, summary | {"bn_freeze": verdict.sentence()}
     best_model, history = tuned[kept]
-    best = history.best_epoch()
-    logger.info("  kept epoch %s: validation accuracy %.4f", best["epoch"], best["valid_accuracy"])
-    save_model(job.output("models/fine_tuned.safetensors"), best_model, card)
+    best, found = history.best_epoch(), what_was_kept(history)
+    logger.info("  %s", found["sentence"])
+    save_model(file := job.output("models/fine_tuned.safetensors"), best_model, card)
+    refuse_another(file, best_model, probe_images(card.preprocessing.image_size, 2))
+    write_json(job.output("reports/fine_tune/kept.json"), found)
     for name, data in history_files(history).items():
         write_bytes(job.output(f"reports/fine_tune/{name}"), data)
     rate = lr if isinstance(lr, float) else ", ".join(f"{one:g}" for one in lr)
-    return {"lr": rate, "valid_accuracy": best["valid_accuracy"], "epoch_kept": best["epoch"], **summary}
+    return {
+        "lr": rate,
+        "valid_accuracy": best["valid_accuracy"],
+        "epoch_kept": best["epoch"],
+        "kept": found["sentence"],
+        **summary,
+    }
+
+
+def what_was_kept(history: History) -> dict[str, str | int | float]:
+    """Whether fine-tuning or the trained head as it was is the better by validation, and why; for kept.json."""
+    head, *tuned = history.epochs
+    best = min(tuned, key=lambda row: row["valid_calibrated_log_loss"])
+    kept = history.best_epoch()["epoch"]
+    own, before = best["valid_calibrated_log_loss"], head["valid_calibrated_log_loss"]
+    losses = f"validation log-loss after temperature scaling {own:.4f} in epoch {best['epoch']}, {before:.4f} before"
+    accuracies = f"accuracy {best['valid_accuracy']:.4f}, {head['valid_accuracy']:.4f} before"
+    lowered = (
+        f" The rate was lowered to {history.scale:.2g} of what was set, as it spoilt the network." if history.scale < 1 else ""
+    )
+    if kept:
+        sentence = f"The fine-tuned network is kept, as it is after epoch {kept}: {losses} ({accuracies}).{lowered}"
+    else:
+        sentence = f"Fine-tuning is not kept, the trained head is better as it was: {losses} ({accuracies}).{lowered}"
+    return {"epoch": kept, "rate_scale": history.scale, "sentence": sentence}
 
 
 @dataclass(frozen=True)
@@ -105,8 +132,8 @@ class Tuner:
     identity: Mapping[str, object]
 
     def split(self, name: str) -> pd.DataFrame:
-        """The manifest's rows of one split."""
-        return self.manifest[self.manifest["split"] == name].reset_index(drop=True)
+        """The manifest's rows of one split; of those that choose, copies count once."""
+        return split_of(self.manifest, name)
 
     def checkpoint(self, name: str) -> Checkpoint:
         """The place of one training."""
@@ -215,7 +242,7 @@ def feed_for(
         if maps.meta["weights"] != state_digest(front):
             raise InputError(f"data/activations/{after} is of other weights", fix="run the whole pipeline")
         logger.info("  training what follows the group %r from its cached map, %s views of each image", after, maps.views)
-        rows, held = (activations_of(maps, manifest, split) for split in splits)
+        rows, held = (activations_of(maps, split_of(manifest, split)) for split in splits)
         return tuning.cached_feed(after, rows, held, device, maps.digest())
     images = ImageSource(
         folder=job.root / params.data.source,
@@ -227,7 +254,7 @@ def feed_for(
     )
     size = card.preprocessing.image_size if phase.image_size == "none" else phase.image_size
     sized = replace(images, preprocessing=replace(card.preprocessing, image_size=size))
-    train, valid = (manifest[manifest["split"] == split].reset_index(drop=True) for split in splits)
+    train, valid = (split_of(manifest, split) for split in splits)
     return tuning.live_feed(
         train=(lambda epoch, row: sized.augmented(train["path"][row], train["key"][row], epoch), labels(train)),
         valid=(lambda row: images.plain(valid["path"][row], valid["key"][row]), labels(valid)),
@@ -235,6 +262,11 @@ def feed_for(
         workers=count(params.runtime.workers),
         device=device,
     )
+
+
+def split_of(manifest: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows of the training split, or of the validation split, where copies count once."""
+    return without_copies(manifest, name) if name == "valid" else manifest[manifest["split"] == name].reset_index(drop=True)
 
 
 def labels(rows: pd.DataFrame) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ from headstart.activations.compute import File
 from headstart.core.parallel import count
 from headstart.core.stages import Job, Summary, main
 from headstart.data.images import KEPT_BYTES, ImageSource, Kept
-from headstart.data.manifest import read_manifest
+from headstart.data.manifest import read_manifest, whites_of
 from headstart.data.transforms import Augmentation
 from headstart.models.backbones import build_backbone
 from headstart.models.cuts import cut_body, output_shape
@@ -30,13 +31,14 @@ def precompute(job: Job) -> Summary:
     """
     params, settings = job.params, job.params.precompute
     device = configure(params.runtime.threads, params.runtime.device)
-    manifest = read_manifest(job.root / "data/manifest.parquet").drop_duplicates("key").sort_values("key")
+    listed = read_manifest(job.root / "data/manifest.parquet")
+    manifest = listed.drop_duplicates("key").sort_values("key")
     files = {"pooled": files_of(manifest)}
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
     images = ImageSource(
         folder=job.root / params.data.source,
         max_pixels=params.data.max_pixels,
-        preprocessing=backbone.preprocessing,
+        preprocessing=replace(backbone.preprocessing, whites=whites_of(listed)),
         augmentation=Augmentation(**settings.augment.model_dump()),
         seed=settings.view_seed,
         kept=Kept(KEPT_BYTES if settings.map_after != "none" else 0),  # the second cut need not decode again
@@ -66,6 +68,7 @@ def precompute(job: Job) -> Summary:
             job.output(f"data/activations/{cut}/x").parent,
             root,
             backbone=backbone.name,
+            options=backbone.options,
             body=body,
             cut=cut,
             images=images,

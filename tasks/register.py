@@ -6,6 +6,7 @@ No stage of the graph: the registry is not a file of this project, and its verdi
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from headstart.core.params import Params, load_params
 from headstart.core.progress import track
 from headstart.core.stages import command_line
 from headstart.data.images import ImageSource, image_map
-from headstart.data.manifest import read_manifest
+from headstart.data.manifest import read_manifest, without_copies
 from headstart.data.transforms import Augmentation
-from headstart.evaluation.comparisons import FEWEST, compare
+from headstart.evaluation.comparisons import FEWEST, compare, mcnemar
 from headstart.prediction.predictor import Predictor
 from headstart.runtime import configure
 from headstart.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
@@ -31,6 +32,7 @@ from headstart.tracking.store import full_disk_told
 
 logger = logging.getLogger("headstart")
 MODEL = "models/fine_tuned.safetensors"
+KEPT = "reports/fine_tune/kept.json"
 BATCH = 16
 
 
@@ -61,12 +63,17 @@ def register(root: Path, params: Params) -> Verdict:
         registry.point(CHALLENGER, version)
         champion = registry.holder(CHAMPION)
         verdict = judge(root, params, registry, version, champion)
-        registry.tag(version, verdict=verdict.sentence())
+        registry.tag(version, verdict=verdict.sentence(), kept=what_was_kept(root))
         if verdict.promoted and (champion is None or champion.number != version.number):
             registry.crown(version)
         pending.settle(root, "register")
     logger.info("  %s", verdict.sentence())
     return verdict
+
+
+def what_was_kept(root: Path) -> str:
+    """Whether the model is the fine-tuned one or the trained head as it was, and why."""
+    return str(json.loads((root / KEPT).read_text())["sentence"])
 
 
 def judge(root: Path, params: Params, registry: Registry, version: Version, champion: Version | None) -> Verdict:
@@ -76,15 +83,16 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
     if version.rolled_back:
         return Verdict(version.number, False, f"it was rolled back (python -m tasks.register --champion {version.number})")
     manifest = read_manifest(root / "data/manifest.parquet")
-    test = manifest[manifest["split"] == "test"]
-    if champion is None:
-        probabilities(root, params, version, test)  # who has never answered is no champion
-        return Verdict(version.number, True, "there was none")
-    seen = registry.trained_on(champion) | registry.trained_on(version)  # the manifest may be newer than either
-    fair = test[~test["key"].isin(seen)].drop_duplicates("key")
+    seen = registry.trained_on(version)  # the manifest may be newer
+    if champion is not None:
+        seen |= registry.trained_on(champion)
+    test = without_copies(manifest, "test")
+    fair = test[~test["key"].isin(seen)]
     if len(fair) < FEWEST:
-        return Verdict(version.number, False, f"{len(fair)} test images that neither learned from, wanted {FEWEST}")
+        return Verdict(version.number, False, undecidable(len(fair), version.number))
     classes = sorted(set(manifest["label"]))
+    if champion is None:
+        return judge_first(root, params, version, fair, most_frequent(manifest))
     a_nc, b_nc = (aligned(*probabilities(root, params, one, fair), classes) for one in (champion, version))
     y_n = torch.tensor([classes.index(label) for label in fair["label"]])
     found = compare(a_nc, b_nc, y_n, params.seed)
@@ -95,6 +103,37 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
         f" {gain:+.2%}, p = {found.p_value:.2g} (wanted above 0, at least {margin:.2%}, p below {level:g})"
     )
     return Verdict(version.number, gain > 0 and gain >= margin and found.p_value < level, told)
+
+
+def undecidable(images: int, number: int) -> str:
+    """Why nothing was decided, and what a person can do."""
+    return (
+        f"of {images} test images that no training has seen nothing can be decided, at least {FEWEST} are needed;"
+        f" add images, or choose it by hand: python -m tasks.register --champion {number}"
+    )
+
+
+def most_frequent(manifest: pd.DataFrame) -> str:
+    """The label of most training images, the first by name of several."""
+    return str(manifest.loc[manifest["split"] == "train", "label"].mode()[0])
+
+
+def judge_first(root: Path, params: Params, version: Version, fair: pd.DataFrame, guess: str) -> Verdict:
+    """Whether the first model is to be champion: it must beat whoever always says the most frequent class.
+
+    Args:
+        fair: test images that it did not learn from, each once.
+        guess: that class.
+    """
+    p_nc, classes = probabilities(root, params, version, fair)
+    said = [classes[i] for i in p_nc.argmax(1).tolist()]
+    right, guessed = (fair["label"] == said).to_numpy(), (fair["label"] == guess).to_numpy()
+    p_value = mcnemar(int((guessed & ~right).sum()), int((right & ~guessed).sum()))
+    told = (
+        f"it is the first; of {len(fair):,} test images it has {int(right.sum()):,} right, always saying {guess!r} has"
+        f" {int(guessed.sum()):,} (McNemar p = {p_value:.2g}, wanted below {params.promote.level:g})"
+    )
+    return Verdict(version.number, bool(right.sum() > guessed.sum()) and p_value < params.promote.level, told)
 
 
 def probabilities(root: Path, params: Params, version: Version, test: pd.DataFrame) -> tuple[torch.Tensor, tuple[str, ...]]:

@@ -7,7 +7,7 @@ import logging
 from headstart.activations.store import Activations
 from headstart.core.files import read_checked_json, sha256_file, write_bytes
 from headstart.core.stages import Job, Summary, main
-from headstart.data.manifest import class_order, read_manifest
+from headstart.data.manifest import class_order, read_manifest, without_copies
 from headstart.data.transforms import Preprocessing
 from headstart.models.heads import adapt, build_head
 from headstart.models.trained import Card, save_model
@@ -28,7 +28,8 @@ def train_head(job: Job) -> Summary:
     configure(params.runtime.threads, "cpu")
     manifest = read_manifest(job.root / "data/manifest.parquet")
     activations = Activations(job.root / "data/activations/pooled")
-    train, valid = (activations_of(activations, manifest, split) for split in ("train", "valid"))
+    train = activations_of(activations, manifest[manifest["split"] == "train"])
+    valid = activations_of(activations, without_copies(manifest, "valid"))
     classes = class_order(manifest["label"])
     lr = settings.lr
     if lr == "auto":
@@ -56,7 +57,14 @@ def train_head(job: Job) -> Summary:
     logger.info("  kept epoch %s of %s: validation accuracy %.4f", best["epoch"], settings.epochs, best["valid_accuracy"])
     meta = activations.meta
     card = Card(
-        meta["backbone"], Preprocessing(**meta["preprocessing"]), settings.head, activations.width, tuple(classes), provenance
+        backbone=meta["backbone"],
+        options=meta["options"],
+        preprocessing=Preprocessing.from_dict(meta["preprocessing"]),
+        limits=params.data.model_dump(include={"max_pixels", "min_side", "formats"}),
+        head=settings.head,
+        width=activations.width,
+        classes=tuple(classes),
+        provenance=provenance,
     )
     save_model(job.output("models/head.safetensors"), head, card)
     for name, data in history_files(history).items():

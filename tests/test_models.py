@@ -28,7 +28,7 @@ def test_packaged_weights_are_imagenets(name, crop_pct):
     from headstart.data.transforms import normalise, plain_view
     from headstart.models.weights import create_timm
 
-    model = create_timm(f"tf_efficientnet_{name}", "packaged", {}, "none").eval()
+    model = create_timm(f"tf_efficientnet_{name}", "packaged", {}, "none")[0].eval()
     backbone = build_backbone(f"tf_efficientnet_{name}", "packaged", 224)
     assert (backbone.preprocessing.mean, backbone.preprocessing.interpolation) == ((0.5, 0.5, 0.5), "bicubic")
     assert (backbone.preprocessing.crop_pct, backbone.width) == (crop_pct, 2560)
@@ -130,7 +130,7 @@ def test_an_unknown_backbone_names_near_ones():
 
 def test_an_image_size_the_network_refuses():
     with pytest.raises(InputError, match="image_size"):
-        build_backbone("vit_b_16", "random", 50)
+        build_backbone("vit_b_16", "random", 50)  # no multiple of its patch
     with pytest.raises(InputError, match="image_size"):
         build_backbone("inception_v3", "random", 32)
 
@@ -171,7 +171,8 @@ def make_model(tmp_path, kind="linear"):
     preprocessing = Preprocessing(32, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     backbone = build_backbone("test_resnet", "random", 32)
     model = Classifier(backbone.body, build_head(kind, backbone.width, 3, 0)).eval()
-    card = Card("test_resnet", preprocessing, kind, backbone.width, ("a", "b", "c"), {"weights": "x"})
+    limits = {"max_pixels": 50_000_000, "min_side": 8, "formats": ["JPEG", "PNG"]}
+    card = Card("test_resnet", {}, preprocessing, limits, kind, backbone.width, ("a", "b", "c"), {"weights": "x"})
     save_model(tmp_path / "m.safetensors", model, card)
     return model, card
 
@@ -202,7 +203,7 @@ def test_a_flip_anywhere_in_the_card_is_detected_or_says_the_same(tmp_path):
     """The names of the classes, the preprocessing: what is wrong there would be a wrong answer."""
     path = tmp_path / "m.safetensors"
     preprocessing = Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3)
-    card = Card("resnet18", preprocessing, "linear", 8, ("cat", "dog"), {"manifest": "ab"})
+    card = Card("resnet18", {"x": 1}, preprocessing, {"min_side": 8}, "linear", 8, ("cat", "dog"), {"manifest": "ab"})
     save_model(path, build_head("linear", 8, 2, seed=0), card)
     whole = path.read_bytes()
     refused = 0
@@ -230,6 +231,6 @@ def test_a_cut_or_foreign_model_file_is_refused(tmp_path):
 
 def test_bare_backbone_has_the_same_state_names():
     preprocessing = Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    bare = bare_backbone("resnet18", preprocessing)
+    bare = bare_backbone("resnet18", preprocessing, {})
     assert bare.preprocessing == preprocessing
     assert bare.body.state_dict().keys() == build_backbone("resnet18", "random", 64).body.state_dict().keys()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ from headstart.models.cuts import output_shape
 logger = logging.getLogger("headstart")
 SAMPLE = 8
 META = (
-    "backbone", "weights", "cut", "preprocessing", "augmentation", "view_seed", "engine", "precision", "storage", "batch_size",
+    "backbone", "options", "weights", "cut", "preprocessing", "augmentation", "view_seed", "engine", "precision", "storage",
+    "batch_size",
 )  # fmt: skip
 
 
@@ -59,9 +61,14 @@ class Built:
     def summary(self) -> dict[str, str | int | float]:
         """The facts for the log and for MLflow."""
         plan, filled = self.engine.plan, self.filled
-        rate = {"images_per_second": round(filled.computed / self.seconds, 1)} if filled.computed else {}
+        rates = {}
+        if filled.computed:
+            rates = {
+                "images_per_second": round(filled.images / self.seconds, 1),
+                "views_per_second": round(filled.computed / self.seconds, 1),
+            }
         return {
-            **rate,
+            **rates,
             "rows": filled.rows,
             "cached_rows": filled.cached,
             "damaged_rows": filled.damaged,
@@ -78,6 +85,7 @@ def build(
     cache_root: Path,
     *,
     backbone: str,
+    options: Mapping[str, Any],
     body: nn.Module,
     cut: str,
     images: ImageSource,
@@ -89,7 +97,7 @@ def build(
     Args:
         out: the folder of Arrow files.
         cache_root: see `cache.open_root`.
-        backbone: the architecture's name.
+        backbone, options: the architecture's name, and what its constructor was told beside it.
         body: what is below the cut: images [n, 3, s, s] float32 to activations [n, ...].
         cut: "pooled", or the layer group after which the activation map is taken.
         files: (path, key) of each image once, in the order of keys.
@@ -104,6 +112,7 @@ def build(
     shape = output_shape(body, preprocessing.image_size)
     description = namespace.describe(
         backbone=backbone,
+        options=options,
         weights=digest,
         cut=cut,
         shape=shape,
@@ -151,9 +160,9 @@ def spread(files: Sequence[File], count: int) -> list[File]:
 
 
 def show(done: Iterator[int], total: int, cached: int) -> Iterator[int]:
-    """Progress of the rows that are computed."""
-    logger.info("  activations: %s of %s rows are cached, %s to compute", f"{cached:,}", f"{cached + total:,}", f"{total:,}")
-    return track(done, "computing activations", total, weigh=lambda rows: rows)
+    """Progress of the views that are computed."""
+    logger.info("  activations: %s of %s views are cached, %s to compute", f"{cached:,}", f"{cached + total:,}", f"{total:,}")
+    return track(done, "computing activations", total, unit="views", weigh=lambda rows: rows)
 
 
 def explain(engine: Engine, cut: str, measured: dict[str, float]) -> None:

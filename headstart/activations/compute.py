@@ -23,12 +23,13 @@ Progress = Callable[[Iterator[int], int, int], Iterator[int]]
 
 @dataclass(frozen=True)
 class Filled:
-    """What `fill` found and did, in rows."""
+    """What `fill` found and did, in rows (a row is a view of an image), and of how many images rows were computed."""
 
     rows: int
     cached: int
     damaged: int
     computed: int
+    images: int
 
 
 def fill(
@@ -60,14 +61,14 @@ def fill(
     if damaged:
         logger.warning("  %s damaged rows in the activations cache are computed again", f"{damaged:,}")
     if not missing.any():
-        return Filled(len(wanted), len(wanted), 0, 0)
+        return Filled(len(wanted), len(wanted), 0, 0, 0)
     with cache.writing():
         again, _ = _missing(cache, wanted[missing])
         missing[missing] = again
         if missing.any():
             _compute(cache, engine, images, files, missing.reshape(len(files), 1 + views), workers, progress)
-    computed = int(missing.sum())
-    return Filled(len(wanted), len(wanted) - computed, damaged, computed)
+    computed, images_computed = int(missing.sum()), int(missing.reshape(len(files), -1).any(1).sum())
+    return Filled(len(wanted), len(wanted) - computed, damaged, computed, images_computed)
 
 
 def _missing(cache: Cache, wanted: NDArray[np.bytes_]) -> tuple[NDArray[np.bool_], int]:

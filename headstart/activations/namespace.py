@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ CODE = (
 def describe(
     *,
     backbone: str,
+    options: Mapping[str, Any],
     weights: str,
     cut: str,
     shape: tuple[int, ...],
@@ -38,12 +40,14 @@ def describe(
     """Everything that decides a row's bytes besides its image and its view's number.
 
     Args:
+        options: what the backbone's constructor was told beside its name.
         weights: digest of the body's parameters and buffers.
         cut: "pooled", or the layer group after which the activation map is taken.
         shape: of one row.
     """
     return {
         "backbone": backbone,
+        "options": dict(options),
         "weights": weights,
         "cut": cut,
         "shape": list(shape),

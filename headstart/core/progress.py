@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -46,6 +47,26 @@ def track(
     return _lines(items, what, total, unit, weigh)
 
 
+class Pace:
+    """How fast units are done, from the first on: what comes before it (starting processes, compiling) is no part of a rate."""
+
+    def __init__(self) -> None:
+        self.done = self.first = 0
+        self.since = math.nan
+
+    def add(self, units: int) -> None:
+        """So many units more are done."""
+        if not self.done:
+            self.first, self.since = units, time.monotonic()
+        self.done += units
+
+    @property
+    def rate(self) -> float:
+        """Units a second; 0 while it cannot be told yet."""
+        seconds = time.monotonic() - self.since
+        return (self.done - self.first) / seconds if self.done > self.first and seconds > 0 else 0.0
+
+
 def _bar(items: Iterable[T], what: str, total: int, unit: str, weigh: Callable[[T], int]) -> Iterator[T]:
     columns = (
         TextColumn("  {task.description}"),
@@ -56,32 +77,29 @@ def _bar(items: Iterable[T], what: str, total: int, unit: str, weigh: Callable[[
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    start = time.monotonic()
+    pace = Pace()
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task(what, total=total, rate="")
-        done = 0
         for item in items:
             yield item
-            done += weigh(item)
-            rate = done / max(time.monotonic() - start, 1e-9)
-            progress.update(task, completed=done, rate=f"{_short(rate)} {unit}/s")
+            pace.add(weigh(item))
+            progress.update(task, completed=pace.done, rate=f"{_short(pace.rate)} {unit}/s" if pace.rate else "")
 
 
 def _lines(items: Iterable[T], what: str, total: int, unit: str, weigh: Callable[[T], int]) -> Iterator[T]:
-    start = said = time.monotonic()
-    done = 0
+    said, pace = time.monotonic(), Pace()
     for item in items:
         yield item
-        done += weigh(item)
+        pace.add(weigh(item))
         now = time.monotonic()
         if now - said >= SECONDS_BETWEEN_LINES:
             said = now
-            rate = done / (now - start)
-            left = (total - done) / rate
             observer = _observer.get()
             if observer is not None:
-                observer(what, done, total)
-            logger.info("  %s: %s of %s %s, %s/s, %.0f s left", what, f"{done:,}", f"{total:,}", unit, _short(rate), left)
+                observer(what, pace.done, total)
+            rate = pace.rate
+            left = f", {_short(rate)}/s, {(total - pace.done) / rate:.0f} s left" if rate else ""
+            logger.info("  %s: %s of %s %s%s", what, f"{pace.done:,}", f"{total:,}", unit, left)
 
 
 def _short(rate: float) -> str:

@@ -24,7 +24,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 DEFAULT_MAX_PIXELS = 50_000_000
 ORIENTATION = 0x0112  # of EXIF
 WHITE = (255, 255, 255, 255)
-ROWS_PER_STRIP, STRIP_OFFSETS, IMAGE_LENGTH = 278, 273, 257  # of TIFF
+ROWS_PER_STRIP, STRIP_OFFSETS, IMAGE_LENGTH, BITS_PER_SAMPLE = 278, 273, 257, 258  # of TIFF
+DIM = 64  # levels of 255 that 14 bits in the lower part of 16 reach
+MOST_ELONGATED = 16  # long side over short side of what is resized; the rest is out of every view's reach
 EXTRANEOUS_SHARE = 0.01  # of a JPEG's bytes may be superfluous: some cameras write a few
 # Passes of an interlaced PNG: first column and row, steps (PNG 3rd edition 8.1).
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -41,6 +43,34 @@ class DecodeError(ValueError):
     """The bytes are not an image we accept; the message is the reason, without the path."""
 
 
+SIGNED = "signed values"  # what the reason for such an image begins with
+
+
+@dataclass(frozen=True)
+class Whites:
+    """The raw values that become white, 255: one for all images of a source, so that equal values look equal.
+
+    Args:
+        integer: of gray images with more than 8 bits.
+        floating: of gray images of floating-point numbers.
+    """
+
+    integer: float = 65535.0
+    floating: float = 1.0
+
+
+def integer_white(peak: float) -> float:
+    """White for whole numbers up to `peak`: the end of 8, 10, 12, 14 or 16 bits, or what was found where it is more."""
+    return next((2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if peak < 2**bits), float(peak))
+
+
+def floating_white(peak: float) -> float:
+    """White for floating-point numbers up to `peak`: 1 for shares, 255 for levels of 8 bits, else what was found."""
+    if peak <= 1:
+        return 1.0
+    return 255.0 if 128 <= peak <= 255 else float(peak)
+
+
 @dataclass(frozen=True)
 class Decoded:
     """An image as every stage sees it, and what it was in its file.
@@ -54,6 +84,8 @@ class Decoded:
         transparent: some pixel was not opaque.
         animated: the file has further frames or pages.
         complaint: what the decoder found wrong and got over, or "".
+        peak: the largest raw value of a gray image with more than 8 bits or of floating-point numbers; 0 for others.
+        dim: how bright the brightest level of 255 is, where 16 bits a channel in colour leave it below 64; 0 for others.
     """
 
     pixels: NDArray[np.uint8]
@@ -65,11 +97,13 @@ class Decoded:
     transparent: bool
     animated: bool
     complaint: str
+    peak: float = 0.0
+    dim: int = 0
 
 
 def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
     """The pixels of `decode_image`, [height, width, 3] uint8."""
-    return decode_image(data, max_pixels).pixels
+    return decode_image(data, max_pixels, whites=Whites()).pixels
 
 
 def decode_image(
@@ -79,10 +113,11 @@ def decode_image(
     *,
     fast: bool = True,
     enough: int | None = None,
+    whites: Whites | None = None,
 ) -> Decoded:
     """Decode one image file to RGB.
 
-    The first frame; EXIF orientation applied; transparency composited on white; 16 bits scaled to 8.
+    The first frame; EXIF orientation applied; transparency composited on white; more than 8 bits scaled to 8.
 
     Args:
         data: the file's bytes, in one of `formats` whatever the file's name says.
@@ -91,13 +126,14 @@ def decode_image(
         fast: decode JPEG with libjpeg-turbo itself, which is faster than through Pillow; the pixels are the same.
         enough: a picture with sides of at least so many pixels will do. A JPEG's data are then all unpacked and checked
             likewise, and only the last step (inverse DCT, colours) is made for fewer pixels.
+        whites: what more than 8 bits are scaled by; None takes each image's own range, as the scan does.
 
     Raises:
         DecodeError: not an image, not an allowed format, too large, or damaged (a full decode is made).
     """
     try:
         with Image.open(io.BytesIO(data), formats=tuple(formats)) as image:
-            return _decode_open(data, image, max_pixels, fast, enough)
+            return _decode_open(data, image, max_pixels, fast, enough, whites)
     except DecodeError:
         raise
     except UnidentifiedImageError:
@@ -108,7 +144,9 @@ def decode_image(
         raise DecodeError(f"damaged image: {type(error).__name__}: {error}") from None
 
 
-def _decode_open(data: bytes, image: Image.Image, max_pixels: int, fast: bool, enough: int | None) -> Decoded:
+def _decode_open(
+    data: bytes, image: Image.Image, max_pixels: int, fast: bool, enough: int | None, whites: Whites | None
+) -> Decoded:
     _check_size(image, max_pixels)
     turned = 1
     kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a JPEG with further pictures behind it
@@ -129,9 +167,20 @@ def _decode_open(data: bytes, image: Image.Image, max_pixels: int, fast: bool, e
             _check_png(data, image)
         size = image.size
         orientation = _orientation(image)  # not before: a PNG may have its EXIF behind the pixels
-    rgb, transparent = _to_rgb(_upright(image, orientation))
+    image, peak = _to_8_bits(_upright(image, orientation), whites)
+    rgb, transparent = _to_rgb(image)
     width, height = size if orientation < 5 else size[::-1]  # 5 to 8 lie on their side
-    return Decoded(np.array(rgb), width, height, kind, mode, max(orientation, turned), transparent, animated, complaint)
+    array, orientation = np.array(rgb), max(orientation, turned)
+    dim = _dim(data, kind, image, array)
+    return Decoded(array, width, height, kind, mode, orientation, transparent, animated, complaint, peak, dim)
+
+
+def _dim(data: bytes, kind: str, image: Image.Image, pixels: NDArray[np.uint8]) -> int:
+    """The brightest level of an image of 16 bits a channel, of which Pillow keeps the upper 8, if they are hardly used."""
+    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, ()) if kind == "TIFF" else ()
+    deep = (kind == "PNG" and image.mode in ("RGB", "RGBA", "LA") and data[24] == 16) or (len(bits) > 1 and max(bits) == 16)
+    brightest = int(pixels.max()) if deep else 255
+    return brightest if brightest < DIM else 0
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
@@ -236,8 +285,6 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
     """The image as RGB on white, and whether anything was not opaque."""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB"), False
     rgba = image.convert("RGBA")
@@ -247,19 +294,24 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB"), True
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit gray (I;16, I) by 1/257; Pillow's own convert saturates at 255."""
+def _to_8_bits(image: Image.Image, whites: Whites | None) -> tuple[Image.Image, float]:
+    """Gray of more than 8 bits (I;16, I) or of floating-point numbers (F) scaled to 8, and its largest raw value.
+
+    Pillow's own convert saturates at 255. Other images are left as they are, with 0.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image, 0.0
     values = np.asarray(image)
-    if image.mode == "F":
-        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 255:
-            raise DecodeError("floating-point pixels outside 0 to 255")
-        scaled = values * 255 if values.max() <= 1 else values
-    else:
-        if values.min() < 0 or values.max() > 65535:
-            raise DecodeError("32-bit pixels outside 0 to 65535")
-        scaled = values / 257
-    gray = Image.fromarray(np.round(scaled).astype(np.uint8), mode="L")
+    if not np.isfinite(values).all():
+        raise DecodeError("floating-point pixels that are no numbers (NaN or infinite)")
+    lowest, peak = float(values.min()), float(values.max())
+    if lowest < 0:
+        raise DecodeError(f"{SIGNED} from {lowest:,.6g} to {peak:,.6g}, such as Hounsfield units of a CT")
+    own = Whites(integer_white(peak), floating_white(peak))
+    white = (whites or own).floating if image.mode == "F" else (whites or own).integer
+    scaled = np.minimum(np.round(values / (white / 255)), 255)
+    gray = Image.fromarray(scaled.astype(np.uint8), mode="L")
     clear = image.info.get("transparency")
     if isinstance(clear, int):  # PNG: one gray value is transparent
         gray.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8), mode="L"))
-    return gray
+    return gray, peak

@@ -17,7 +17,7 @@ from PIL import Image
 
 from headstart.core.files import sha256_bytes
 from headstart.data.containers import trailing_bytes
-from headstart.data.decode import Decoded, DecodeError, decode_image
+from headstart.data.decode import MOST_ELONGATED, Decoded, DecodeError, Whites, decode_image
 
 THUMB_SIDE = 8
 HASH_SIDE = 32
@@ -75,11 +75,12 @@ class Gone(Exception):
     """The file was there when the folder was listed and is not any more."""
 
 
-def usable(path: str, limits: Limits, enough: int) -> tuple[str, bytes, Decoded]:
+def usable(path: str, limits: Limits, enough: int, whites: Whites | None = None) -> tuple[str, bytes, Decoded]:
     """Read, hash and fully decode one file; training and prediction refuse the same.
 
     Args:
         enough: a picture with sides of at least so many pixels will do (see `decode_image`).
+        whites: likewise.
 
     Returns:
         The SHA-256 of its bytes, the bytes, the image.
@@ -91,18 +92,18 @@ def usable(path: str, limits: Limits, enough: int) -> tuple[str, bytes, Decoded]
     data = _read(path, limits.max_pixels * MAX_BYTES_PER_PIXEL + SLACK_BYTES)
     key = sha256_bytes(data)
     try:
-        return key, data, accepted(data, limits, enough)
+        return key, data, accepted(data, limits, enough, whites)
     except DecodeError as error:
         raise Unusable(str(error), key) from None
 
 
-def accepted(data: bytes, limits: Limits, enough: int) -> Decoded:
+def accepted(data: bytes, limits: Limits, enough: int, whites: Whites | None = None) -> Decoded:
     """Decode a file's bytes, if they are an image within the limits.
 
     Raises:
         DecodeError: they are not.
     """
-    image = decode_image(data, limits.max_pixels, limits.formats, enough=enough)
+    image = decode_image(data, limits.max_pixels, limits.formats, enough=enough, whites=whites)
     if min(image.width, image.height) < limits.min_side:
         raise DecodeError(f"{image.width} x {image.height} pixels: a side below {limits.min_side} (data.min_side)")
     return image
@@ -112,7 +113,7 @@ def examine(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded]:
     """What the scan wants to know of one file.
 
     Returns:
-        key, width, height, bytes, format, mode, orientation, and notes, a list of (kind, text) to warn of, all of
+        key, width, height, bytes, format, mode, orientation, peak, and notes, a list of (kind, text) to warn of, all of
         them JSON values; and a picture for `look`.
 
     Raises:
@@ -127,6 +128,7 @@ def examine(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded]:
         "format": image.format,
         "mode": image.mode,
         "orientation": image.orientation,
+        "peak": image.peak,
         "notes": _notes(path, data, image, limits),
     }
     return found, image
@@ -183,6 +185,12 @@ def _notes(path: str, data: bytes, image: Decoded, limits: Limits) -> list[tuple
         notes.append(("frames", "animated or of several pages: the first one is used"))
     if image.transparent:
         notes.append(("transparent", "transparent pixels: composited on white"))
+    if max(image.width, image.height) > MOST_ELONGATED * min(image.width, image.height):
+        text = f"{image.width} x {image.height} pixels: of an image longer than {MOST_ELONGATED} to 1 the middle is used"
+        notes.append(("elongated", text))
+    if image.dim:
+        text = f"16 bits a channel, the brightest {image.dim} of 255: does it use less than 16 bits? Scale it if so"
+        notes.append(("dark", text))
     if _is_constant(image.pixels) and _is_constant(decode_image(data, limits.max_pixels).pixels):
         notes.append(("constant", "all pixels are equal"))
     return notes

@@ -75,7 +75,7 @@ class ImageSource:
         name = key, self.preprocessing.resized_side  # the key is of the bytes: right whatever became of the file
         image = self.kept.images.get(name)
         if image is None:
-            pixels = read_pixels(self.folder, path, key, self.max_pixels, self.preprocessing.enough)
+            pixels = read_pixels(self.folder, path, key, self.max_pixels, self.preprocessing.whites, self.preprocessing.enough)
             image = resized(pixels, self.preprocessing)
             self.kept.add(name, image)
         return image

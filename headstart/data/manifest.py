@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -13,13 +14,33 @@ import pyarrow.parquet as pq
 
 from headstart.core.errors import InputError
 from headstart.core.files import write_bytes
+from headstart.data.decode import Whites, floating_white, integer_white
 
 COLUMNS = (
     "key", "path", "label", "class_index", "split", "group", "fold", "width", "height", "format", "mode", "orientation",
-    "bytes", "phash",
+    "bytes", "phash", "peak",
 )  # fmt: skip
 CHECKSUM = b"headstart.checksum"
 RELINK = "python -m flows.pipeline --force link_data"
+
+
+def whites_of(manifest: pd.DataFrame) -> Whites:
+    """The raw values that become white: from the largest one found in all gray images of more than 8 bits."""
+
+    def peak(kinds: str) -> float:
+        return float(manifest.loc[manifest["mode"].str.startswith(kinds), "peak"].max(skipna=True))
+
+    integer, floating = peak("I"), peak("F")
+    standard = Whites()
+    return Whites(
+        standard.integer if math.isnan(integer) else integer_white(integer),
+        standard.floating if math.isnan(floating) else floating_white(floating),
+    )
+
+
+def without_copies(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The images of a split that figures are taken from: of files with the same bytes the first, so that copies count once."""
+    return manifest[manifest["split"] == split].drop_duplicates("key").reset_index(drop=True)
 
 
 def class_order(labels: pd.Series) -> list[str]:
@@ -41,7 +62,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
     Returns:
         Columns `COLUMNS`, then the source's own: key is the SHA-256 of the file's bytes, path is relative to
         the source, split is train, valid, test or held_out, fold is -1 for test images, width and height
-        are of the upright image, mode is the file's.
+        are of the upright image, mode is the file's, peak its largest raw value where it has more than 8 bits (else 0).
 
     Raises:
         InputError: no such file, not a manifest, or a damaged one.

@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_bytes
-from headstart.data.decode import DecodeError, decode_image
+from headstart.data.decode import DecodeError, Whites, decode_image
 
 
-def read_pixels(source: Path, path: str, key: str, max_pixels: int, enough: int | None = None) -> NDArray[np.uint8]:
+def read_pixels(
+    source: Path, path: str, key: str, max_pixels: int, whites: Whites, enough: int | None = None
+) -> NDArray[np.uint8]:
     """Read and decode `source / path`, whose bytes must still have the hash `key`.
 
     Args:
+        whites: of the source, see `manifest.whites_of`.
         enough: a picture with sides of at least so many pixels will do (see `decode_image`).
 
     Returns:
@@ -32,6 +35,6 @@ def read_pixels(source: Path, path: str, key: str, max_pixels: int, enough: int 
     if sha256_bytes(data) != key:
         raise InputError(f"{source / path}: its bytes changed since the manifest was made", fix=relink)
     try:
-        return decode_image(data, max_pixels, enough=enough).pixels
+        return decode_image(data, max_pixels, enough=enough, whites=whites).pixels
     except DecodeError as error:
         raise InputError(f"{source / path}: {error}, though it was readable before", fix=relink) from None

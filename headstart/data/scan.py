@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from headstart.core.errors import InputError
 from headstart.core.progress import track
 from headstart.data import splits
+from headstart.data.decode import SIGNED, Whites, floating_white, integer_white
 from headstart.data.examine import IMAGE_EXTENSIONS, Limits
-from headstart.data.manifest import COLUMNS, class_order
+from headstart.data.manifest import COLUMNS, class_order, whites_of
 from headstart.data.near_duplicates import leaks
 from headstart.data.scan_state import ScanState, scan_state
 from headstart.data.sources import Listing
@@ -29,7 +30,8 @@ from headstart.data.tree import SHOWN, Tree, listing
 from headstart.data.workers import examine_all
 
 REMEMBER = 2_000  # answers kept in one transaction: what a killed scan need not repeat
-FIELDS = ("key", "width", "height", "bytes", "format", "mode", "orientation", "phash")
+FIELDS = ("key", "width", "height", "bytes", "format", "mode", "orientation", "phash", "peak")
+HOUNSFIELD = "apply a window and save 8 bits, e.g. soft tissue: 255 * np.clip((hounsfield + 160) / 400, 0, 1)"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def scan(
             vanished meanwhile, or bytes that are not as expected.
     """
     answers, reread = _answers(tree, found, limits, timeout, workers, state, expected)
+    _refuse_signed(tree, found, answers)
     frame, quarantine, notes = _sorted_out(found, answers)
+    notes += _range_notes(frame)
     frame, clashes = _settle_labels(frame, on_label_conflict)
     quarantine += clashes
     _check_quarantine(tree, found, quarantine, max_quarantined, set(frame["label"].unique()))
@@ -141,6 +145,38 @@ def _sorted_out(
     return pd.DataFrame(rows, columns=[*FIELDS, "thumb", "path", "label", "group", "declared"]), quarantine, notes
 
 
+def _refuse_signed(tree: Tree, found: Listing, answers: list[dict[str, Any]]) -> None:
+    """Signed values have no black of their own: which of them are to be seen is a choice that we cannot make."""
+    signed = [
+        f"{entry.path}: {answer['reason']}"
+        for entry, answer in zip(found.entries, answers, strict=True)
+        if str(answer.get("reason", "")).startswith(SIGNED)
+    ]
+    if signed:
+        raise InputError(
+            f"{len(signed)} images in {tree.root} have signed pixels:\n    {listing(signed)}",
+            wanted="0 (black) and up",
+            fix=HOUNSFIELD,
+        )
+
+
+def _range_notes(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """(path, kind, text) for each gray image of more than 8 bits that is not scaled by all of its kind's range."""
+    whites, notes = whites_of(frame), []
+    deep = frame[frame["peak"] > 0]
+    for path, mode, peak in zip(deep["path"], deep["mode"], deep["peak"], strict=True):
+        floating = mode == "F"
+        white = whites.floating if floating else whites.integer
+        own = floating_white(peak) if floating else integer_white(peak)
+        if white != (Whites().floating if floating else Whites().integer):
+            text = f"values up to {peak:,.6g}: {white:,.6g} is white, as in all images of this source"
+            notes.append((path, "range", text))
+        elif own < white:
+            text = f"values up to {peak:,.6g} where {white:,.6g} is white, as other images of this source use it"
+            notes.append((path, "dark", text))
+    return notes
+
+
 def _table(rows: list[Any], columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame(sorted(rows), columns=columns)
 
@@ -149,7 +185,7 @@ def _finish(frame: pd.DataFrame, extra: pd.DataFrame) -> pd.DataFrame:
     """The manifest's columns in order, and the source's own."""
     classes = {label: i for i, label in enumerate(class_order(frame["label"]))}
     frame = frame.assign(class_index=frame["label"].map(classes).astype("int32"))
-    frame = frame.astype({"width": "int32", "height": "int32", "orientation": "int8", "bytes": "int64"})
+    frame = frame.astype({"width": "int32", "height": "int32", "orientation": "int8", "bytes": "int64", "peak": "float32"})
     ours = frame[list(COLUMNS)].sort_values("path", ignore_index=True)
     if extra.empty:
         return ours

@@ -13,7 +13,9 @@ from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from headstart.data.decode import Whites
 from headstart.data.labels import SPLITS
+from headstart.data.manifest import whites_of
 from headstart.data.reading import read_pixels
 from headstart.data.scan import Scan
 from headstart.data.splits import HELD_OUT, unusual_shares
@@ -136,7 +138,8 @@ def sample_grid(manifest: pd.DataFrame, source: Path, max_pixels: int) -> bytes:
     """Up to eight images of each of up to ten classes, as the pipeline sees them, chosen by their hash."""
     names = sorted(set(manifest["label"]))
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(ROWS, len(names))).round().astype(int))]
-    rows = [_sample_row(manifest[manifest["label"] == name], source, max_pixels) for name in chosen]
+    whites = whites_of(manifest)
+    rows = [_sample_row(manifest[manifest["label"] == name], source, max_pixels, whites) for name in chosen]
     figure = Figure(figsize=(7, 0.75 * len(rows) + 0.2), layout="constrained")
     axes = figure.subplots()
     axes.imshow(np.concatenate(rows))
@@ -147,11 +150,11 @@ def sample_grid(manifest: pd.DataFrame, source: Path, max_pixels: int) -> bytes:
     return png(figure)
 
 
-def _sample_row(images: pd.DataFrame, source: Path, max_pixels: int) -> NDArray[np.uint8]:
+def _sample_row(images: pd.DataFrame, source: Path, max_pixels: int, whites: Whites) -> NDArray[np.uint8]:
     row = np.full((SAMPLE_SIDE, SAMPLE_SIDE * SAMPLES, 3), 255, np.uint8)
     first = images.drop_duplicates("key").sort_values("key").head(SAMPLES)
     for i, (path, key) in enumerate(zip(first["path"], first["key"], strict=True)):
-        picture = Image.fromarray(read_pixels(source, path, key, max_pixels))
+        picture = Image.fromarray(read_pixels(source, path, key, max_pixels, whites))
         side = SAMPLE_SIDE - 4
         small = np.asarray(ImageOps.pad(picture, (side, side), color=(255, 255, 255)))
         row[2:-2, SAMPLE_SIDE * i + 2 : SAMPLE_SIDE * (i + 1) - 2] = small

@@ -7,7 +7,9 @@ engine and the trainer normalise.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from headstart.core.files import sha256_bytes
+from headstart.data.decode import MOST_ELONGATED, Whites
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Preprocessing:
         crop_pct: the input's side as a share of the resized shorter side.
         interpolation: "bilinear" or "bicubic" (antialiased).
         mean, std: per channel, of pixels scaled to 0..1.
+        whites: the raw values that become white in gray images of more than 8 bits; those of the source trained on.
     """
 
     image_size: int
@@ -34,9 +38,16 @@ class Preprocessing:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    whites: Whites = Whites()
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """What `as_dict` gave, perhaps by way of JSON."""
+        parts = {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "whites": Whites(**values["whites"])}
+        return cls(**{**values, **parts})
 
     @property
     def resized_side(self) -> int:
@@ -119,7 +130,15 @@ def augmented_view(
 
 
 def resized(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> torch.Tensor:
-    """The whole image [3, h, w] uint8, its shorter side as `preprocessing` wants it; [h', w', 3] uint8 goes in."""
+    """The whole image [3, h, w] uint8, its shorter side as `preprocessing` wants it; [h', w', 3] uint8 goes in.
+
+    Of an image longer than 16 times its shorter side the middle is taken, before anything is made larger: 8 x 200,000
+    pixels at 256 would be 4.9 GB.
+    """
+    height, width, _ = pixels.shape
+    most = MOST_ELONGATED * min(height, width)
+    top, left = max(0, height - most) // 2, max(0, width - most) // 2
+    pixels = pixels[top : top + min(height, most), left : left + min(width, most)]
     image = torch.from_numpy(pixels).permute(2, 0, 1)  # [3, h, w]
     interpolation = InterpolationMode(preprocessing.interpolation)
     return tv.resize(image, [preprocessing.resized_side], interpolation, antialias=True)

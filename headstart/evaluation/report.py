@@ -84,8 +84,8 @@ def comparison_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def class_rows(measured: Sequence[Mapping[str, float]], manifest: pd.DataFrame) -> list[dict[str, Any]]:
-    """Per-class metrics with the number of images in each split."""
-    counts = manifest.groupby(["class_index", "split"]).size()
+    """Per-class metrics with the number of images in each split; copies count once."""
+    counts = manifest.drop_duplicates(["split", "key"]).groupby(["class_index", "split"]).size()
     names = manifest.groupby("class_index")["label"].first()
     return [
         {"name": names[i], **row, **{split: int(counts.get((i, split), 0)) for split in SPLITS}}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ class Backbone:
         width: d.
         groups: parameter names of the body by layer group, earliest first.
         preprocessing: from the weights' own metadata, at the wanted image size.
+        options: what the library's constructor was told beside the name; a model file needs it to be built again.
         body_parameters, classifier_parameters: counts of the architecture, before and after the cut.
     """
 
@@ -44,6 +46,7 @@ class Backbone:
     width: int
     groups: dict[str, tuple[str, ...]]
     preprocessing: Preprocessing
+    options: Mapping[str, Any]
     body_parameters: int
     classifier_parameters: int
 
@@ -129,72 +132,125 @@ def build_backbone(
         InputError: unknown name, weights that cannot be had or do not fit, an image size the model refuses.
     """
     build = _build_torchvision if library_of(name) == TORCHVISION else _build_timm
+    options = _options(name, weights, image_size)
     with scoped_seed(seed):
-        model, preprocessing = build(name, weights, image_size, weights_sha256)
+        model, preprocessing, fit = build(name, weights, image_size, weights_sha256, options)
     if crop_pct != "auto":
         preprocessing = replace(preprocessing, crop_pct=crop_pct)
+    return _backbone(name, model, preprocessing, options, fit)
+
+
+def bare_backbone(name: str, preprocessing: Preprocessing, options: Mapping[str, Any]) -> Backbone:
+    """The architecture alone, as `options` of the trained backbone say, for weights that follow from its own file."""
+    build = _build_torchvision if library_of(name) == TORCHVISION else _build_timm
+    with scoped_seed(0):
+        model, _, _ = build(name, "random", preprocessing.image_size, "none", options)
+    return _backbone(name, model, preprocessing, options, None)
+
+
+def _backbone(
+    name: str, model: nn.Module, preprocessing: Preprocessing, options: Mapping[str, Any], fit: weight_files.Fit | None
+) -> Backbone:
+    """Cut a model before its classifier; the body must have all its weights from the file, where there is one."""
+    size = preprocessing.image_size
     total = sum(parameter.numel() for parameter in model.parameters())
-    body = _cut(model, name, image_size).eval().requires_grad_(False)
+    refuse_part_of_a_patch(patch_side(model), name, size)
+    body = _cut(model, name, size).eval().requires_grad_(False)
+    if fit is not None:
+        weight_files.refuse_misfit(fit, body)
     kept = sum(parameter.numel() for parameter in body.parameters())
-    width = _forward(body, name, image_size).shape[1]
-    return Backbone(name, body, width, _halves(body), preprocessing, kept, total - kept)
+    width = _forward(body, name, size).shape[1]
+    return Backbone(name, body, width, _halves(body), preprocessing, options, kept, total - kept)
 
 
-def bare_backbone(name: str, preprocessing: Preprocessing) -> Backbone:
-    """The architecture alone, for weights that follow from a trained model's own file."""
-    backbone = build_backbone(name, "random", preprocessing.image_size)
-    return replace(backbone, preprocessing=preprocessing)
+def _options(name: str, weights: str, size: int) -> dict[str, Any]:
+    """What the library's constructor is told beside the name: whatever of the architecture follows from parameters."""
+    if library_of(name) == TIMM:
+        config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+        return {"img_size": size} if config.fixed_input_size else {}
+    if name.startswith("vit_"):
+        return {"image_size": size}
+    if name.startswith("maxvit"):
+        return {"input_size": [size, size]}
+    if name in ("googlenet", "inception_v3"):
+        return {"transform_input": weights != "random"}  # as the library has it for its own weights
+    return {}
 
 
-def refuse_size(backbone: Backbone, image_size: int) -> None:
-    """Refuse images of a size that the built network cannot take.
+def refuse_size(backbone: Backbone, image_size: int, key: str = "backbone.image_size") -> None:
+    """Refuse images of a size that the built network cannot take, or of which it would not see the edge.
+
+    Args:
+        key: the parameter that asks for it.
 
     Raises:
-        InputError: naming the size.
+        InputError: naming the parameter and the size.
     """
-    _forward(backbone.body, backbone.name, image_size)
+    refuse_part_of_a_patch(patch_side(backbone.body), backbone.name, image_size, key)
+    _forward(backbone.body, backbone.name, image_size, key)
 
 
-def _build_torchvision(name: str, weights: str, size: int, sha256: str) -> tuple[nn.Module, Preprocessing]:
+def refuse_part_of_a_patch(patch: int, name: str, size: int, key: str = "backbone.image_size") -> None:
+    """Refuse an image size that is no multiple of the patch that a network cuts its input into: the rest is never seen.
+
+    Raises:
+        InputError: naming the nearest sizes.
+    """
+    if size % patch:
+        below = size - size % patch
+        near = [str(one) for one in (below, below + patch) if one > 0]
+        raise InputError(
+            f"{key}: {name} cuts its input into patches of {patch} x {patch} pixels;"
+            f" of {size} pixels the last {size % patch} are never seen",
+            wanted=f"a multiple of {patch}",
+            fix=f"--set {key}={' or '.join(near)}" if key == "backbone.image_size" else f"set it to {' or '.join(near)}",
+        )
+
+
+def patch_side(model: nn.Module) -> int:
+    """The side of the patches, pixels, that a network's first convolution takes side by side; 1 where they overlap."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d) and module.in_channels == 3), None)
+    if first is None or first.kernel_size != first.stride or first.padding not in ((0, 0), "valid"):
+        return 1
+    return int(first.stride[0])
+
+
+Built = tuple[nn.Module, Preprocessing, weight_files.Fit | None]
+
+
+def _build_torchvision(name: str, weights: str, size: int, sha256: str, options: Mapping[str, Any]) -> Built:
     listed = tv.get_model_weights(name).DEFAULT
-    options: dict[str, object] = {}
-    if name.startswith("vit_"):
-        options["image_size"] = size
-    if name.startswith("maxvit"):
-        options["input_size"] = (size, size)
-    if name in ("googlenet", "inception_v3"):
-        options |= {"transform_input": weights != "random", "init_weights": weights == "random"}
+    # drawing initial weights for these two takes seconds: not for those that are overwritten
+    more = {"init_weights": weights == "random"} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("vit_"):  # as its name ends; the constructor refuses others in words of its own
+        refuse_part_of_a_patch(int(name.rpartition("_")[2]), name, size)
     try:
-        model = tv.get_model(name, weights=None, **options)
+        model = tv.get_model(name, weights=None, **options, **more)
     except (AssertionError, ValueError) as error:
         raise _size_error(name, size, error) from None
-    weight_files.load_torchvision(model, name, listed, weights, sha256)
+    fit = weight_files.load_torchvision(model, name, listed, weights, sha256)
     preset = listed.transforms()
     crop, resize = preset.crop_size[0], preset.resize_size[0]
     mean, std = tuple(preset.mean), tuple(preset.std)
-    return model, Preprocessing(size, crop / resize, preset.interpolation.value, mean, std)
+    return model, Preprocessing(size, crop / resize, preset.interpolation.value, mean, std), fit
 
 
-def _build_timm(name: str, weights: str, size: int, sha256: str) -> tuple[nn.Module, Preprocessing]:
+def _build_timm(name: str, weights: str, size: int, sha256: str, options: Mapping[str, Any]) -> Built:
     config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
-    options: dict[str, object] = {"img_size": size} if config.fixed_input_size else {}
     try:
-        model = weight_files.create_timm(name, weights, options, sha256)
+        model, fit = weight_files.create_timm(name, weights, options, sha256)
     except (AssertionError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise _size_error(name, size, error) from None
     mean: Any = tuple(config.mean)
     std: Any = tuple(config.std)
-    return model, Preprocessing(size, config.crop_pct or 0.875, config.interpolation or "bicubic", mean, std)
+    return model, Preprocessing(size, config.crop_pct or 0.875, config.interpolation or "bicubic", mean, std), fit
 
 
 def _cut(model: Any, name: str, size: int) -> nn.Module:
     if library_of(name) == TIMM:
-        model.reset_classifier(0)
-        features = TimmFeatures(model, pooled=False).eval()
-        is_map = getattr(model, "output_fmt", "NCHW") == "NCHW" and _forward(features, name, size).ndim == 4
-        return MapBody(features) if is_map else TokenBody(TimmFeatures(model, pooled=True))
+        return _cut_timm(model, name, size)
     stages = map_stages(model)
     if stages is not None:
         return MapBody(nn.Sequential(OrderedDict(stages)))
@@ -202,18 +258,41 @@ def _cut(model: Any, name: str, size: int) -> nn.Module:
     return TokenBody(model)
 
 
+def _cut_timm(model: Any, name: str, size: int) -> nn.Module:
+    """The body as far as the last activation map where the model has one, else as far as what its classifier would see.
+
+    Raises:
+        InputError: the model gives neither a map nor a row of features, such as several maps at once.
+    """
+    model.reset_classifier(0)
+    features = TimmFeatures(model, pooled=False).eval()
+    found: Any = _forward(features, name, size)
+    if isinstance(found, torch.Tensor) and found.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NCHW":
+        return MapBody(features)
+    pooled = TimmFeatures(model, pooled=True).eval()
+    found = _forward(pooled, name, size)
+    if not isinstance(found, torch.Tensor) or found.ndim != 2:
+        what = f"a tensor of {found.ndim} dimensions" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+        raise InputError(
+            f"backbone.name: {name} gives {what} before its classifier",
+            wanted="an activation map, or a row of features for each image",
+            fix="take another backbone",
+        )
+    return TokenBody(pooled)
+
+
 @torch.no_grad()
-def _forward(module: nn.Module, name: str, size: int) -> torch.Tensor:
+def _forward(module: nn.Module, name: str, size: int, key: str = "backbone.image_size") -> torch.Tensor:
     try:
         output: torch.Tensor = module(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise _size_error(name, size, error) from None
+        raise _size_error(name, size, error, key) from None
     return output
 
 
-def _size_error(name: str, size: int, error: Exception) -> InputError:
+def _size_error(name: str, size: int, error: Exception, key: str = "backbone.image_size") -> InputError:
     return InputError(
-        f"backbone.image_size: {name} refuses {size} pixels: {str(error).splitlines()[0][:200]}",
+        f"{key}: {name} refuses {size} pixels: {str(error).splitlines()[0][:200]}",
         fix="take the size its weights were trained at (224 for most)",
     )
 
@@ -227,9 +306,22 @@ def _halves(body: nn.Module) -> dict[str, tuple[str, ...]]:
     return {"early": early, "late": late}
 
 
+def _by_child(model: nn.Module, prefix: str) -> list[list[str]]:
+    """Parameter names by child, in order; of a list of layers each is one."""
+    layers: list[list[str]] = [[f"{prefix}{name}" for name, _ in model.named_parameters(recurse=False)]]
+    for name, child in model.named_children():
+        if isinstance(child, nn.ModuleList | nn.Sequential):
+            layers += _by_child(child, f"{prefix}{name}.")
+        else:
+            layers.append([f"{prefix}{name}.{leaf}" for leaf, _ in child.named_parameters()])
+    return layers
+
+
 def _layers(body: nn.Module) -> list[list[str]]:
     stages: Any = body.stages
     if isinstance(stages, TimmFeatures):
+        if not hasattr(stages.model, "group_matcher"):
+            return _by_child(stages.model, "stages.model.")
         by_layer = group_parameters(stages.model, stages.model.group_matcher(coarse=True))
         return [[f"stages.model.{name}" for name in by_layer[layer]] for layer in sorted(by_layer)]
     if isinstance(stages, nn.Sequential):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from torch import nn
 
 from headstart.core.errors import InputError
 from headstart.core.files import canonical_json, sha256_bytes, write_bytes
-from headstart.data.transforms import Preprocessing
+from headstart.data.transforms import Preprocessing, normalise
 from headstart.models.backbones import bare_backbone
 from headstart.models.heads import Classifier, build_head
+
+SAME = 1e-3  # of the largest logit: memory layouts differ, and with them last bits
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,10 @@ class Card:
 
     Args:
         backbone: architecture name.
+        options: what its library's constructor is told beside the name; the same weights in a network made with others
+            are another model.
         preprocessing: as the body expects it.
+        limits: what an image must keep to: max_pixels, min_side, formats, as in params.yaml.
         head: "linear" or "mlp".
         width: activations per image.
         classes: labels in the order of the logits.
@@ -34,7 +40,9 @@ class Card:
     """
 
     backbone: str
+    options: Mapping[str, Any]
     preprocessing: Preprocessing
+    limits: Mapping[str, Any]
     head: str
     width: int
     classes: tuple[str, ...]
@@ -79,10 +87,34 @@ def load_classifier(path: Path) -> tuple[Classifier, Card]:
         InputError: no such file, damaged, or not a whole model.
     """
     state, card = _read(path)
-    backbone = bare_backbone(card.backbone, card.preprocessing)
+    backbone = bare_backbone(card.backbone, card.preprocessing, card.options)
     model = Classifier(backbone.body, build_head(card.head, card.width, len(card.classes), seed=0))
     _fill(model, state, path, "a whole model")
     return model.eval(), card
+
+
+def refuse_another(path: Path, model: nn.Module, views: torch.Tensor) -> None:
+    """Read a model file back and refuse it where it does not answer as the model that was saved.
+
+    Whatever of a network is not in its file (an option of its constructor, a buffer that is not saved) shows here.
+
+    Args:
+        views: images [n, 3, s, s] uint8.
+
+    Raises:
+        InputError: it answers otherwise.
+    """
+    loaded, card = load_classifier(path)
+    x_nchw = normalise(views, card.preprocessing)
+    trained = copy.deepcopy(model).cpu().eval()
+    with torch.inference_mode():
+        found, wanted = loaded(x_nchw), trained(x_nchw)
+    if not (found - wanted).abs().max() <= SAME * wanted.abs().max():
+        raise InputError(
+            f"{path}: read back, {card.backbone} is another network: its logits are off by {(found - wanted).abs().max():.3g}",
+            wanted="the same answers before saving and after loading",
+            fix="take another backbone, and report this: its constructor has an option that Headstart does not keep",
+        )
 
 
 def _fill(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, what: str) -> None:
@@ -111,11 +143,13 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], Card]:
         fields: dict[str, Any] = json.loads(metadata["headstart"])
         checksum = fields.pop("sha256")
         sound = checksum == sha256_bytes(_file(state, fields))
-        p = fields.pop("preprocessing")
-        preprocessing = Preprocessing(**(p | {"mean": tuple(p["mean"]), "std": tuple(p["std"])}))
+        preprocessing = Preprocessing.from_dict(fields.pop("preprocessing"))
         card = Card(**(fields | {"preprocessing": preprocessing, "classes": tuple(fields["classes"])}))
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: a weights file, but not a model of this project") from None
+        raise InputError(
+            f"{path}: a weights file, but not a model of this project, or one of another version of it",
+            fix="run the pipeline again",
+        ) from None
     if not sound:
         raise InputError(f"{path}: its checksum does not match: damaged", fix="delete it and run the pipeline again")
     return state, card

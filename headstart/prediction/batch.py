@@ -61,7 +61,7 @@ class Predictions:
 def predict_folder(folder: Path, job: Job, *, state: Path, abstain_below: float = 0.0) -> Predictions:
     """Classify every file below a folder.
 
-    What was predicted is kept at `state` under the file's path and status, the model, the limits, the code and the
+    What was predicted is kept at `state` under the file's path and status, the model, the code and the
     libraries: run again, killed or not, only what is new or changed is read.
 
     Args:
@@ -126,7 +126,7 @@ def _scored(root: Path, paths: list[str], job: Job) -> Iterator[tuple[str, Answe
 
 def _namespace(job: Job) -> str:
     versions = [importlib.metadata.version(name) for name in LIBRARIES]
-    facts = {"model": job.digest, "limits": job.limits.as_dict(), "top": job.top, "device": job.device}
+    facts = {"model": job.digest, "top": job.top, "device": job.device}
     return hashlib.sha256(canonical_json({**facts, "code": snapshot.CODE_AT_START, "versions": versions}).encode()).hexdigest()
 
 

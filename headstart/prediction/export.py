@@ -59,6 +59,7 @@ def export(path: Path, out: Path) -> dict[str, Any]:
         "backbone": card.backbone,
         "input": f"views [n, 3, {p.image_size}, {p.image_size}] uint8 RGB; probabilities [n, {len(card.classes)}] come out",
         "preprocessing": p.as_dict() | {"resized_side": p.resized_side},
+        "limits": dict(card.limits),
         "provenance": dict(card.provenance),
     }
     with torch.inference_mode():

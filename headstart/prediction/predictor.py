@@ -9,12 +9,10 @@ import torch
 
 from headstart.activations.engine import build_engine
 from headstart.core.errors import InputError
-from headstart.data.decode import FORMATS, Decoded, DecodeError
+from headstart.data.decode import Decoded, DecodeError
 from headstart.data.examine import Limits, accepted
 from headstart.data.transforms import plain_view
 from headstart.models.trained import load_classifier
-
-DEFAULT_LIMITS = Limits(max_pixels=50_000_000, min_side=8, formats=FORMATS)
 
 
 class Predictor:
@@ -25,17 +23,14 @@ class Predictor:
         device: where to compute.
         batch_size: the engine's fixed batch shape. Of 1, an image alone waits for no padding, and on a CPU the
             throughput is the same; either way an image's result does not depend on the others'.
-        limits: what an image must keep to.
 
     Raises:
         InputError: the file is missing or damaged.
     """
 
-    def __init__(
-        self, path: Path, device: torch.device | None = None, batch_size: int = 1, limits: Limits = DEFAULT_LIMITS
-    ) -> None:
+    def __init__(self, path: Path, device: torch.device | None = None, batch_size: int = 1) -> None:
         self.model, self.card = load_classifier(path)
-        self.limits = limits
+        self.limits = Limits(**self.card.limits)  # as when it was trained, whatever params.yaml says now
         self.engine = build_engine(
             self.model.body,
             self.card.preprocessing,
@@ -76,6 +71,6 @@ class Predictor:
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InputError(f"row {row}: {type(data).__name__}", wanted="the bytes of an image file, not a path or URL")
         try:
-            return self.view(accepted(bytes(data), self.limits, self.card.preprocessing.enough))
+            return self.view(accepted(bytes(data), self.limits, self.card.preprocessing.enough, self.card.preprocessing.whites))
         except DecodeError as error:
             raise InputError(f"row {row}: {error}", wanted="the bytes of an image file") from None

@@ -22,7 +22,7 @@ import torch
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.core.parallel import chunks
-from headstart.data.examine import Gone, Limits, Unreadable, Unusable, usable
+from headstart.data.examine import Gone, Unreadable, Unusable, usable
 from headstart.data.images import image_map
 from headstart.prediction.board import Board
 from headstart.prediction.predictor import Predictor
@@ -59,7 +59,8 @@ class Scorer:
         for index, path in part:
             self.at(index)
             try:
-                key, _, image = usable(path, self.predictor.limits, self.predictor.card.preprocessing.enough)
+                p = self.predictor.card.preprocessing
+                key, _, image = usable(path, self.predictor.limits, p.enough, p.whites)
                 seen.append((index, key, self.predictor.view(image)))
             except Unusable as error:
                 answers.append((index, {"error": str(error), "key": error.key, "final": not isinstance(error, Unreadable)}))
@@ -81,7 +82,7 @@ def main(descriptor: int, board: int) -> None:
         job = orjson.loads(connection.makefile("rb").readline())
         try:
             device = configure(job["threads"], job["device"])
-            predictor = Predictor(Path(job["model"]), device, BATCH, Limits(**job["limits"]))
+            predictor = Predictor(Path(job["model"]), device, BATCH)
             if sha256_file(Path(job["model"])) != job["digest"]:
                 raise InputError(f"{job['model']}: changed while files were classified by it", fix="run again")
             scorer = Scorer(predictor, min(job["top"], len(predictor.card.classes)), connection, Board(board))

@@ -16,7 +16,6 @@ from typing import Any
 import orjson
 
 from headstart.core.errors import InputError
-from headstart.data.examine import Limits
 from headstart.data.workers import child_environment
 from headstart.prediction.board import Board, new_board
 
@@ -26,11 +25,13 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """What a scorer is told, beside the paths; see `scorer.py` and params.yaml, sections data and runtime."""
+    """What a scorer is told, beside the paths; see `scorer.py` and params.yaml, sections data and runtime.
+
+    What images must keep to is in the model's own card.
+    """
 
     model: Path
     digest: str  # SHA-256 of the model file: another file at its path is refused
-    limits: Limits
     top: int
     timeout: float
     workers: int
@@ -109,7 +110,7 @@ class _Scorer:
                 start_new_session=True,  # Ctrl-C is for the run, which then ends it
             )
         os.close(descriptor)
-        told = job.__dict__ | {"model": str(job.model), "limits": job.limits.as_dict(), "paths": paths}
+        told = job.__dict__ | {"model": str(job.model), "paths": paths}
         self.connection.sendall(orjson.dumps(told) + b"\n")
 
     def answers(self) -> Iterator[tuple[int, Answer]]:

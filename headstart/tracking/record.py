@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from headstart.core.params import Params
 from headstart.core.stages import Summary, last_record, load_graph
 from headstart.tracking.model import log_model
 from headstart.tracking.runs import Run, child_path, log_metrics, open_run
+from headstart.tracking.store import store
 
 METRICS = "reports/metrics.json"
 ARTIFACTS = (
@@ -35,7 +37,7 @@ ARTIFACTS = (
 DIGEST_LENGTH = 36  # MLflow's own limit
 
 
-def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None = None) -> Run:
+def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None = None, started: float | None = None) -> Run:
     """Make the parent run of one pipeline execution from what lies in the project, and adopt its children.
 
     Whatever was computed now and what before, the run has all parameters and all metrics: parents compare.
@@ -44,6 +46,7 @@ def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None =
         root: the project.
         params: all of them are logged.
         tags: further tags, such as the flow run's id.
+        started: when the execution began, seconds since the epoch; by default, when its first trained stage did.
 
     Returns:
         The parent.
@@ -55,7 +58,7 @@ def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None =
     provenance = _provenance(root)
     # one lock, one result; it comes early because lists cut long names
     name = f"{Path(params.data.source).name}-{provenance['dvc_lock'][:6]}-{params.backbone.name}"
-    with open_run(root, name, dict(tags or {})) as run:
+    with open_run(root, name, dict(tags or {}), started=began(root) if started is None else started) as run:
         for key, value in (provenance | _words(summaries)).items():
             run.client.set_tag(run.run_id, key, value)
         run.client.log_batch(run.run_id, params=[Param(key, value) for key, value in _flat(params.model_dump()).items()])
@@ -73,6 +76,16 @@ def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None =
     pending.note(root, "register")
     pending.settle(root, "record")
     return run
+
+
+def began(root: Path) -> float:
+    """When the stages that wait for their parent began, or evaluate where there are none; seconds since the epoch."""
+    client, _ = store(root)
+    children = [json.loads(path.read_text())["run_id"] for path in child_path(root, "any").parent.glob("*.json")]
+    starts = [client.get_run(run_id).info.start_time / 1000 for run_id in children]
+    record = root / ".headstart/records/evaluate.json"
+    seconds = float(json.loads(record.read_text())["seconds"]) if record.is_file() else 0.0
+    return min([time.time() - seconds, *starts])
 
 
 def _summaries(root: Path, params: Params) -> dict[str, Summary]:

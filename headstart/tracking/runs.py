@@ -68,8 +68,13 @@ def stage_run(root: Path, stage: str, params: Mapping[str, Any], resume: Path | 
 
 
 @contextmanager
-def open_run(root: Path, name: str, tags: Mapping[str, str], resume: Path | None = None) -> Iterator[Run]:
+def open_run(
+    root: Path, name: str, tags: Mapping[str, str], resume: Path | None = None, started: float | None = None
+) -> Iterator[Run]:
     """A run that ends with the block: FINISHED, KILLED when told to stop, FAILED on an error.
+
+    Args:
+        started: seconds since the epoch, where what it records began before.
 
     If the process dies, the next one that opens a run in this project marks it KILLED.
 
@@ -84,7 +89,9 @@ def open_run(root: Path, name: str, tags: Mapping[str, str], resume: Path | None
         run_id = _interrupted_run(client, resume, token)
         resumed = run_id is not None
         if run_id is None:
-            run_id = str(client.create_run(experiment, run_name=name, tags={**tags, ALIVE: token}).info.run_id)
+            since = None if started is None else int(started * 1000)
+            made = client.create_run(experiment, start_time=since, run_name=name, tags={**tags, ALIVE: token})
+            run_id = str(made.info.run_id)
         if resume is not None:
             write_json(resume, {"run_id": run_id})
 

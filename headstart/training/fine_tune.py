@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -221,7 +222,7 @@ def fine_tune(
     """Unfreeze and train, phase by phase, earlier layer groups at lower rates.
 
     Args:
-        network: trained in place; the head should have been trained before.
+        network: trained in place; its head is a trained one. As it comes it is epoch 0, and what is left if none is better.
         stretches: phases, and what each is fed with.
         y_train, y_valid: class indices.
         name_of, checkpoint: see `Trainer`.
@@ -243,6 +244,7 @@ def fine_tune(
         name_of=name_of,
         patience=options.patience,
         checkpoint=checkpoint,
+        guess=math.log(max(2, int(y_train.max()) + 1)),
     )
     return trainer.fit([phase(*stretch) for stretch in stretches])
 

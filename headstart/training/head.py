@@ -46,9 +46,8 @@ class Rows:
             yield self.take(images, torch.zeros_like(images))
 
 
-def activations_of(activations: Activations, manifest: pd.DataFrame, split: str) -> Rows:
-    """The rows and classes of one split, on the mapped file; maps keep their shape [f, h, w]."""
-    chosen = manifest[manifest["split"] == split]
+def activations_of(activations: Activations, chosen: pd.DataFrame) -> Rows:
+    """The rows and classes of some of the manifest's images, on the mapped file; maps keep their shape [f, h, w]."""
     located = activations.locate(list(chosen["key"]))
     shape = tuple(activations.meta["shape"])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,8 +31,14 @@ from headstart.training.schedules import Schedule
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # x, classes y [n] int64, training rows [n] int64
 Forward = Callable[[torch.Tensor], torch.Tensor]
 Log = Callable[[int, dict[str, float]], None]
+logger = logging.getLogger("headstart")
 TRACED = 50  # points of an epoch's loss curve
 EXPLODED = 1000.0  # nats; a guess among c classes costs ln c
+WATCHED = 20  # steps of a phase in which a collapse is looked for, and images: 32 times as many
+RECENT = 5  # steps, and 32 times as many images, whose mean loss counts
+WORSE = 1.1  # times the loss of a guess
+HOTTEST = 8.0  # temperatures from 1/8 to 8: with few images that are all right, the best would be 0
+RETREAT, MOST_RETREATS = 3.0, 3  # what rates are divided by after a collapse, and how often
 FILES_NAMED = 8
 
 
@@ -46,7 +54,7 @@ class Phase:
         prepare: puts the network into training mode before each epoch.
         forward: from x to logits [n, c], with gradients.
         batches: from an epoch's number and that of the first batch wanted to the batches from there on.
-        validate: returns at least `log_loss`; called after each epoch.
+        validate: returns at least `log_loss` and `calibrated_log_loss`; called after each epoch.
     """
 
     name: str
@@ -71,6 +79,8 @@ class History:
         done: epochs finished, or skipped by early stopping.
         batch, total, count: of the epoch under way, its batches so far, their summed loss and images.
         part, parts: summed loss and batches since the trace's last point.
+        watched: (loss, images) of the first steps of the phase.
+        scale: what all rates are multiplied by: below 1 after a collapse.
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
@@ -82,10 +92,32 @@ class History:
     count: int = 0
     part: float = 0.0
     parts: int = 0
+    watched: list[tuple[float, int]] = field(default_factory=list)
+    scale: float = 1.0
 
     def best_epoch(self) -> dict[str, Any]:
         """The row of the epoch whose weights were kept."""
         return self.epochs[self.best]
+
+
+class Collapsed(Exception):
+    """The first steps of a phase have spoilt what the network knew."""
+
+
+def is_spoilt(losses: Sequence[tuple[float, int]], guess: float) -> bool:
+    """Whether a network that was trained knows less than a guess now: its loss over the last steps is above a guess's.
+
+    Args:
+        losses: (mean loss, images) of the steps so far.
+        guess: the loss of a guess, nats; ln c of c classes.
+    """
+    steps = images = 0
+    total = 0.0
+    for loss, count in reversed(losses):
+        steps, images, total = steps + 1, images + count, total + loss * count
+        if steps >= RECENT and images >= 32 * RECENT:
+            return total / images > WORSE * guess
+    return False
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
@@ -96,7 +128,7 @@ def derive_seed(seed: int, *parts: str | int) -> int:
 
 @dataclass
 class Trainer:
-    """Trains a model, and leaves it with the weights of the epoch whose validation log-loss was lowest.
+    """Trains a model, and leaves it with the weights of the epoch whose validation log-loss was lowest, once calibrated.
 
     Args:
         model: what is trained, in place; its state is what checkpoints hold.
@@ -107,6 +139,8 @@ class Trainer:
         name_of: from a training row to its file.
         patience: a phase ends after so many epochs without a better one; 0: never.
         checkpoint: written after every epoch, and when the process is told to stop; a run before is gone on from.
+        guess: given where the model is a trained one as it comes: the loss of a guess, nats. It is epoch 0 then, and kept
+            if no epoch has a lower log-loss; and a phase whose first steps spoil it begins again with lower rates.
     """
 
     model: nn.Module
@@ -117,6 +151,7 @@ class Trainer:
     name_of: Callable[[int], str] = str
     patience: int = 0
     checkpoint: Checkpoint | None = None
+    guess: float | None = None
     history: History = field(default_factory=History, init=False)
     best: Tensors = field(init=False)
     whole: WholeSteps = field(default_factory=WholeSteps, init=False)
@@ -133,6 +168,8 @@ class Trainer:
         if saved is not None:
             self.model.load_state_dict(saved.model)
             self.best, self.history = saved.best or saved.model, History(**saved.progress)
+        elif self.guess is not None:
+            self._epoch_0(phases[0])
         start = 0
         with self.whole:
             for phase in phases:
@@ -154,11 +191,37 @@ class Trainer:
             load_optimizer(optimizer, saved.optimizer)
         random = saved.random if saved is not None else {}
         while history.done < end:
-            self._epoch(phase, optimizer, start, random)
+            try:
+                self._epoch(phase, optimizer, start, random)
+            except Collapsed:
+                optimizer = self._retreat(phase, start)
             random = {}
+            if history.done == start:  # it begins again
+                self._save(optimizer, {})
+                continue
             if history.done - max(start, int(history.best_epoch()["epoch"])) >= (self.patience or math.inf):
                 history.done = end
             self._save(optimizer, {})
+
+    def _epoch_0(self, phase: Phase) -> None:
+        scores = {f"valid_{name}": score for name, score in phase.validate().items()}
+        self.history.epochs.append({"epoch": 0, "phase": "as it came", "train_loss": None, "lr": 0.0} | scores)
+        self.history.best = 0
+
+    def _retreat(self, phase: Phase, start: int) -> torch.optim.Optimizer:
+        """Go back to where a phase began, and lower all rates."""
+        history, optimizer = self.history, phase.begin()
+        rate = optimizer.param_groups[-1]["peak"] * history.scale
+        logger.warning(
+            "  %s: at a peak rate of %.2g the first %d steps spoilt the network (loss %.2f, of a guess %.2f): again at %.2g",
+            self.what, rate, len(history.watched), history.watched[-1][0], self.guess or 0.0, rate / RETREAT,
+        )  # fmt: skip
+        history.epochs = [row for row in history.epochs if row["epoch"] <= start]
+        history.trace = [point for point in history.trace if point[0] <= start * phase.steps]
+        history.done, history.batch, history.total, history.count, history.part, history.parts = start, 0, 0.0, 0, 0.0, 0
+        history.scale /= RETREAT
+        self.model.load_state_dict(self.best)
+        return optimizer
 
     def _epoch(self, phase: Phase, optimizer: torch.optim.Optimizer, start: int, random: Tensors) -> None:
         """The rest of the epoch under way: its batches, validation, and the record of both."""
@@ -187,14 +250,16 @@ class Trainer:
         row = {"epoch": epoch + 1, "phase": phase.name, "train_loss": history.total / history.count, "lr": rate}
         history.epochs.append(row | {f"valid_{name}": score for name, score in scores.items()})
         history.done, history.batch, history.total, history.count = epoch + 1, 0, 0.0, 0
-        if scores["log_loss"] <= min(past["valid_log_loss"] for past in history.epochs):
+        if scores["calibrated_log_loss"] <= min(past["valid_calibrated_log_loss"] for past in history.epochs):
             history.best, self.best = len(history.epochs) - 1, copy.deepcopy(self.model.state_dict())
         self.log(epoch, {name: value for name, value in history.epochs[-1].items() if name not in ("epoch", "phase")})
 
     def _step(self, phase: Phase, optimizer: torch.optim.Optimizer, step: int, batch: Batch) -> None:
         x, y, rows = batch
-        set_rates(optimizer, *phase.schedule.at(step))
+        factor, momentum = phase.schedule.at(step)
+        set_rates(optimizer, factor * self.history.scale, momentum)
         value = train_step(phase.forward, optimizer, x, y, self.loss, lambda loss: self._refuse(loss, optimizer, step, rows))
+        self._watch(step, value, len(y))
         history, every = self.history, math.ceil(phase.steps / TRACED)
         history.batch, history.total, history.count = history.batch + 1, history.total + value * len(y), history.count + len(y)
         history.part, history.parts = history.part + value, history.parts + 1
@@ -202,6 +267,22 @@ class Trainer:
             number = history.done * phase.steps + history.batch
             history.trace.append([number, optimizer.param_groups[-1]["lr"], history.part / history.parts])
             history.part, history.parts = 0.0, 0
+
+    def _watch(self, step: int, loss: float, images: int) -> None:
+        """Look for a collapse in the first steps of a phase.
+
+        Raises:
+            Collapsed: there was one, and rates may still be lowered.
+        """
+        history = self.history
+        if step == 0:
+            history.watched = []
+        watched = step < WATCHED or sum(count for _, count in history.watched) < 32 * WATCHED
+        if self.guess is None or not watched or history.scale < RETREAT ** (0.5 - MOST_RETREATS):
+            return
+        history.watched.append((loss, images))
+        if is_spoilt(history.watched, self.guess):
+            raise Collapsed
 
     def _refuse(self, loss: float, optimizer: torch.optim.Optimizer, step: int, rows: torch.Tensor) -> None:
         if loss <= EXPLODED:  # false for NaN too
@@ -261,11 +342,29 @@ def predict(model: nn.Module, batches: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def scores(logits_nc: torch.Tensor, y_n: torch.Tensor) -> dict[str, float]:
-    """Log-loss (nats) and accuracy of logits against labels."""
+    """Log-loss (nats), log-loss after temperature scaling, and accuracy of logits against labels."""
     return {
         "log_loss": float(F.cross_entropy(logits_nc.double(), y_n)),
+        "calibrated_log_loss": calibrated_log_loss(logits_nc.double(), y_n),
         "accuracy": float((logits_nc.argmax(1) == y_n).double().mean()),
     }
+
+
+def calibrated_log_loss(logits_nc: torch.Tensor, y_n: torch.Tensor) -> float:
+    """The log-loss of logits divided by the temperature that suits these labels best: what a model knows, however sure it is.
+
+    Epochs are compared by it, as label smoothing and long training change how sure a network is more than what it knows.
+
+    Source: Guo et al. 2017, arXiv:1706.04599 (temperature); Berta et al. 2025, arXiv:2501.19195 (to choose epochs by).
+    """
+    if not logits_nc.isfinite().all():
+        return math.nan
+
+    def at(log_temperature: float) -> float:
+        return float(F.cross_entropy(logits_nc / math.exp(log_temperature), y_n))
+
+    most = math.log(HOTTEST)
+    return min(float(minimize_scalar(at, bounds=(-most, most), method="bounded", options={"xatol": 1e-3}).fun), at(0.0))
 
 
 def csv(rows: Sequence[Any], columns: list[str] | None = None) -> bytes:
@@ -277,5 +376,5 @@ def csv(rows: Sequence[Any], columns: list[str] | None = None) -> bytes:
 
 def history_files(history: History) -> dict[str, bytes]:
     """history.csv, a row per epoch, and trace.csv, some 50 points of each."""
-    columns = ["epoch", "phase", "train_loss", "lr", "valid_log_loss", "valid_accuracy"]
+    columns = ["epoch", "phase", "train_loss", "lr", "valid_log_loss", "valid_calibrated_log_loss", "valid_accuracy"]
     return {"history.csv": csv(history.epochs, columns), "trace.csv": csv(history.trace, ["step", "lr", "loss"])}
