@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -244,7 +243,7 @@ def fine_tune(
         name_of=name_of,
         patience=options.patience,
         checkpoint=checkpoint,
-        guess=math.log(max(2, int(y_train.max()) + 1)),
+        guess=options.guess(y_train),
     )
     return trainer.fit([phase(*stretch) for stretch in stretches])
 

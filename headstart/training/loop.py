@@ -109,7 +109,7 @@ def is_spoilt(losses: Sequence[tuple[float, int]], guess: float) -> bool:
 
     Args:
         losses: (mean loss, images) of the steps so far.
-        guess: the loss of a guess, nats; ln c of c classes.
+        guess: the loss of a constant answer, nats.
     """
     steps = images = 0
     total = 0.0
@@ -139,8 +139,8 @@ class Trainer:
         name_of: from a training row to its file.
         patience: a phase ends after so many epochs without a better one; 0: never.
         checkpoint: written after every epoch, and when the process is told to stop; a run before is gone on from.
-        guess: given where the model is a trained one as it comes: the loss of a guess, nats. It is epoch 0 then, and kept
-            if no epoch has a lower log-loss; and a phase whose first steps spoil it begins again with lower rates.
+        guess: given where the model is a trained one as it comes: a guess's loss (`Options.guess`). It is epoch 0 then, kept
+            if no epoch has a lower log-loss, and a phase whose first steps spoil it begins again with lower rates.
     """
 
     model: nn.Module

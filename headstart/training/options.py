@@ -46,6 +46,14 @@ class Options:
         weights = class_weights(y_n, int(y_n.max()) + 1).to(device) if self.balance == "weights" else None
         return cross_entropy(self.label_smoothing, weights)
 
+    def guess(self, y_n: torch.Tensor) -> float:
+        """The loss, nats, of the best constant answer to training images of these classes: the entropy of the targets."""
+        counts = torch.bincount(y_n).double()
+        if self.balance != "none":
+            counts = (counts > 0).double()
+        share_c = (1 - self.label_smoothing) * counts / counts.sum() + self.label_smoothing / len(counts)
+        return float(-torch.special.xlogy(share_c, share_c).sum())
+
     def optimize(self, groups: Sequence[tuple[Sequence[nn.Parameter], float]]) -> torch.optim.Optimizer:
         """The optimizer over layer groups of (parameters, peak rate)."""
         return build_optimizer(groups, self.optimizer, self.weight_decay)
