@@ -67,8 +67,7 @@ def precompute(job: Job) -> Summary:
         cut: build(
             job.output(f"data/activations/{cut}/x").parent,
             root,
-            backbone=backbone.name,
-            options=backbone.options,
+            backbone=backbone,
             body=body,
             cut=cut,
             images=images,

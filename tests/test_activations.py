@@ -107,7 +107,7 @@ def images_and_files(folder, size=32):
 def built(out, cache, images, files, backbone, cut="pooled", **changes):
     body = backbone.body if cut == "pooled" else cut_body(backbone.body, backbone.groups, cut)[0]
     how = Settings(**(HOW.__dict__ | changes))
-    options = {"backbone": "test_efficientnet", "body": body, "cut": cut, "images": images, "files": files, "settings": how}
+    options = {"backbone": backbone, "body": body, "cut": cut, "images": images, "files": files, "settings": how}
     return build(out, open_root(cache), **options)
 
 
@@ -193,7 +193,14 @@ def test_activations_that_are_not_finite_name_the_image(shapes, tmp_path):
 
     backbone, images, files = images_and_files(shapes)
     how = Settings(**(HOW.__dict__ | {"storage": "float16"}))
-    options = {"backbone": "x", "body": Exploding().eval(), "cut": "pooled", "images": images, "files": files, "settings": how}
+    options = {
+        "backbone": backbone,
+        "body": Exploding().eval(),
+        "cut": "pooled",
+        "images": images,
+        "files": files,
+        "settings": how,
+    }
     with pytest.raises(InputError, match=r"of image [0-9a-f]{12}…, view [01], are not finite in float16"):
         build(tmp_path / "out", open_root(tmp_path / "cache"), **options)
 
@@ -289,7 +296,9 @@ def test_frozen_means_frozen(shapes, tmp_path):
     built(tmp_path / "out", tmp_path / "cache", images, files, backbone)
     manifest = pd.DataFrame({"key": [key for _, key in files], "split": ["train", "valid"] * (len(files) // 2)})
     manifest["class_index"] = pd.factorize(pd.Series([path[0] for path, _ in files]))[0]
-    train, valid = (activations_of(Activations(tmp_path / "out"), manifest, split) for split in ("train", "valid"))
+    train, valid = (
+        activations_of(Activations(tmp_path / "out"), manifest[manifest["split"] == split]) for split in ("train", "valid")
+    )
     head = build_head("mlp", backbone.width, 3, seed=0)
     adapt(head, train.plain())
     train_head(head, train, valid, epochs=3, lr=1e-2, seed=0, log=lambda *_: None, options=Options(batch_size=16))

@@ -5,20 +5,21 @@ import importlib.metadata
 import shutil
 
 import pytest
-import torch
 
 from headstart.activations import namespace
 from headstart.activations.engine import Plan
+from headstart.data.decode import Whites
 from headstart.data.transforms import Augmentation, Preprocessing
 from tests.conftest import REPOSITORY
+from tests.machines import MACHINES, pretend
 from tests.test_graph import closure
 
 PLAN = Plan("torch", "float32", "float16", 16, "cpu", "because", 0.0)
 PRE = Preprocessing(32, 0.875, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 AUGMENT = Augmentation("side_on", True, 10, 1.1, 0.1)
 GIVEN = {
-    "backbone": "resnet18", "weights": "w", "cut": "pooled", "shape": (4,), "preprocessing": PRE, "augmentation": AUGMENT,
-    "view_seed": 0, "plan": PLAN,
+    "backbone": "resnet18", "options": {"a": 1}, "weights": "w", "cut": "pooled", "shape": (4,), "preprocessing": PRE,
+    "augmentation": AUGMENT, "view_seed": 0, "plan": PLAN,
 }  # fmt: skip
 
 
@@ -33,6 +34,7 @@ def fields(value, others):
 OTHERS = [
     *({"preprocessing": p} for p in fields(PRE, {
         "image_size": 33, "crop_pct": 1.0, "interpolation": "bilinear", "mean": (0.5, 0.5, 0.4), "std": (0.5, 0.5, 0.4),
+        "whites": Whites(4095.0, 1.0),
     })),
     *({"augmentation": a} for a in fields(AUGMENT, {
         "preset": "none", "flip": False, "rotate": 9, "zoom": 1.2, "lighting": 0.0,
@@ -40,7 +42,7 @@ OTHERS = [
     *({"plan": p} for p in fields(PLAN, {
         "engine": "openvino", "precision": "bfloat16", "storage": "float32", "batch_size": 8,
     })),
-    {"backbone": "resnet34"}, {"weights": "v"}, {"cut": "early"}, {"shape": (2, 2)}, {"view_seed": 1},
+    {"backbone": "resnet34"}, {"options": {"a": 2}}, {"weights": "v"}, {"cut": "early"}, {"shape": (2, 2)}, {"view_seed": 1},
 ]  # fmt: skip
 
 
@@ -77,9 +79,12 @@ def test_a_library_s_version_decides(library, monkeypatch):
 
 
 def test_the_processor_decides(monkeypatch):
-    before = name()
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: not torch.cpu._is_avx512_bf16_supported)
-    assert name() != before
+    names = set()
+    for machine in MACHINES:
+        pretend(monkeypatch, machine)
+        names.add(name())
+        assert name() == name()
+    assert len(names) == len(MACHINES)
 
 
 @pytest.mark.parametrize("module", namespace.CODE)

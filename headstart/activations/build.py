@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from headstart.core.files import free_bytes
 from headstart.core.progress import track
 from headstart.data.images import ImageSource, alone
 from headstart.data.transforms import normalise
+from headstart.models.backbones import Backbone
 from headstart.models.cuts import output_shape
 
 logger = logging.getLogger("headstart")
@@ -84,8 +84,7 @@ def build(
     out: Path,
     cache_root: Path,
     *,
-    backbone: str,
-    options: Mapping[str, Any],
+    backbone: Backbone,
     body: nn.Module,
     cut: str,
     images: ImageSource,
@@ -97,8 +96,8 @@ def build(
     Args:
         out: the folder of Arrow files.
         cache_root: see `cache.open_root`.
-        backbone, options: the architecture's name, and what its constructor was told beside it.
-        body: what is below the cut: images [n, 3, s, s] float32 to activations [n, ...].
+        backbone: the architecture.
+        body: what of it is below the cut: images [n, 3, s, s] float32 to activations [n, ...].
         cut: "pooled", or the layer group after which the activation map is taken.
         files: (path, key) of each image once, in the order of keys.
 
@@ -111,8 +110,8 @@ def build(
     digest, engine, measured = prepare(body, cut, images, sample, settings)
     shape = output_shape(body, preprocessing.image_size)
     description = namespace.describe(
-        backbone=backbone,
-        options=options,
+        backbone=backbone.name,
+        options=backbone.options,
         weights=digest,
         cut=cut,
         shape=shape,
