@@ -16,6 +16,7 @@ from headstart.core.files import canonical_json, sha256_bytes, sha256_file
 from headstart.data.transforms import Augmentation, Preprocessing
 
 LIBRARIES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "openvino")
+OPTIONAL = ("pillow-heif",)
 PACKAGE = Path(__file__).resolve().parents[1]
 # All first-party code between a file's bytes and a stored row; tests/test_namespace.py holds it against the imports.
 CODE = (
@@ -79,7 +80,14 @@ def code_digest(package: Path = PACKAGE) -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions of what pixels and numbers are computed with."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {name: importlib.metadata.version(name) for name in LIBRARIES} | {name: _version_if_any(name) for name in OPTIONAL}
+
+
+def _version_if_any(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def hardware(device: str) -> str:

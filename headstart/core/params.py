@@ -17,7 +17,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 TrainingBatch = Annotated[int, Field(ge=2)]  # batch norm cannot normalise one row
 ImageSize = Annotated[int, Field(ge=16, le=2048)]
-Formats = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
+Formats = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"]
 LearningRate = Annotated[float, Field(gt=0, le=10)] | Literal["auto"]
 
 

@@ -6,6 +6,7 @@ of every key of cached activations: any change here is a change of all of them.
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import struct
@@ -21,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from headstart.data.containers import png_chunks, png_end
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+HEIF = "HEIF"  # iPhones' photos; accepted where data.formats has it and pillow-heif is installed
 DEFAULT_MAX_PIXELS = 50_000_000
 ORIENTATION = 0x0112  # of EXIF
 WHITE = (255, 255, 255, 255)
@@ -131,6 +133,8 @@ def decode_image(
     Raises:
         DecodeError: not an image, not an allowed format, too large, or damaged (a full decode is made).
     """
+    if HEIF in formats:
+        _open_heif()
     try:
         with Image.open(io.BytesIO(data), formats=tuple(formats)) as image:
             return _decode_open(data, image, max_pixels, fast, enough, whites)
@@ -142,6 +146,20 @@ def decode_image(
         raise DecodeError(f"more than {max_pixels:,} pixels") from None
     except _DAMAGE as error:
         raise DecodeError(f"damaged image: {type(error).__name__}: {error}") from None
+
+
+@functools.cache
+def _open_heif() -> None:
+    """Have Pillow open HEIC files, upright.
+
+    Raises:
+        DecodeError: the package for that is not installed.
+    """
+    try:
+        import pillow_heif
+    except ImportError:
+        raise DecodeError("data.formats has HEIF, and pillow-heif is not installed: pip install pillow-heif") from None
+    pillow_heif.register_heif_opener()
 
 
 def _decode_open(
