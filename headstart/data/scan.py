@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from headstart.core.errors import InputError
 from headstart.core.progress import track
 from headstart.data import splits
-from headstart.data.examine import IMAGE_EXTENSIONS, Limits
+from headstart.data.examine import Limits
+from headstart.data.kinds import IMAGE_EXTENSIONS
 from headstart.data.manifest import COLUMNS, class_order
 from headstart.data.near_duplicates import leaks
 from headstart.data.scan_state import ScanState, scan_state

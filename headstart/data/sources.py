@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from posixpath import splitext
 
 import pandas as pd
 
 from headstart.core.errors import InputError
-from headstart.data.examine import IMAGE_EXTENSIONS
+from headstart.data.kinds import why_ignored
 from headstart.data.labels import labels_file, read_labels
 from headstart.data.tree import Tree, listing
 
-IGNORED_NAMES = ("Thumbs.db", ".DS_Store", "desktop.ini")
-IGNORED_FOLDERS = (".ipynb_checkpoints", "__MACOSX")
 SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 NONE = "none"
 
@@ -162,22 +158,6 @@ def _check_empty_folders(tree: Tree, found: Listing, splits: dict[str, str], dep
         is_class = len(parts) == depth + 1 and (not splits or parts[0] in splits)
         if is_class and not why_ignored(parts, "") and folder not in filled:
             raise InputError(f"class folder {folder} in {tree.root}: no images in it", fix="fill or remove it")
-
-
-def why_ignored(folders: Sequence[str], name: str) -> str:
-    """Why a file is none of ours, or nothing."""
-    for folder in folders:
-        if folder in IGNORED_FOLDERS or folder.startswith("."):
-            return f"in {folder}"
-        if _named_like_an_image(folder):
-            return f"in the folder {folder}, named like an image"
-    hidden = name.startswith(".") and not _named_like_an_image(name)
-    return "a system's own file" if name in IGNORED_NAMES or name.startswith("._") or hidden else ""
-
-
-@functools.lru_cache(maxsize=1024)  # asked of the same folders again and again
-def _named_like_an_image(name: str) -> bool:
-    return "." in name and splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 def _group(tree: Tree, found: Listing, pattern: str) -> None:
