@@ -45,6 +45,7 @@ SIGNATURES = (
     (b"MMOR", RAW),
     (b"IIU\0", RAW),
 )
+OURS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 IGNORED_NAMES = ("Thumbs.db", ".DS_Store", "desktop.ini")
 IGNORED_FOLDERS = frozenset(
@@ -79,6 +80,11 @@ def why_ignored(folders: Sequence[str], name: str) -> str:
             return f"in the folder {folder}, named like an image"
     hidden = name.startswith(".") and extension(name) not in IMAGE_EXTENSIONS
     return "a system's own file" if name in IGNORED_NAMES or name.startswith("._") or hidden else ""
+
+
+def begins_like_an_image(data: bytes) -> bool:
+    """Whether a file's first 12 bytes are those of a kind that we read."""
+    return data.startswith(OURS) or (data[4:8] == b"ftyp" and data[8:12] in AVIF_BRANDS)
 
 
 def other_image(data: bytes) -> str:
