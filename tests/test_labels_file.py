@@ -45,6 +45,7 @@ FORMATS: dict[str, tuple[dict[str, str], str]] = {
     "semicolons": ({"comma": ";"}, "its columns are separated by semicolons"),
     "tabs": ({"comma": "\t"}, "its columns are separated by tabs"),
     "byte order mark": ({"encoding": "utf-8-sig"}, "it begins with a byte order mark (BOM)"),
+    "capital letters": ({"head": "path,Label"}, "its column 'Label' is read as label"),
     "blanks after commas": ({"comma": ", "}, "blank space after commas in 61 rows"),
     "blanks and quotes": ({"comma": ', "', "head": 'path, "label"'}, "blank space after commas in 61 rows"),
 }

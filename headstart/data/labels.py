@@ -24,7 +24,8 @@ from headstart.data.tree import Tree, listing
 
 NAMES = ("labels.csv", "labels.parquet")
 SPLITS = ("train", "valid", "test")
-OWN = ("path", "label", "split", "group")
+REQUIRED = ("path", "label")
+OWN = (*REQUIRED, "split", "group")
 RESERVED = (
     "key", "class_index", "fold", "width", "height", "format", "mode", "orientation", "bytes", "phash", "declared",
 )  # fmt: skip
@@ -143,7 +144,7 @@ def _text(value: Any, column: str) -> str:
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:
-    missing = [name for name in ("path", "label") if name not in columns]
+    missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise InputError(
             f"{path} row 1: no column {', '.join(missing)}; columns found: {', '.join(columns) or 'none'}",
@@ -166,7 +167,7 @@ def _read_csv(path: Path, tree: Tree, base: str) -> tuple[pd.DataFrame, list[str
     trimmed = sum(one != other for one, other in zip(rows, exact, strict=False))
     formats += [f"blank space after {DELIMITERS[delimiter]} in {trimmed:,} rows"] if trimmed else []
     numbered = ((number, cells) for number, cells in enumerate(rows, start=1) if cells)  # a row may be blank
-    header = [clean(name) for name in next(numbered, (1, []))[1]]
+    header = _header([clean(name) for name in next(numbered, (1, []))[1]], formats)
     if trimmed:
         _keep_blanks(header, rows, exact, lambda cell: normpath(base + cell) in tree.files)
     _check_columns(path, header)
@@ -178,6 +179,16 @@ def _read_csv(path: Path, tree: Tree, base: str) -> tuple[pd.DataFrame, list[str
             bad.append((number, BadCell(column, f"{len(cells)} cells, the header has {len(header)} columns")))
     _refuse(path, bad)
     return pd.DataFrame([*body.values()], index=[*body], columns=header, dtype=object), formats
+
+
+def _header(names: list[str], formats: list[str]) -> list[str]:
+    """The columns' names, path and label also where they are written in capital letters."""
+    for name in REQUIRED:
+        same = [place for place, other in enumerate(names) if other.lower() == name]
+        if name not in names and len(same) == 1:
+            formats.append(f"its column {names[same[0]]!r} is read as {name}")
+            names[same[0]] = name
+    return names
 
 
 def _decoded(path: Path, data: bytes) -> str:
@@ -198,8 +209,8 @@ def _delimiter(text: str) -> str:
     """What separates the columns: a comma, unless the header names path and label with another only."""
     first = text.lstrip("\r\n").partition("\n")[0]
     for delimiter in DELIMITERS:
-        names = [clean(name).strip('"') for name in first.split(delimiter)]
-        if {"path", "label"} <= set(names):
+        names = [clean(name).strip('"').lower() for name in first.split(delimiter)]
+        if set(REQUIRED) <= set(names):
             return delimiter
     return ","
 

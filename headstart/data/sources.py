@@ -231,8 +231,8 @@ def _by_folders(tree: Tree, found: Listing, layout: Layout, nested_folders: bool
                 nested.append(path)
     _set_uncounted(found)
     for folder, number in sorted(flat.items()):
-        text = f"{number:,} files in {folder} have no labels (no class folders): ignored, and {layout.splits[folder]} is carved"
-        found.remarks.append((folder, "layout", f"{text} from train; flows.predict --images can classify them later"))
+        text = f"{number:,} files have no labels (no class folders): ignored, and {layout.splits[folder]} is carved from train"
+        found.remarks.append((folder, "layout", f"{text}; flows.predict --images can classify them later"))
     if nested and not nested_folders:
         found.problems.append(
             Problem(
@@ -358,13 +358,13 @@ def _check_number_of_classes(tree: Tree, found: Listing, base: str, label_patter
 def _refuse_number_of_classes(tree: Tree, found: Listing, how: str, accept: str) -> None:
     label = found.entries[0].label if found.entries else ""
     what = f"one class only ({label!r}){how}" if found.entries else f"no images in class folders{how}"
-    fix = f"first of {len(found.stray):,} files that belong nowhere: {found.stray[0][0]!r}" if found.stray else ""
+    stray = f" (the first of {len(found.stray):,} that belong nowhere: {found.stray[0][0]!r})" if found.stray else ""
     found.problems.append(
         Problem(
             f"data.source {tree.root}: {what}{_ignored_in(found, '') if not found.entries else ''}",
             wanted="a folder per class (two or more), or train/ valid/ test/ of them, or labels.csv,"
             " or data.label_pattern where the files' names tell the class",
-            fix=fix,
+            fix=f"sort the images into class folders, or list them in a labels.csv{stray}",
             accept=accept,
         )
     )
