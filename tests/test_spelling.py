@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headstart.core.errors import InputError
 from headstart.data.spelling import clean, fold
@@ -178,3 +180,15 @@ def test_spellings_of_a_group_are_one_group(shapes):
         path.rename(path.with_name(f"k{number % 12}{' ' if number % 24 < 12 else NBSP}{path.name}"))
     grouped = scan_folder(shapes, group_pattern=r"k\d+\s").manifest
     assert set(grouped["group"]) == {f"k{number}" for number in range(12)}
+
+
+SIGNS = st.sampled_from(
+    "a \u00e9\u00a0\u200b\u200c\u200d\u00ad\u3000\u0645\u0915\u0600\ufe0f\U0001f469\U0001f3f4\U000e0067\U000e007f\n"
+)
+
+
+@given(st.one_of(st.text(max_size=8), st.text(SIGNS, max_size=8)))
+def test_a_clean_name_is_clean(text):
+    name = clean(text)
+    assert clean(name) == name == name.strip() and fold(name) == fold(text)
+    assert [sign for sign in text if sign.isalnum()] == [sign for sign in name if sign.isalnum()]
