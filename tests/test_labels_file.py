@@ -61,6 +61,21 @@ def test_other_formats_are_read_with_a_note(shapes, kind):
     assert only_note(shapes) == ("labels format", told)
 
 
+def test_a_split_in_capitals_is_read_where_the_whole_header_is_and_else_noted(shapes):
+    rows = [f"{path},{path[0]},{'test' if '1.png' in path else ''}" for path in names(shapes)]
+    for head, test_images, told in (
+        ("Path,Label,Split", {path for path in names(shapes) if "1.png" in path}, "its column 'Split' is read as split"),
+        ("path,label,Split", None, "its column 'Split' is a further column, not split"),
+    ):
+        (shapes / "labels.csv").write_text("\n".join([head, *rows]))
+        result = scan_folder(shapes)
+        assert told in [text for _, _, text in noted(result)]
+        if test_images:
+            assert set(result.manifest.loc[result.manifest["split"] == "test", "path"]) == test_images
+        else:
+            assert set(result.manifest["Split"]) == {"test", ""}
+
+
 def test_a_spreadsheets_table_has_all_of_it_at_once(shapes):
     write(shapes, lambda path: path.replace("/", "\\"), comma="; ", encoding="utf-8-sig")
     result = scan_folder(shapes)

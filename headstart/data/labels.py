@@ -182,12 +182,14 @@ def _read_csv(path: Path, tree: Tree, base: str) -> tuple[pd.DataFrame, list[str
 
 
 def _header(names: list[str], formats: list[str]) -> list[str]:
-    """The columns' names, path and label also where they are written in capital letters."""
-    for name in REQUIRED:
+    """The columns' names, ours also in capital letters where path or label is."""
+    in_capitals = not set(REQUIRED) <= set(names)
+    for name in OWN:
         same = [place for place, other in enumerate(names) if other.lower() == name]
         if name not in names and len(same) == 1:
-            formats.append(f"its column {names[same[0]]!r} is read as {name}")
-            names[same[0]] = name
+            how = "is read as" if in_capitals else "is a further column, not"
+            formats.append(f"its column {names[same[0]]!r} {how} {name}")
+            names[same[0]] = name if in_capitals else names[same[0]]
     return names
 
 

@@ -29,7 +29,7 @@ from headstart.data.near_duplicates import leaks
 from headstart.data.problems import Problem, refuse
 from headstart.data.scan_state import ScanState, scan_state
 from headstart.data.sources import Listing
-from headstart.data.tree import SHOWN, Tree, listing
+from headstart.data.tree import SHOWN, Tree, listing, printable
 from headstart.data.workers import examine_all
 
 REMEMBER = 2_000  # answers kept in one transaction: what a killed scan need not repeat
@@ -301,7 +301,7 @@ def _unusable(tree: Tree, found: Listing, quarantine: list[tuple[str, str]], lim
         )
     emptied = sorted({entry.label for entry in found.entries} - usable)
     if emptied:
-        text = f"no usable file is left of class {', '.join(emptied[:SHOWN])} in {tree.root}"
+        text = f"no usable file is left of class {', '.join(map(printable, emptied[:SHOWN]))} in {tree.root}"
         more = "" if problems else f":\n    {listing(lines)}"
         problems.append(Problem(text + more, fix="repair these files, add others, or remove the class"))
     return problems

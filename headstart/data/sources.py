@@ -15,7 +15,7 @@ from headstart.data.kinds import extension, is_named_as_image, why_ignored, why_
 from headstart.data.labels import NAMES, Labels, labels_file, read_labels
 from headstart.data.problems import Problem
 from headstart.data.spelling import clean, fold, spellings
-from headstart.data.tree import SHOWN, Tree, listing
+from headstart.data.tree import SHOWN, Tree, listing, printable
 
 SPLIT_FOLDERS = {
     "train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
@@ -171,7 +171,7 @@ def _layout(tree: Tree, found: Listing, base: str) -> Layout:
     for split in sorted(set(splits.values())):
         same = [folder for folder in sorted(splits) if splits[folder] == split]
         if len(same) > 1:
-            text = f"{tree.root}: both {' and '.join(same)}"
+            text = f"{tree.root}: both {' and '.join(map(printable, same))}"
             found.problems.append(Problem(text, fix=f"keep one folder of {split} images"))
     flat = (folder for folder in splits if splits[folder] != "train" and not _folders_in(tree, f"{folder}/"))
     return Layout(base, splits, frozenset(flat))
