@@ -8,26 +8,32 @@ import logging
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from headstart.core.errors import guarded
 from headstart.core.files import write_bytes, write_json
 from headstart.core.parallel import count
-from headstart.core.params import load_params
+from headstart.core.params import Data, load_params
 from headstart.core.stages import Job, Summary, command_line, load_graph, main
+from headstart.data.conflicts import Labelled, as_problems, conflicts, seen_as_images
 from headstart.data.examine import Limits
+from headstart.data.kinds import why_sidecar
 from headstart.data.link import check_name, link
 from headstart.data.manifest import read_manifest, write_csv, write_manifest
+from headstart.data.problems import Problem, described, refuse
 from headstart.data.scan import Scan, SplitRule, scan
-from headstart.data.sources import list_source
+from headstart.data.sources import Listing, extensions, list_source, shown_kinds
 from headstart.data.summary import pictures, summarise
-from headstart.data.tree import check_folder, preflight, printable
+from headstart.data.tree import Tree, check_folder, preflight, printable
 from headstart.versioning import cache_folders
 from headstart.versioning import snapshot as take_snapshot
 
 logger = logging.getLogger("headstart")
 SHOWN = 3
+REMARKS = ("group spelling", "label spelling", "labels format", "labels path", "layout")
+REMARKS_SHOWN = 10
 
 
 def link_data(job: Job, verify: bool = False) -> Summary:
@@ -79,21 +85,21 @@ def _hashes(path: Path) -> dict[str, str]:
     return dict(zip(frame["path"], frame["key"], strict=True))
 
 
-def tell(result: Scan, report: dict[str, object]) -> None:
+def tell(result: Scan, report: Mapping[str, Any]) -> None:
     """Say in the log what was found."""
     counts = Counter(result.manifest["split"])
-    unchanged = result.files - result.reread
     logger.info(
         "  %s images of %s classes: %s%s",
         f"{len(result.manifest):,}",
         f"{report['classes']:,}",
         ", ".join(f"{number:,} {split.replace('_', ' ')}" for split, number in sorted(counts.items())),
-        f"; {result.reread:,} files read, {unchanged:,} known from before" if unchanged else "",
+        f"; {result.reread:,} files read, {result.unchanged:,} known from before" if result.unchanged else "",
     )
     kinds = Counter(result.notes["kind"])
     parts = [f"{len(result.quarantine):,} quarantined (data/quarantine.csv)"]
-    parts += [f"{number:,} {kind}" for kind, number in sorted(kinds.items())]
+    parts += [f"{number:,} {kind}" + (_of_which(report) if kind == "ignored" else "") for kind, number in sorted(kinds.items())]
     logger.info("  %s", "; ".join(parts) + (" (reports/data/notes.csv)" if kinds else ""))
+    tell_remarks([row for row in result.notes.itertuples(index=False, name=None) if row[1] in REMARKS])
     for row in result.quarantine.head(SHOWN).itertuples():
         logger.warning("  quarantined: %s: %s", *map(printable, (str(row.path), str(row.reason))))
     for row in result.leaks.head(SHOWN).itertuples():
@@ -103,6 +109,41 @@ def tell(result: Scan, report: dict[str, object]) -> None:
         logger.warning("  kept in train, having no other image there: %s", printable(", ".join(result.rescued[:SHOWN])))
 
 
+def _of_which(report: Mapping[str, Any]) -> str:
+    kinds = Counter(report["ignored_by_extension"])
+    return f" (no images by their name: {shown_kinds(kinds)})" if kinds else ""
+
+
+def tell_remarks(remarks: Sequence[tuple[Any, ...]]) -> None:
+    """Say in the log what was accepted although it is not as the documents have it; (path, kind, text) each."""
+    for path, kind, text in remarks[:REMARKS_SHOWN]:
+        logger.info("  %s: %s", kind, printable(f"{path}: {text}" if path else text))
+    if len(remarks) > REMARKS_SHOWN:
+        logger.info("  … and %s more of the kind", f"{len(remarks) - REMARKS_SHOWN:,}")
+
+
+def look_at(tree: Tree, data: Data, source: str) -> tuple[Listing, list[Problem]]:
+    """A folder's listing and its problems, by names, sizes and hashes; no pixel is decoded.
+
+    Args:
+        source: data.source as it will be.
+
+    Raises:
+        InputError: the folder itself must be changed.
+    """
+    found = list_source(
+        tree, label_pattern=data.label_pattern, group_pattern=data.group_pattern, nested_folders=data.nested_folders
+    )
+    groups: list[Sequence[Labelled]] = []
+    if data.on_label_conflict == "refuse":
+        files = [Labelled(entry.path, entry.label, tree.files[entry.path].status.st_size) for entry in found.entries]
+        groups = seen_as_images(str(tree.root), conflicts(str(tree.root), files, {}))
+    problems = [*found.problems, *as_problems(groups)]
+    if not all(problem.accept for problem in problems):
+        refuse(tree.root, problems, source)
+    return found, problems
+
+
 def link_source(root: Path, source: Path, name: str | None, *, relink: bool, snapshot: bool) -> None:
     """Make data/NAME a link to `source`, or a snapshot of it in DVC's care, and say what to do next.
 
@@ -110,7 +151,7 @@ def link_source(root: Path, source: Path, name: str | None, *, relink: bool, sna
         name: the folder's own where it is None.
 
     Raises:
-        InputError: a folder or a name that will not do.
+        InputError: a folder or a name that will not do, or problems that no parameter accepts; the others are warned of.
     """
     params = load_params(root / "params.yaml")
     source = check_folder(source)
@@ -119,6 +160,7 @@ def link_source(root: Path, source: Path, name: str | None, *, relink: bool, sna
     check_name(root, source, name, taken)
     data = params.data
     tree = preflight(source, follow_external_links=data.follow_external_links, trusted=functools.partial(cache_folders, root))
+    found, problems = look_at(tree, data, f"data/{name}")
     if snapshot:
         record = take_snapshot(root, tree.root, name)
         logger.info("data/%s is a copy of %s in DVC's care", name, tree.root)
@@ -126,12 +168,24 @@ def link_source(root: Path, source: Path, name: str | None, *, relink: bool, sna
     else:
         link(root, source, name, relink)
         logger.info("data/%s -> %s", name, tree.root)
+    tell_linked(tree, found, problems, f"data/{name}")
+
+
+def tell_linked(tree: Tree, found: Listing, problems: Sequence[Problem], source: str) -> None:
+    """Say in the log what is in a folder, what stands in the way, and how to learn from it."""
     tops = Counter(path.partition("/")[0] for path in tree.files if "/" in path)
     shown = ", ".join(f"{printable(top)} ({number:,})" for top, number in sorted(tops.items())[:10])
     logger.info(
         "  %s files in %s folders: %s%s", f"{len(tree.files):,}", f"{len(tops):,}", shown, ", …" if len(tops) > 10 else ""
     )
-    logger.info("  to learn from it: python -m flows.pipeline --set %s", shlex.quote(f"data.source=data/{name}"))
+    sidecars = extensions(path for path, reason in found.ignored if reason == why_sidecar(path.rpartition("/")[2]))
+    if sidecars:
+        logger.info("  %s may be images; no images by their name: %s", f"{len(found.entries):,}", shown_kinds(sidecars))
+    tell_remarks(found.remarks)
+    if problems:
+        logger.warning("%s", described(tree.root, problems, source))
+        return
+    logger.info("  to learn from it: python -m flows.pipeline --set %s", shlex.quote(f"data.source={source}"))
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

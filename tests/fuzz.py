@@ -81,12 +81,14 @@ def _file(name: str, data: bytes) -> Path:
 def _labels(name: str, data: bytes) -> None:
     path = _file(name, data)
     try:
-        rows, extra = read_labels(path, TREE)
+        found = read_labels(path, TREE)
     except InputError as error:
         assert name in str(error)
         return
-    assert len(rows) == len(extra) == len({row.path for row in rows})
-    assert all(row.path in TREE.files and row.label and row.split in ("", "train", "valid", "test") for row in rows)
+    assert len(found.rows) == len(found.extra) == len({row.path for row in found.rows})
+    assert all(
+        row.path in TREE.files and row.label.strip() and row.split in ("", "train", "valid", "test") for row in found.rows
+    )
 
 
 def labels_csv(data: bytes) -> None:

@@ -52,7 +52,15 @@ QUARANTINED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "zero bytes": ("x.jpg", lambda: b"", "not an image"),
     "text": ("x.jpg", lambda: b"just some text\n" * 20, "not an image"),
     "HTML": ("x.jpg", lambda: b"<!doctype html><html><body>404</body></html>", "not an image"),
-    "HEIC": ("x.jpg", images.heic, "not an image"),
+    "HEIC": ("x.jpg", images.heic, "it is HEIC; convert it first, for example: heif-convert in.heic out.jpg"),
+    "HEIC by name": ("x.HEIC", images.heic, "it is HEIC; convert it first, for example: heif-convert in.heic out.jpg"),
+    "HEIC by name only": ("x.heif", lambda: b"junk", "not an image.*named as HEIC: convert it first"),
+    "JPEG XL": ("x.jxl", lambda: b"\xff\x0a" + bytes(99), "it is JPEG XL; convert it first, for example: djxl"),
+    "JPEG 2000": ("x.jpg", lambda: b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99), "it is JPEG 2000; convert it first"),
+    "Photoshop": ("x.psd", lambda: b"8BPS" + bytes(99), "it is Photoshop; convert it first, for example: magick"),
+    "raw file with a preview": ("x.NEF", lambda: save(BIG, "TIFF"), "a camera's raw file: what can be read in it may be"),
+    "raw file by its content": ("x.jpg", lambda: b"FUJIFILMCCD-RAW " + bytes(99), "it is a camera's raw file; convert it"),
+    "Netpbm": ("x.ppm", lambda: save(BIG, "PPM"), "not an image of an accepted format.*named as Netpbm: convert it first"),
     "cut PNG": ("x.png", lambda: save(BIG, "PNG")[:-2000], "damaged"),
     "PNG cut by 12 bytes": ("x.png", lambda: save(BIG, "PNG")[:-12], "no IEND"),
     "PNG cut by 1 byte": ("x.png", lambda: save(BIG, "PNG")[:-1], "no IEND"),
@@ -222,6 +230,13 @@ IGNORED = {
     ".DS_Store": "b/.DS_Store",
     "._x.jpg": "a/._x.jpg",
     ".gitkeep": "a/.gitkeep",
+    **{name: f"{name}/x.png" for name in ("@eaDir", "System Volume Information", "lost+found", "#recycle", "$Recycle.Bin")},
+    "@eaDir in a class": "a/@eaDir/x.png",
+    "a text beside an image": "a/000.txt",
+    "a sound beside an image": "b/000.ogg",
+    "a vector image beside it": "b/000.svg",
+    "a table at the root": "readings.csv",
+    "an image by another name": "a/picture.dat",
     ".ipynb_checkpoints": ".ipynb_checkpoints/a-checkpoint.png",
     ".ipynb_checkpoints in a class": "a/.ipynb_checkpoints/x.png",
     "directory named x.jpg": "a/x.jpg/inner.png",
@@ -234,7 +249,7 @@ def test_ignored_and_counted(shapes, kind):
     path = shapes / IGNORED[kind]
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(encode(picture(0, 77)))
-    result = scan_folder(shapes)
+    result = scan_folder(shapes, max_quarantined=0.0)
     assert counts(result, shapes) == (60, 0, 1)
     assert set(result.manifest["label"]) == {"a", "b", "c"}
     assert result.notes[["path", "kind"]].to_numpy().tolist() == [[IGNORED[kind], "ignored"]]
@@ -400,7 +415,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "nested folders": (nest, "a/deep/er/x.png"),
     "one class only": (one_class, "one class only ('a')"),
     "class folders b and B": (twin("b"), "'B' and 'b' differ in case"),
-    "class folders in NFC and NFD": (twin("é"), "differ in case or in Unicode's normal form"),
+    "class folders in NFC and NFD": (twin("é"), "differ in case, inner white space or Unicode's"),
 }
 
 
@@ -576,10 +591,11 @@ def text(content: str | bytes) -> Callable[[Path], object]:
 FAULTY_LABELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing column": (text("path,class\na/000.png,x\n"), "labels.csv row 1: no column label; columns found: path, class"),
     "wrong delimiter": (
-        text("path;label\na/000.png;x\n"),
-        "labels.csv row 1: no column path, label; columns found: path;label",
+        text("path|label\na/000.png|x\n"),
+        "labels.csv row 1: no column path, label; columns found: path|label",
     ),
-    "byte order mark": (text("\ufeffpath,label\na/000.png,x\n"), "row 1, column path: the file begins with a byte order mark"),
+    "UTF-16": (text("path,label\na/000.png,x\n".encode("utf-16")), "labels.csv row 1: UTF-16 text"),
+    "UTF-16 without a mark": (text("path,label\na/000.png,x\n".encode("utf-16-le")), "labels.csv row 1: UTF-16 text"),
     "unknown path": (text("path,label\na/none.png,x\n"), "row 2, column path: no file 'a/none.png'"),
     "a folder": (text("path,label\na,x\n"), "row 2, column path: no file 'a'"),
     "path outside": (text("path,label\na/000.png,x\n../x.png,x\n"), "row 3, column path: '../x.png' leads out"),

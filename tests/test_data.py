@@ -29,8 +29,9 @@ def test_counts_add_up_and_labels_are_the_folders(shapes):
     result = scan_folder(shapes)
     files = sum(1 for path in shapes.rglob("*") if path.is_file())
     report = summarise(result)
-    assert (report["files"], report["images"], report["quarantined"], report["ignored"]) == (files, 60, 2, 2)
-    assert list(result.quarantine["path"]) == ["README", "a/notes.txt"]
+    assert (report["files"], report["images"], report["quarantined"], report["ignored"]) == (files, 60, 1, 3)
+    assert report["ignored_by_extension"] == {".txt": 1}
+    assert list(result.quarantine["path"]) == ["README"]
     assert (result.manifest["label"] == result.manifest["path"].str.split("/").str[0]).all()
     assert (result.manifest["key"] == [sha256_file(shapes / path) for path in result.manifest["path"]]).all()
     assert set(result.manifest["split"]) == {"train", "valid", "test"}
@@ -145,12 +146,14 @@ def test_kaggles_flat_names_by_a_pattern(tmp_path):
         for number in range(30):
             (folder / f"{name}.{number}.png").write_bytes(encode(picture(label, number)))
     (folder / "sampleSubmission.csv").write_text("id,label")
+    (folder / "wolf.png").write_bytes(encode(picture(2, 99)))
     (folder / ".DS_Store").touch()
     for pattern in (r"^(cat|dog)\.", "^[a-z]{3}(?=[.])"):
         result = scan_folder(folder, label_pattern=pattern)
         assert dict(Counter(result.manifest["label"])) == {"cat": 30, "dog": 30}
-        assert list(result.quarantine["path"]) == ["sampleSubmission.csv"]
+        assert list(result.quarantine["path"]) == ["wolf.png"]
         assert "data.label_pattern" in result.quarantine["reason"][0]
+        assert summarise(result)["ignored_by_extension"] == {".csv": 1}
 
 
 def test_a_pattern_and_split_folders(tmp_path):

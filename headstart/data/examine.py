@@ -18,22 +18,13 @@ from PIL import Image
 from headstart.core.files import sha256_bytes
 from headstart.data.containers import trailing_bytes
 from headstart.data.decode import MOST_ELONGATED, Decoded, DecodeError, Whites, decode_image
+from headstart.data.kinds import EXTENSIONS, OTHER_EXTENSIONS, RAW, advice, extension, other_image
 
 THUMB_SIDE = 8
 HASH_SIDE = 32
 LOOK_SIDE = 40  # of the picture that hash and thumbnail are made from, at least; more finds no more (bench.duplicates)
 MAX_BYTES_PER_PIXEL = 8  # an uncompressed image of four 16-bit channels
 SLACK_BYTES = 10_000_000  # for headers, profiles, thumbnails
-EXTENSIONS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png", ".apng"),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp", ".dib"),
-    "TIFF": (".tif", ".tiff"),
-    "AVIF": (".avif", ".avifs"),
-}
-IMAGE_EXTENSIONS = frozenset(extension for extensions in EXTENSIONS.values() for extension in extensions)
 
 
 @dataclass(frozen=True)
@@ -91,10 +82,15 @@ def usable(path: str, limits: Limits, enough: int, whites: Whites | None = None)
     """
     data = _read(path, limits.max_pixels * MAX_BYTES_PER_PIXEL + SLACK_BYTES)
     key = sha256_bytes(data)
+    named = OTHER_EXTENSIONS.get(extension(PurePath(path).name), "")
     try:
-        return key, data, accepted(data, limits, enough, whites)
+        image = accepted(data, limits, enough, whites)
     except DecodeError as error:
-        raise Unusable(str(error), key) from None
+        known = not named or other_image(data)
+        raise Unusable(str(error) if known else f"{error}; named as {named}: {advice(named)}", key) from None
+    if named == RAW and image.format == "TIFF":
+        raise Unusable(f"{named}: what can be read in it may be its preview; {advice(named)}", key)
+    return key, data, image
 
 
 def accepted(data: bytes, limits: Limits, enough: int, whites: Whites | None = None) -> Decoded:
@@ -103,7 +99,13 @@ def accepted(data: bytes, limits: Limits, enough: int, whites: Whites | None = N
     Raises:
         DecodeError: they are not.
     """
-    image = decode_image(data, limits.max_pixels, limits.formats, enough=enough, whites=whites)
+    try:
+        image = decode_image(data, limits.max_pixels, limits.formats, enough=enough, whites=whites)
+    except DecodeError:
+        kind = other_image(data)
+        if not kind:
+            raise
+        raise DecodeError(f"not an image of an accepted format: it is {kind}; {advice(kind)}") from None
     if min(image.width, image.height) < limits.min_side:
         raise DecodeError(f"{image.width} x {image.height} pixels: a side below {limits.min_side} (data.min_side)")
     return image
@@ -173,9 +175,9 @@ def _read(path: str, max_bytes: int) -> bytes:
 
 def _notes(path: str, data: bytes, image: Decoded, limits: Limits) -> list[tuple[str, str]]:
     notes = []
-    extension = PurePath(path).suffix.lower()
-    if extension not in EXTENSIONS[image.format]:
-        notes.append(("extension", f"{image.format} in a file named {extension or 'without extension'}"))
+    suffix = PurePath(path).suffix.lower()
+    if suffix not in EXTENSIONS[image.format]:
+        notes.append(("extension", f"{image.format} in a file named {suffix or 'without extension'}"))
     behind = trailing_bytes(data, image.format)
     if behind:
         notes.append(("trailing bytes", f"{behind:,} bytes after the end of the image"))

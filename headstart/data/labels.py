@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-import os
-import unicodedata
-from collections.abc import Iterator, Mapping
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import normpath
 from typing import Any
 
 import pandas as pd
@@ -16,15 +18,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headstart.core.errors import InputError
-from headstart.data.tree import Tree
+from headstart.data.label_paths import BadCell, Paths
+from headstart.data.spelling import clean
+from headstart.data.tree import Tree, listing
 
 NAMES = ("labels.csv", "labels.parquet")
 SPLITS = ("train", "valid", "test")
-OWN = ("path", "label", "split", "group")
+REQUIRED = ("path", "label")
+OWN = (*REQUIRED, "split", "group")
 RESERVED = (
-    "key", "class_index", "fold", "width", "height", "format", "mode", "orientation", "bytes", "phash", "declared",
+    "key", "class_index", "fold", "width", "height", "format", "mode", "orientation", "bytes", "phash", "peak", "declared",
 )  # fmt: skip
-BOM = b"\xef\xbb\xbf"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+MANY = 1_000  # bad rows, after which no more are looked for
 
 
 @dataclass(frozen=True)
@@ -37,40 +44,79 @@ class Row:
     group: str
 
 
-def labels_file(tree: Tree) -> Path | None:
-    """The source's labels file, if it has one.
+@dataclass(frozen=True)
+class Labels:
+    """A labels file.
+
+    Args:
+        name: its path relative to the source.
+        rows: its images.
+        extra: further columns (text from CSV, any scalar type from Parquet) indexed by path.
+        remarks: (name, kind, text) of what was accepted although it is spelled in another way.
+    """
+
+    name: str
+    rows: list[Row]
+    extra: pd.DataFrame
+    remarks: list[tuple[str, str, str]]
+
+
+def labels_file(tree: Tree, base: str = "") -> Path | None:
+    """The labels file in a source's folder `base` (with a slash, or empty), if there is one.
 
     Raises:
-        InputError: it has two.
+        InputError: there are two.
     """
-    found = [name for name in NAMES if name in tree.files]
+    found = [name for name in NAMES if base + name in tree.files]
     if len(found) > 1:
-        raise InputError(f"{tree.root}: both {' and '.join(found)}", fix="keep one of them")
-    return tree.root / found[0] if found else None
+        raise InputError(f"{tree.root / base}: both {' and '.join(found)}", fix="keep one of them")
+    return tree.root / base / found[0] if found else None
 
 
-def read_labels(path: Path, tree: Tree) -> tuple[list[Row], pd.DataFrame]:
-    """Read and check a labels file.
-
-    Returns:
-        Its rows, and the further columns (text from CSV, any scalar type from Parquet) indexed by path.
+def read_labels(path: Path, tree: Tree, base: str = "") -> Labels:
+    """Read and check a labels file; its paths are relative to the source's folder `base`.
 
     Raises:
-        InputError: naming file, row and column: a missing, reserved or doubled column, another delimiter, a
-            byte order mark, text that is not UTF-8, an empty or unknown or doubled path or one that leads
-            out of the folder, an empty label, an unknown split.
+        InputError: naming file, row and column of up to ten faults: a missing, reserved or doubled column, text that
+            is not UTF-8, an empty or unknown or ambiguous or doubled path or one that leads out of the folder, an
+            empty label, an unknown split.
     """
-    frame = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
+    frame, formats = _read_csv(path, tree, base) if path.suffix == ".csv" else (_read_parquet(path), [])
+    paths = Paths(tree, base)
     rows: list[Row] = []
     seen: dict[str, int] = {}
+    bad: list[tuple[int, BadCell]] = []
     for number, cells in zip(frame.index, _records(frame), strict=True):
-        row = _row(tree, f"{path} row {number}", cells)
-        if row.path in seen:
-            raise InputError(f"{path} row {number}, column path: {row.path!r} is in row {seen[row.path]} already")
+        try:
+            row = _row(paths, cells)
+            if row.path in seen:
+                raise BadCell("path", f"{row.path!r} is in row {seen[row.path]} already")
+        except BadCell as error:
+            bad.append((number, error))
+            if len(bad) == MANY:
+                break
+            continue
         seen[row.path] = number
         rows.append(row)
+    _refuse(path, bad)
     extra = frame.drop(columns=[name for name in OWN if name in frame])
-    return rows, extra.set_axis(pd.Index(seen, dtype=object), axis=0)
+    remarks = [("labels format", text) for text in formats]
+    for kind, (number, cell, file) in sorted(paths.spelled.items()):
+        remarks.append(("labels path", f"{kind} in {number:,} paths: {cell!r} is read as {file!r}"))
+    name = base + path.name
+    index = pd.Index(seen, dtype=object)
+    return Labels(name, rows, extra.set_axis(index, axis=0), [(name, *remark) for remark in remarks])
+
+
+def _refuse(path: Path, bad: list[tuple[int, BadCell]]) -> None:
+    if len(bad) == 1:
+        ((number, error),) = bad
+        raise InputError(f"{path} row {number}, column {error.column}: {error.found}", wanted=error.wanted)
+    if bad:
+        lines = [f"row {number}, column {error.column}: {error.found}" for number, error in bad]
+        many = f"{len(bad):,} or more" if len(bad) == MANY else f"{len(bad):,}"
+        wanted = "; ".join(dict.fromkeys(error.wanted for _, error in bad if error.wanted))
+        raise InputError(f"{path}: {many} rows cannot be used:\n    {listing(lines)}", wanted=wanted)
 
 
 def _records(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -79,41 +125,30 @@ def _records(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield dict(zip(columns, values, strict=True))
 
 
-def _row(tree: Tree, place: str, cells: Mapping[str, Any]) -> Row:
-    texts = {name: _text(value, f"{place}, column {name}") for name, value in cells.items()}
-    name, label, split = texts["path"], texts["label"], texts.get("split", "")
-    relative = os.path.normpath(name)
-    if os.path.isabs(name) or relative.split("/")[0] == ".." or "\0" in name:
-        raise InputError(f"{place}, column path: {name!r} leads out of the folder", wanted=f"a path below {tree.root}")
-    if not name or relative not in tree.files:
-        raise InputError(f"{place}, column path: no file {name!r} in {tree.root}{_twin(relative, tree)}")
-    if not label:
-        raise InputError(f"{place}, column label: empty")
+def _row(paths: Paths, cells: Mapping[str, Any]) -> Row:
+    texts = {name: _text(value, name) for name, value in cells.items()}
+    path, label, split = paths.find(texts["path"]), texts["label"], clean(texts.get("split", ""))
+    if not clean(label):
+        raise BadCell("label", "empty")
     if split not in ("", *SPLITS):
-        raise InputError(f"{place}, column split: {split!r}", wanted="train, valid, test or empty")
-    return Row(relative, label, split, texts.get("group", ""))
+        raise BadCell("split", repr(split), "train, valid, test or empty")
+    return Row(path, label, split, texts.get("group", ""))
 
 
-def _text(value: Any, place: str) -> str:
+def _text(value: Any, column: str) -> str:
     if value is None or (isinstance(value, float) and value != value):
         return ""
     if not isinstance(value, str | int) or isinstance(value, bool):
-        raise InputError(f"{place}: {value!r} of type {type(value).__name__}", wanted="text or a whole number")
+        raise BadCell(column, f"{value!r} of type {type(value).__name__}", "text or a whole number")
     return str(value)
 
 
-def _twin(path: str, tree: Tree) -> str:
-    wanted = unicodedata.normalize("NFC", path)
-    same = [name for name in tree.files if not name.isascii() and unicodedata.normalize("NFC", name) == wanted]
-    return "; its name is there in another Unicode normal form (NFC, NFD)" if same else ""
-
-
 def _check_columns(path: Path, columns: list[str]) -> None:
-    missing = [name for name in ("path", "label") if name not in columns]
+    missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise InputError(
             f"{path} row 1: no column {', '.join(missing)}; columns found: {', '.join(columns) or 'none'}",
-            wanted="path,label[,split][,group][,more], comma-separated",
+            wanted="path,label[,split][,group][,more], separated by commas, semicolons or tabs",
         )
     for name in columns:
         if name in RESERVED or columns.count(name) > 1 or not name:
@@ -121,36 +156,96 @@ def _check_columns(path: Path, columns: list[str]) -> None:
             raise InputError(f"{path} row 1, column {name or columns.index(name) + 1}: {what}", fix="rename it")
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, tree: Tree, base: str) -> tuple[pd.DataFrame, list[str]]:
+    """The table, by row number, and what about the file's format is to be noted."""
     data = path.read_bytes()
-    if data.startswith(BOM):
-        raise InputError(
-            f"{path} row 1, column path: the file begins with a byte order mark (BOM)",
-            wanted="UTF-8 without it",
-            fix=f"sed -i '1s/^\\xEF\\xBB\\xBF//' {path}   (or save it as plain CSV UTF-8)",
-        )
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        row = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{path} row {row}: not UTF-8 text", fix="save the file as UTF-8") from None
-    rows = ((number, cells) for number, cells in enumerate(_csv_rows(path, text), start=1) if cells)  # a row may be blank
-    _, header = next(rows, (1, []))
+    formats = ["it begins with a byte order mark (BOM)"] if data.startswith(codecs.BOM_UTF8) else []
+    text = _decoded(path, data)
+    delimiter = _delimiter(text)
+    formats += [f"its columns are separated by {DELIMITERS[delimiter]}"] if delimiter != "," else []
+    rows, exact = _csv_tables(path, text, delimiter)
+    trimmed = sum(one != other for one, other in zip(rows, exact, strict=False))
+    formats += [f"blank space after {DELIMITERS[delimiter]} in {trimmed:,} rows"] if trimmed else []
+    numbered = ((number, cells) for number, cells in enumerate(rows, start=1) if cells)  # a row may be blank
+    header = _header([clean(name) for name in next(numbered, (1, []))[1]], formats)
+    if trimmed:
+        _keep_blanks(header, rows, exact, lambda cell: normpath(base + cell) in tree.files)
     _check_columns(path, header)
-    body = dict(rows)
+    body = dict(numbered)
+    bad = []
     for number, cells in body.items():
         if len(cells) != len(header):
             column = header[min(len(cells), len(header) - 1)]
-            raise InputError(f"{path} row {number}, column {column}: {len(cells)} cells, the header has {len(header)} columns")
-    return pd.DataFrame([*body.values()], index=[*body], columns=header, dtype=object)
+            bad.append((number, BadCell(column, f"{len(cells)} cells, the header has {len(header)} columns")))
+    _refuse(path, bad)
+    return pd.DataFrame([*body.values()], index=[*body], columns=header, dtype=object), formats
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[list[str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # not splitlines, which ends lines at U+2028 and others
+def _header(names: list[str], formats: list[str]) -> list[str]:
+    """The columns' names, ours also in capital letters where path or label is."""
+    in_capitals = not set(REQUIRED) <= set(names)
+    for name in OWN:
+        same = [place for place, other in enumerate(names) if other.lower() == name]
+        if name not in names and len(same) == 1:
+            how = "is read as" if in_capitals else "is a further column, not"
+            formats.append(f"its column {names[same[0]]!r} {how} {name}")
+            names[same[0]] = name if in_capitals else names[same[0]]
+    return names
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    if data.startswith(UTF_16) or b"\0\0\0\0" in (data[:8:2], data[1:8:2]):
+        raise InputError(
+            f"{path} row 1: UTF-16 text",
+            wanted="UTF-8, which spreadsheets call CSV UTF-8",
+            fix=f"iconv -f UTF-16 -t UTF-8 {shlex.quote(path.name)} > new.csv, then move new.csv in its place",
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{path} row {row}: not UTF-8 text", fix="save the file as UTF-8") from None
+
+
+def _delimiter(text: str) -> str:
+    """What separates the columns: a comma, unless the header names path and label with another only."""
+    first = text.lstrip("\r\n").partition("\n")[0]
+    for delimiter in DELIMITERS:
+        names = [clean(name).strip('"').lower() for name in first.split(delimiter)]
+        if set(REQUIRED) <= set(names):
+            return delimiter
+    return ","
+
+
+def _csv_tables(path: Path, text: str, delimiter: str) -> tuple[list[list[str]], list[list[str]]]:
+    """The rows without blank space after delimiters, and with it; both without where quotes follow on it."""
+    rows = [*_csv_rows(path, text, delimiter, trim=True)]
+    if not re.search(f"(^|[{delimiter}\n]) ", text):
+        return rows, rows
+    try:
+        return rows, [*_csv_rows(path, text, delimiter, trim=False)]
+    except InputError:
+        return rows, [[f" {cell}" for cell in row] for row in rows]
+
+
+def _keep_blanks(header: list[str], rows: list[list[str]], exact: list[list[str]], is_file: Callable[[str], bool]) -> None:
+    """Put blank space back where it is the cell's: a file's name has it, or not all cells of a further column do."""
+    pairs = [(row, one) for row, one in zip(rows[1:], exact[1:], strict=False) if len(row) == len(one) == len(header)]
+    for place, name in enumerate(header):
+        own = name not in OWN and not all(one[place].startswith(" ") for _, one in pairs if one[place])
+        for row, one in pairs:
+            if own or (name == "path" and one[place] != row[place] and is_file(one[place])):
+                row[place] = one[place]
+
+
+def _csv_rows(path: Path, text: str, delimiter: str, trim: bool) -> Iterator[list[str]]:
+    stream = io.StringIO(text, newline="")  # not splitlines, which ends lines at U+2028 and others
+    reader = csv.reader(stream, strict=True, delimiter=delimiter, skipinitialspace=trim)
     try:
         yield from reader
     except csv.Error as error:
-        raise InputError(f"{path} row {reader.line_num}: {error}", wanted="comma-separated values, quotes doubled") from None
+        wanted = f"values separated by {DELIMITERS[delimiter]}, quotes doubled"
+        raise InputError(f"{path} row {reader.line_num}: {error}", wanted=wanted) from None
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:

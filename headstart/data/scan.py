@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +22,15 @@ from numpy.typing import NDArray
 from headstart.core.errors import InputError
 from headstart.core.progress import track
 from headstart.data import splits
+from headstart.data.conflicts import Labelled, as_problems, conflicts
 from headstart.data.decode import SIGNED, Whites, floating_white, integer_white
-from headstart.data.examine import IMAGE_EXTENSIONS, Limits
+from headstart.data.examine import Limits
 from headstart.data.manifest import COLUMNS, class_order, whites_of
 from headstart.data.near_duplicates import leaks
+from headstart.data.problems import Problem, refuse
 from headstart.data.scan_state import ScanState, scan_state
 from headstart.data.sources import Listing
-from headstart.data.tree import SHOWN, Tree, listing
+from headstart.data.tree import SHOWN, Tree, listing, printable
 from headstart.data.workers import examine_all
 
 REMEMBER = 2_000  # answers kept in one transaction: what a killed scan need not repeat
@@ -41,11 +45,12 @@ class Scan:
     Args:
         manifest: a row per image, columns `manifest.COLUMNS` and the source's own.
         quarantine: path, reason.
-        notes: path, kind (ignored, or what is warned of), text.
+        notes: path (empty for the source as a whole), kind (ignored, or what is warned of), text.
         leaks: near copies across splits, see `near_duplicates.leaks`.
         rescued: classes that got an image back into train.
         files: files in the folder.
-        reread: files that were read this time, the others being unchanged.
+        reread: files that were read this time.
+        unchanged: files that were not, being known from before.
     """
 
     manifest: pd.DataFrame
@@ -55,6 +60,7 @@ class Scan:
     rescued: list[str]
     files: int
     reread: int
+    unchanged: int
 
 
 @dataclass(frozen=True)
@@ -95,16 +101,18 @@ def scan(
             refused if its bytes are not those that this or the state tell of.
 
     Raises:
-        InputError: too many unusable files, a class without any, the same bytes under two labels, files that
-            vanished meanwhile, or bytes that are not as expected.
+        InputError: the listing's problems, too many unusable files, a class without any, the same bytes under two labels,
+            files that vanished meanwhile, or bytes that are not as expected.
     """
-    answers, reread = _answers(tree, found, limits, timeout, workers, state, expected)
+    look = on_label_conflict == "refuse"
+    check = functools.partial(_refuse_unread, tree, found, look, limits, timeout, workers)
+    answers, reread = _answers(tree, found, limits, timeout, workers, state, expected, check)
     _refuse_signed(tree, found, answers)
     frame, quarantine, notes = _sorted_out(found, answers)
     notes += _range_notes(frame)
-    frame, clashes = _settle_labels(frame, on_label_conflict)
+    frame, clashes, problems = _settle_labels(frame, on_label_conflict)
     quarantine += clashes
-    _check_quarantine(tree, found, quarantine, max_quarantined, set(frame["label"].unique()))
+    refuse(tree.root, [*problems, *_unusable(tree, found, quarantine, max_quarantined, set(frame["label"].unique()))])
     assigned, folds, rescued = splits.assign(frame, **rule.__dict__)
     frame = frame.assign(split=assigned, fold=np.array(folds, np.int16))
     apart = splits.held_by_group(frame)
@@ -119,11 +127,14 @@ def scan(
     return Scan(
         _finish(frame, found.extra),
         _table(quarantine, ["path", "reason"]),
-        _table([note for note in notes if note[1] == "ignored" or note[0] in kept], ["path", "kind", "text"]),
+        _table(
+            [*found.remarks, *(note for note in notes if note[1] == "ignored" or note[0] in kept)], ["path", "kind", "text"]
+        ),
         copies,
         rescued,
         len(tree.files),
         reread,
+        len(found.entries) - reread,
     )
 
 
@@ -205,13 +216,18 @@ def _answers(
     workers: int,
     state: Path,
     expected: Mapping[str, str] | None,
+    check: Callable[[Mapping[str, dict[str, Any] | None]], None],
 ) -> tuple[list[dict[str, Any]], int]:
-    """What `examine` says of each entry, in order, and how many files were read for it: all, where hashes are expected."""
+    """What `examine` says of each entry, in order, and how many files were read for it: all, where hashes are expected.
+
+    `check` is asked before any is read, with what is known from before.
+    """
     now_ns = time.time_ns()
     with scan_state(state, _namespace(limits)) as known:
         status = {entry.path: tree.files[entry.path].status for entry in found.entries}
         kept = known.known((f"{tree.root}/{path}", one) for path, one in status.items())
         answers = dict(zip(status, kept, strict=True))
+        check(answers)
         unknown = [path for path, answer in answers.items() if expected is not None or answer is None]
         changed: list[str] = []
         fresh: list[tuple[str, os.stat_result, dict[str, Any]]] = []
@@ -258,45 +274,70 @@ def _refuse_changed(tree: Tree, changed: list[str], known: ScanState) -> None:
 def _namespace(limits: Limits) -> str:
     """What an answer depends on beside the file: limits, the code that makes it, the libraries it uses."""
     folder = Path(__file__).parent
-    code = [(folder / f"{name}.py").read_bytes() for name in ("containers", "decode", "examine", "worker")]
+    code = [(folder / f"{name}.py").read_bytes() for name in ("containers", "decode", "examine", "kinds", "worker")]
     versions = [importlib.metadata.version(name) for name in ("pillow", "simplejpeg", "numpy", "scipy", "ImageHash")]
     text = json.dumps([limits.as_dict(), versions]).encode()
     return hashlib.sha256(b"\0".join([*code, text])).hexdigest()
 
 
-def _settle_labels(frame: pd.DataFrame, on_conflict: str) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-    """Refuse the same bytes under two labels, or take them out."""
+def _refuse_unread(
+    tree: Tree,
+    found: Listing,
+    look: bool,
+    limits: Limits,
+    timeout: float,
+    workers: int,
+    known: Mapping[str, dict[str, Any] | None],
+) -> None:
+    """Refuse a source for its layout, and for the same bytes under two labels (`look`), before all its files are read."""
+    unusable = {path for path, answer in known.items() if answer and "reason" in answer}
+    files = [
+        Labelled(entry.path, entry.label, tree.files[entry.path].status.st_size)
+        for entry in found.entries
+        if look and entry.path not in unusable
+    ]
+    groups = conflicts(str(tree.root), files, {path: answer["key"] for path, answer in known.items() if answer})
+    unsure = [group for group in groups if not any(known.get(file.path) for file in group)]
+    answers = examine_all([f"{tree.root}/{group[0].path}" for group in unsure], limits, timeout, workers) if unsure else ()
+    junk = {group[0].path for group, answer in zip(unsure, answers, strict=True) if "width" not in answer}
+    refuse(tree.root, [*found.problems, *as_problems([group for group in groups if group[0].path not in junk])])
+
+
+def _settle_labels(frame: pd.DataFrame, on_conflict: str) -> tuple[pd.DataFrame, list[tuple[str, str]], list[Problem]]:
+    """Take out the same bytes under two labels, or refuse them: such as the look before the scan did not find."""
     clashing = frame[frame.groupby("key")["label"].transform("nunique") > 1].sort_values(["key", "path"])
     if clashing.empty:
-        return frame, []
+        return frame, [], []
     if on_conflict == "refuse":
-        raise InputError(
-            f"the same bytes have two labels, {clashing['key'].nunique()} times:\n    "
-            + listing([f"{row.path!r} is {row.label!r}" for row in clashing.itertuples()]),
-            fix="keep one of each, or set data.on_label_conflict: quarantine",
-        )
+        columns = (clashing[name].tolist() for name in ("key", "path", "label", "bytes"))
+        groups: dict[str, list[Labelled]] = defaultdict(list)
+        for key, *file in zip(*columns, strict=True):
+            groups[key].append(Labelled(*file))
+        return frame, [], as_problems([*groups.values()])
     labels = clashing.groupby("key")["label"].transform(lambda own: ", ".join(sorted(set(own))))
     reasons = [
         (str(path), f"the same bytes under the labels {own}") for path, own in zip(clashing["path"], labels, strict=True)
     ]
-    return frame.drop(clashing.index).reset_index(drop=True), reasons
+    return frame.drop(clashing.index).reset_index(drop=True), reasons, []
 
 
-def _check_quarantine(tree: Tree, found: Listing, quarantine: list[tuple[str, str]], limit: float, usable: set[str]) -> None:
-    """A file beside the class folders that is no image by name (a licence) does not count against the limit."""
-    entries = {entry.path for entry in found.entries}
-    counted = [row for row in quarantine if row[0] in entries or Path(row[0]).suffix.lower() in IMAGE_EXTENSIONS]
-    total = len(found.entries) + len(found.stray)
+def _unusable(tree: Tree, found: Listing, quarantine: list[tuple[str, str]], limit: float, usable: set[str]) -> list[Problem]:
+    """What to refuse unusable files for; a file that is no image by name (a licence) does not count against the limit."""
+    counted = [row for row in quarantine if row[0] not in found.uncounted]
+    total = len(found.entries) + len(found.stray) - len(found.uncounted)
     lines = [f"{path!r}: {reason}" for path, reason in sorted(quarantine)]
+    problems = []
     if len(counted) > limit * total + 1e-9:  # 29 of 100 are .29
-        raise InputError(
-            f"{len(counted)} of {total} files in {tree.root} cannot be used:\n    {listing(lines)}",
-            wanted=f"at most {limit:.1%} (data.max_quarantined)",
-            fix="mend or remove these files, or raise data.max_quarantined",
+        problems.append(
+            Problem(
+                f"{len(counted)} of {total} files in {tree.root} cannot be used:\n    {listing(lines)}",
+                wanted=f"at most {limit:.1%} (data.max_quarantined)",
+                fix="repair or remove these files, or raise data.max_quarantined",
+            )
         )
     emptied = sorted({entry.label for entry in found.entries} - usable)
     if emptied:
-        raise InputError(
-            f"no usable file is left of class {', '.join(emptied[:SHOWN])} in {tree.root}:\n    {listing(lines)}",
-            fix="mend these files, add others, or remove the class",
-        )
+        text = f"no usable file is left of class {', '.join(map(printable, emptied[:SHOWN]))} in {tree.root}"
+        more = "" if problems else f":\n    {listing(lines)}"
+        problems.append(Problem(text + more, fix="repair these files, add others, or remove the class"))
+    return problems

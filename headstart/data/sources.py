@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from posixpath import splitext
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from posixpath import basename
 
 import pandas as pd
 
-from headstart.core.errors import InputError
-from headstart.data.examine import IMAGE_EXTENSIONS
-from headstart.data.labels import labels_file, read_labels
-from headstart.data.tree import Tree, listing
+from headstart.data.kinds import extension, is_named_as_image, why_ignored, why_sidecar
+from headstart.data.labels import NAMES, Labels, labels_file, read_labels
+from headstart.data.problems import Problem
+from headstart.data.spelling import clean, fold, spellings
+from headstart.data.tree import SHOWN, Tree, listing, printable
 
-IGNORED_NAMES = ("Thumbs.db", ".DS_Store", "desktop.ini")
-IGNORED_FOLDERS = (".ipynb_checkpoints", "__MACOSX")
-SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+SPLIT_FOLDERS = {
+    "train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 NONE = "none"
+LEADING_WORD = r"^.+?(?=[._ -]?\d)"  # cat.123.jpg, american_bulldog_12.jpg
+OUTSIDE_CLASSES = "a file outside the class folders"
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,10 @@ class Listing:
         entries: images, in path order.
         stray: (path, reason) of files to be quarantined unread.
         ignored: (path, reason) of files that are none of ours.
-        warned: (path, kind, text).
+        warned: (path, kind, text) of single files.
+        remarks: (path, kind, text) of the source as a whole, its folders or its labels file.
+        problems: what the source is to be refused for.
+        uncounted: files whose name does not say that they are images: none counts as unusable if it is not.
         extra: further columns of a labels file, indexed by path.
     """
 
@@ -49,77 +55,150 @@ class Listing:
     stray: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
     warned: list[tuple[str, str, str]] = field(default_factory=list)
+    remarks: list[tuple[str, str, str]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    uncounted: frozenset[str] = frozenset()
     extra: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where in a source the classes are.
+
+    Args:
+        base: the folder that holds them, with a slash; empty for the source itself.
+        splits: folders that are splits, by path, and which.
+        flat: those of them that hold files without class folders, so without labels.
+    """
+
+    base: str
+    splits: dict[str, str]
+    flat: frozenset[str] = frozenset()
+
+    def top(self, path: str) -> str:
+        """The folder right below the base that a path lies in; empty where it lies elsewhere."""
+        return self.base + path[len(self.base) :].partition("/")[0] if path.startswith(self.base) else ""
+
+    def depth(self) -> int:
+        """How many folders are above the class folders."""
+        return self.base.count("/") + bool(self.splits)
+
+
 def list_source(tree: Tree, *, label_pattern: str = NONE, group_pattern: str = NONE, nested_folders: bool = False) -> Listing:
-    """Tell a source's layout and list its files by it.
+    """Find out a source's layout and list its files by it; what is wrong with it is in `problems`, all at once.
 
     With a label pattern, each file's name tells its label. Else a folder with labels.csv or labels.parquet
     is read by it; else folders train/ (with valid/ or test/, or as the only one) hold class folders; else the folder's
-    own sub-folders are the classes. With a label pattern too, such folders are splits.
+    own sub-folders are the classes. With a label pattern too, such folders are splits. A single sub-folder that
+    holds all this is entered.
 
     Args:
         tree: the folder's files.
         label_pattern: a regular expression searched in the file's name; its first group, or all of the match, is the label.
         group_pattern: likewise in the path relative to the source, for the group that is never split apart.
-        nested_folders: whether folders inside a class folder belong to its class; refused otherwise.
+        nested_folders: whether folders inside a class folder belong to its class; a problem otherwise.
 
     Raises:
-        InputError: no class, one class only, an empty class folder, nested folders, class folders whose
-            names differ in case only, or a faulty labels file.
+        InputError: a faulty labels file.
     """
     found = Listing()
-    labels = labels_file(tree)
-    if label_pattern != NONE:
-        if labels is not None:
-            raise InputError(f"{labels}: and data.label_pattern {label_pattern!r} is set too", fix="keep one of the two")
-        _by_pattern(tree, found, label_pattern)
-    elif labels is not None:
-        rows, found.extra = read_labels(labels, tree)
-        found.entries = [Entry(row.path, row.label, row.split, row.group) for row in rows]
-        listed = {row.path for row in rows}
-        found.ignored = [
-            (path, "the list of labels" if path == labels.name else f"not in {labels.name}")
-            for path in tree.files
-            if path not in listed
-        ]
+    base = _entered(tree)
+    labels = labels_file(tree, base)
+    if labels is not None and label_pattern != NONE:
+        text = f"{labels}: and data.label_pattern {label_pattern!r} is set too"
+        found.problems.append(Problem(text, fix="keep one of the two", accept="data.label_pattern=none"))
+    if labels is not None:
+        _by_labels_file(tree, found, read_labels(labels, tree, base))
+    elif label_pattern != NONE:
+        _by_pattern(tree, found, _layout(tree, found, base), label_pattern)
     else:
-        _by_folders(tree, found, nested_folders)
+        _by_folders(tree, found, _layout(tree, found, base), nested_folders)
     if group_pattern != NONE:
         _group(tree, found, group_pattern)
+    _clean_groups(found)
     found.entries.sort(key=lambda entry: entry.path)
-    _check_classes(tree, found, folders=label_pattern == NONE and labels is None)
+    if base:
+        found.remarks.append((base, "layout", f"the only folder, which holds what is learnt from: {base} was entered"))
+    _clean_labels(tree, found, folders=labels is None and label_pattern == NONE)
+    _check_classes(tree, found, folders=labels is None and label_pattern == NONE)
+    if labels is None:
+        _check_number_of_classes(tree, found, base, label_pattern)
+    elif len({entry.label for entry in found.entries}) < 2:
+        _refuse_number_of_classes(tree, found, "", "")
     _warn_of_twins(found)
     assert len(found.entries) + len(found.stray) + len(found.ignored) == len(tree.files)
     return found
 
 
-def _split_folders(tree: Tree) -> dict[str, str]:
-    """Top-level folders that are splits, and which; empty where the source is not split."""
-    folders = [folder for folder in tree.folders if "/" not in folder and not why_ignored([folder], "")]
-    top = {folder: SPLIT_FOLDERS[folder.lower()] for folder in folders if folder.lower() in SPLIT_FOLDERS}
-    if "train" not in top.values() or len(folders) > len(top) == 1:  # train alone beside others is a class
-        return {}
-    for split in top.values():
-        same = sorted(folder for folder in top if top[folder] == split)
+def _folders_in(tree: Tree, base: str) -> list[str]:
+    """Paths of the folders right below a folder, but for a system's own."""
+    inner = (folder for folder in tree.folders if folder.startswith(base) and "/" not in folder[len(base) :])
+    return [folder for folder in inner if not why_ignored([basename(folder)], "")]
+
+
+def _images_in(tree: Tree, base: str) -> bool:
+    """Whether files named as images lie right below a folder."""
+    inner = (path for path in tree.files if path.startswith(base) and "/" not in path[len(base) :])
+    return any(is_named_as_image(basename(path)) for path in inner)
+
+
+def _entered(tree: Tree) -> str:
+    """The folder, with a slash, into which all was unpacked, where there is one: alone, no images beside it, classes in it."""
+    base, wrapper = "", ""
+    while len(folders := _folders_in(tree, base)) == 1 and _split_of(folders[0]) is None:
+        if _images_in(tree, base) or any(base + name in tree.files for name in NAMES):
+            break
+        base = f"{folders[0]}/"
+        if any(base + name in tree.files for name in NAMES) or (
+            not _images_in(tree, base)
+            and (len(inner := _folders_in(tree, base)) > 1 or "train" in [_split_of(folder) for folder in inner])
+        ):
+            wrapper = base
+            break
+    return wrapper
+
+
+def _split_of(folder: str) -> str | None:
+    """The split that a folder's name stands for."""
+    return SPLIT_FOLDERS.get(clean(basename(folder)).lower())
+
+
+def _layout(tree: Tree, found: Listing, base: str) -> Layout:
+    folders = _folders_in(tree, base)
+    splits = {folder: split for folder in folders if (split := _split_of(folder)) is not None}
+    if "train" not in splits.values() or len(folders) > len(splits) == 1:  # train alone beside others is a class
+        return Layout(base, {})
+    for split in sorted(set(splits.values())):
+        same = [folder for folder in sorted(splits) if splits[folder] == split]
         if len(same) > 1:
-            raise InputError(f"{tree.root}: both {' and '.join(same)}", fix=f"keep one folder of {split} images")
-    return top
+            text = f"{tree.root}: both {' and '.join(map(printable, same))}"
+            found.problems.append(Problem(text, fix=f"keep one folder of {split} images"))
+    flat = (folder for folder in splits if splits[folder] != "train" and not _folders_in(tree, f"{folder}/"))
+    return Layout(base, splits, frozenset(flat))
 
 
-def _by_pattern(tree: Tree, found: Listing, pattern: str) -> None:
-    splits = _split_folders(tree)
+def _by_labels_file(tree: Tree, found: Listing, labels: Labels) -> None:
+    found.extra, found.remarks = labels.extra, [*found.remarks, *labels.remarks]
+    found.entries = [Entry(row.path, row.label, row.split, row.group) for row in labels.rows]
+    listed = {row.path for row in labels.rows}
     for path in tree.files:
-        parts = path.split("/")
-        reason = why_ignored(parts[:-1], parts[-1])
-        label = _match(pattern, parts[-1])
+        if path not in listed:
+            sidecar = path != labels.name and why_sidecar(basename(path))
+            found.ignored.append((path, sidecar or ("the list of labels" if path == labels.name else f"not in {labels.name}")))
+
+
+def _by_pattern(tree: Tree, found: Listing, layout: Layout, pattern: str) -> None:
+    for path in tree.files:
+        *folders, name = path.split("/")
+        reason = why_ignored(folders, name) or why_sidecar(name)
+        label = _match(pattern, name)
         if reason:
             found.ignored.append((path, reason))
-        elif label:
-            found.entries.append(Entry(path, label, splits.get(parts[0], "") if len(parts) > 1 else ""))
+        elif clean(label):
+            found.entries.append(Entry(path, label, layout.splits.get(layout.top(path), "")))
         else:
             found.stray.append((path, f"its name does not match data.label_pattern {pattern!r}"))
+    _set_uncounted(found)
 
 
 def _match(pattern: str, text: str) -> str:
@@ -129,86 +208,166 @@ def _match(pattern: str, text: str) -> str:
     return str(match[1] or "") if match.re.groups else match[0]
 
 
-def _by_folders(tree: Tree, found: Listing, nested_folders: bool) -> None:
-    splits = _split_folders(tree)
-    depth = 1 if splits else 0
+def _by_folders(tree: Tree, found: Listing, layout: Layout, nested_folders: bool) -> None:
+    depth = layout.depth()
     nested: list[str] = []
+    flat: Counter[str] = Counter()
     for path in tree.files:
-        parts = path.split("/")
-        reason = why_ignored(parts[:-1], parts[-1])
-        if not reason and splits and len(parts) > 1 and parts[0] not in splits:
-            reason = f"outside {', '.join(splits)}"
+        *folders, name = path.split("/")
+        top = layout.top(path)
+        reason = why_ignored(folders, name) or why_sidecar(name)
+        if not reason and layout.splits and len(folders) >= depth and top not in layout.splits:
+            reason = f"outside {', '.join(layout.splits)}"
+        if not reason and top in layout.flat:
+            flat[top] += 1
+            reason = f"no label: there are no class folders in {top}"
         if reason:
             found.ignored.append((path, reason))
-        elif len(parts) < depth + 2:
-            found.stray.append((path, "a file outside the class folders"))
+        elif len(folders) <= depth or not path.startswith(layout.base):
+            found.stray.append((path, OUTSIDE_CLASSES))
         else:
-            found.entries.append(Entry(path, parts[depth], splits.get(parts[0], "") if depth else ""))
-            if len(parts) > depth + 2:
+            found.entries.append(Entry(path, folders[depth], layout.splits.get(top, "")))
+            if len(folders) > depth + 1:
                 nested.append(path)
+    _set_uncounted(found)
+    for folder, number in sorted(flat.items()):
+        text = f"{number:,} files have no labels (no class folders): ignored, and {layout.splits[folder]} is carved from train"
+        found.remarks.append((folder, "layout", f"{text}; flows.predict --images can classify them later"))
     if nested and not nested_folders:
-        raise InputError(
-            f"{tree.root}: folders inside class folders:\n    {listing(nested)}",
-            wanted="images right below their class folder",
-            fix="move the images up, list them in a labels.csv, or set data.nested_folders: true",
+        found.problems.append(
+            Problem(
+                f"{tree.root}: folders inside class folders:\n    {listing(nested)}",
+                wanted="images right below their class folder",
+                fix="move the images up, list them in a labels.csv, or set data.nested_folders: true",
+                accept="data.nested_folders=true",
+            )
         )
-    _check_empty_folders(tree, found, splits, depth)
+    _check_empty_folders(tree, found, layout)
 
 
-def _check_empty_folders(tree: Tree, found: Listing, splits: dict[str, str], depth: int) -> None:
+def _set_uncounted(found: Listing) -> None:
+    """A file without an extension may be anything; where all are, they are the images."""
+    paths = [entry.path for entry in found.entries]
+    bare = {path for path in paths if not extension(basename(path))}
+    strays = {path for path, _ in found.stray if not extension(basename(path))}
+    found.uncounted = frozenset(strays | (bare if len(bare) < len(paths) else set()))
+
+
+def _check_empty_folders(tree: Tree, found: Listing, layout: Layout) -> None:
+    depth = layout.depth()
     filled = {"/".join(entry.path.split("/")[: depth + 1]) for entry in found.entries}
+    empty = []
     for folder in tree.folders:
         parts = folder.split("/")
-        is_class = len(parts) == depth + 1 and (not splits or parts[0] in splits)
-        if is_class and not why_ignored(parts, "") and folder not in filled:
-            raise InputError(f"class folder {folder} in {tree.root}: no images in it", fix="fill or remove it")
+        is_class = len(parts) == depth + 1 and folder.startswith(layout.base)
+        if is_class and (not layout.splits or layout.top(folder) in layout.splits) and not why_ignored(parts, ""):
+            empty += [folder] if folder not in filled else []
+    if empty:
+        lines = [f"class folder {folder} in {tree.root}: no images in it{_ignored_in(found, folder)}" for folder in empty]
+        found.problems.append(Problem(listing(lines), fix="fill or remove it" if len(empty) == 1 else "fill or remove them"))
 
 
-def why_ignored(folders: Sequence[str], name: str) -> str:
-    """Why a file is none of ours, or nothing."""
-    for folder in folders:
-        if folder in IGNORED_FOLDERS or folder.startswith("."):
-            return f"in {folder}"
-        if _named_like_an_image(folder):
-            return f"in the folder {folder}, named like an image"
-    hidden = name.startswith(".") and not _named_like_an_image(name)
-    return "a system's own file" if name in IGNORED_NAMES or name.startswith("._") or hidden else ""
+def _ignored_in(found: Listing, folder: str) -> str:
+    kinds = extensions(path for path, _ in found.ignored if not folder or path.startswith(f"{folder}/"))
+    return f", and {shown_kinds(kinds)} ignored" if kinds else ""
 
 
-@functools.lru_cache(maxsize=1024)  # asked of the same folders again and again
-def _named_like_an_image(name: str) -> bool:
-    return "." in name and splitext(name)[1].lower() in IMAGE_EXTENSIONS
+def extensions(paths: Iterable[str]) -> Counter[str]:
+    """How many files there are of each extension; of none where a name has none."""
+    return Counter(extension(basename(path)) or "without extension" for path in paths)
+
+
+def shown_kinds(kinds: Counter[str]) -> str:
+    """Numbers by extension in words, the commonest first."""
+    shown = [f"{number:,} {kind}" for kind, number in sorted(kinds.items(), key=lambda one: (-one[1], one[0]))]
+    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN:,} more kinds" if len(shown) > SHOWN else "")
 
 
 def _group(tree: Tree, found: Listing, pattern: str) -> None:
     if any(entry.group for entry in found.entries):
-        raise InputError(f"{tree.root}: a column group, and data.group_pattern {pattern!r} is set too", fix="keep one")
-    found.entries = [Entry(e.path, e.label, e.split, _match(pattern, e.path)) for e in found.entries]
+        text = f"{tree.root}: a column group, and data.group_pattern {pattern!r} is set too"
+        found.problems.append(Problem(text, fix="keep one", accept="data.group_pattern=none"))
+        return
+    found.entries = [replace(entry, group=_match(pattern, entry.path)) for entry in found.entries]
     for entry in found.entries:
-        if not entry.group:
+        if not clean(entry.group):
             found.warned.append((entry.path, "no group", f"data.group_pattern {pattern!r} matches nothing in its path"))
+
+
+def _clean_groups(found: Listing) -> None:
+    """Spellings of a group are one group: to keep them together never leaks."""
+    spelled = spellings(entry.group for entry in found.entries)
+    found.remarks += [("", "group spelling", f"{was!r} is read as {name!r} ({n:,} files)") for was, name, n in spelled.changed]
+    if spelled.changed:
+        found.entries = [replace(entry, group=clean(entry.group)) for entry in found.entries]
+
+
+def _clean_labels(tree: Tree, found: Listing, folders: bool) -> None:
+    """Make each label its clean name, and refuse two spellings of one."""
+    spelled = spellings(entry.label for entry in found.entries)
+    what = "class folders" if folders else "labels"
+    for name, several in spelled.clashes:
+        both = " and ".join(map(repr, several))
+        text = f"{tree.root}: {what} {both} differ in white space or invisible characters only"
+        found.problems.append(Problem(text, wanted=f"one spelling of {name!r}", fix="rename one, or put their images together"))
+    if folders and any(not name for _, name, _ in spelled.changed):
+        text = f"{tree.root}: a class folder whose name is white space or invisible only"
+        found.problems.append(Problem(text, fix="rename it"))
+    found.remarks += [("", "label spelling", f"{was!r} is read as {name!r} ({n:,} files)") for was, name, n in spelled.changed]
+    if spelled.changed:
+        found.entries = [replace(entry, label=clean(entry.label)) for entry in found.entries]
 
 
 def _check_classes(tree: Tree, found: Listing, folders: bool) -> None:
     first = {entry.label: entry.path for entry in reversed(found.entries)}
     folded: dict[str, str] = {}
     for label in sorted(first):
-        twin = folded.setdefault(unicodedata.normalize("NFC", label).casefold(), label)
-        if twin != label and folders:
-            raise InputError(
-                f"{tree.root}: classes {twin!r} and {label!r} differ in case or in Unicode's normal form only",
-                fix="rename one, or put their images together",
-            )
-        if twin != label:
-            text = f"its label {label!r} and {twin!r} differ in case or in Unicode's normal form only"
-            found.warned.append((first[label], "label twin", text))
-    if len(first) < 2:
-        what = f"one class only ({next(iter(first))!r})" if first else "no images in class folders"
-        raise InputError(
-            f"data.source {tree.root}: {what}",
-            wanted="a folder per class (two or more), or train/ valid/ test/ of them, or labels.csv",
-            fix=f"first of {len(found.stray):,} files that belong nowhere: {found.stray[0][0]!r}" if found.stray else "",
+        twin = folded.setdefault(fold(label), label)
+        if twin == label:
+            continue
+        how = "differ in case, inner white space or Unicode's normal form only"
+        if folders:
+            text = f"{tree.root}: classes {_distinct(twin, label)} {how}"
+            found.problems.append(Problem(text, fix="rename one, or put their images together"))
+        else:
+            found.warned.append((first[label], "label twin", f"its label and another, {_distinct(label, twin)}, {how}"))
+
+
+def _distinct(one: str, other: str) -> str:
+    """Two names so that one sees in what they differ."""
+    shown = repr if unicodedata.normalize("NFC", one) != unicodedata.normalize("NFC", other) else ascii
+    return f"{shown(one)} and {shown(other)}"
+
+
+def _check_number_of_classes(tree: Tree, found: Listing, base: str, label_pattern: str) -> None:
+    """Refuse less than two classes, saying what else would make more of them."""
+    if len({entry.label for entry in found.entries}) > 1:
+        return
+    if label_pattern != NONE:
+        other = Listing()
+        _by_folders(tree, other, _layout(tree, other, base), True)
+        accept = "data.label_pattern=none" if len({entry.label for entry in other.entries}) > 1 else ""
+        _refuse_number_of_classes(tree, found, f" by data.label_pattern {label_pattern!r}", accept)
+        return
+    paths = [entry.path for entry in found.entries] + [path for path, _ in found.stray]
+    labels = [_match(LEADING_WORD, basename(path)) for path in paths if is_named_as_image(path)]
+    accept = f"data.label_pattern={LEADING_WORD}" if "" not in labels and 1 < len(set(labels)) <= len(labels) / 2 else ""
+    _refuse_number_of_classes(tree, found, "", accept)
+
+
+def _refuse_number_of_classes(tree: Tree, found: Listing, how: str, accept: str) -> None:
+    label = found.entries[0].label if found.entries else ""
+    what = f"one class only ({label!r}){how}" if found.entries else f"no images in class folders{how}"
+    stray = f" (the first of {len(found.stray):,} that belong nowhere: {found.stray[0][0]!r})" if found.stray else ""
+    found.problems.append(
+        Problem(
+            f"data.source {tree.root}: {what}{_ignored_in(found, '') if not found.entries else ''}",
+            wanted="a folder per class (two or more), or train/ valid/ test/ of them, or labels.csv,"
+            " or data.label_pattern where the files' names tell the class",
+            fix=f"sort the images into class folders, or list them in a labels.csv{stray}",
+            accept=accept,
         )
+    )
 
 
 def _warn_of_twins(found: Listing) -> None:

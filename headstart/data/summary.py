@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from posixpath import basename
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from headstart.data.decode import Whites
+from headstart.data.kinds import why_sidecar
 from headstart.data.labels import SPLITS
 from headstart.data.manifest import whites_of
 from headstart.data.reading import read_pixels
 from headstart.data.scan import Scan
+from headstart.data.sources import extensions
 from headstart.data.splits import HELD_OUT, unusual_shares
 from headstart.plotting import ACCENT, QUIET, label, plain_frame, png
 
@@ -51,6 +54,7 @@ def summarise(scan: Scan) -> dict[str, Any]:
         "images": len(manifest),
         "quarantined": len(scan.quarantine),
         "ignored": ignored,
+        "ignored_by_extension": _sidecars(scan.notes),
         "warned": dict(sorted(kinds.items())),
         "normalised": _normalised(manifest),
         "classes": int(manifest["label"].nunique()),
@@ -68,6 +72,13 @@ def summarise(scan: Scan) -> dict[str, Any]:
         "classes_kept_in_train": scan.rescued[:LISTED],
         "unusual_shares": unusual[:LISTED],
     }
+
+
+def _sidecars(notes: pd.DataFrame) -> dict[str, int]:
+    """How many files of each extension that is no image's."""
+    ignored = notes[notes["kind"] == "ignored"]
+    pairs = zip(ignored["path"].tolist(), ignored["text"].tolist(), strict=True)
+    return dict(sorted(extensions(path for path, text in pairs if text == why_sidecar(basename(path))).items()))
 
 
 def _normalised(manifest: pd.DataFrame) -> dict[str, int]:

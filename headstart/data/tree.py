@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headstart.core.errors import InputError
+from headstart.data.kinds import why_ignored
 
 SHOWN = 10
+UNKNOWN = os.stat_result([0] * 10)  # of what cannot be looked at
+LINKED_FOLDER, OUTSIDE = "a linked sub-folder", "a link to a file outside the folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,8 @@ def preflight(source: Path, *, follow_external_links: bool = False, trusted: Cal
     folders: list[str] = []
     offenders: list[str] = []
     for path, status, reason in walk(root, may_lead_to):
+        if reason and stat.S_ISDIR(status.st_mode) and path != "." and why_ignored(path.split("/"), ""):
+            continue  # such as lost+found, which is root's
         if reason:
             offenders.append(f"{path}: {reason}")
         elif stat.S_ISDIR(status.st_mode):
@@ -82,11 +87,20 @@ def preflight(source: Path, *, follow_external_links: bool = False, trusted: Cal
             files[path] = File(path, status)
     if offenders:
         raise InputError(
-            f"data.source {source} holds what cannot be read safely:\n    {listing(offenders)}", fix="mend or remove them"
+            f"data.source {source} holds what cannot be read safely:\n    {listing(offenders)}", fix=_advice(offenders)
         )
     if not files:
         raise InputError(f"data.source {source}: the folder is empty", wanted="at least two folders of images")
     return Tree(root, dict(sorted(files.items())), sorted(folders))
+
+
+def _advice(offenders: Sequence[str]) -> str:
+    advice = "repair or remove them"
+    if any(OUTSIDE in line for line in offenders):
+        advice += "; data.follow_external_links=true accepts links to files outside the folder"
+    if any(LINKED_FOLDER in line for line in offenders):
+        advice += "; instead of linking a sub-folder, link the whole source, or list its files in a labels.csv"
+    return advice
 
 
 def check_folder(source: Path) -> Path:
@@ -98,7 +112,13 @@ def check_folder(source: Path) -> Path:
     Raises:
         InputError: nothing there, a link that leads nowhere or to itself, a file, or a path that is not UTF-8.
     """
-    if not source.exists():
+    try:
+        there = source.exists()
+    except OSError as error:  # a name too long for the system, or a folder above that cannot be entered
+        raise InputError(
+            f"data.source {printable(str(source))}: {error.strerror}", wanted="a folder that can be read"
+        ) from None
+    if not there:
         link = f" (a link to {os.readlink(source)})" if source.is_symlink() else ""
         snapshot = source.with_name(f"{source.name}.dvc")
         fix = "python -m tasks.link_data --from /path/to/images --name NAME; then set data.source: data/NAME"
@@ -118,30 +138,46 @@ def check_folder(source: Path) -> Path:
 
 
 def walk(root: Path, may_lead_to: Callable[[Path], bool]) -> Iterator[tuple[str, os.stat_result, str | None]]:
-    """(relative path, status, why it is refused) of everything below `root`."""
-    waiting = [""]
+    """(relative path, status, why it is refused) of everything below `root`.
+
+    What vanishes meanwhile is passed over; what cannot be looked at is refused by itself, and the rest goes on.
+    """
+    waiting = [("", root.stat())]
     while waiting:
-        folder = waiting.pop()
+        folder, status = waiting.pop()
         try:
             with os.scandir(root / folder) as entries:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    status, reason = _look(entry, may_lead_to)
-                    if reason is None and stat.S_ISDIR(status.st_mode):
-                        waiting.append(path)
-                    yield path, status, reason
-        except OSError as error:  # no permission, gone meanwhile, or a path longer than the system takes
-            yield folder or ".", root.stat(), f"a folder that cannot be read ({error.strerror})"
+                    seen = _look(entry, may_lead_to)
+                    if seen is None:
+                        continue
+                    if seen[1] is None and stat.S_ISDIR(seen[0].st_mode):
+                        waiting.append((path, seen[0]))
+                    yield path, *seen
+        except OSError as error:  # no permission, or a path longer than the system takes
+            if not isinstance(error, FileNotFoundError) or not folder:
+                yield folder or ".", status, f"a folder that cannot be read ({error.strerror})"
 
 
-def _look(entry: os.DirEntry[str], may_lead_to: Callable[[Path], bool]) -> tuple[os.stat_result, str | None]:
+def _look(entry: os.DirEntry[str], may_lead_to: Callable[[Path], bool]) -> tuple[os.stat_result, str | None] | None:
+    """An entry's status (`UNKNOWN`, where it cannot be looked at) and why it is refused; None where it is gone."""
+    try:
+        return _seen(entry, may_lead_to)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return UNKNOWN, f"cannot be looked at ({error.strerror})"
+
+
+def _seen(entry: os.DirEntry[str], may_lead_to: Callable[[Path], bool]) -> tuple[os.stat_result, str | None]:
     status = entry.stat(follow_symlinks=False)
     try:
         entry.name.encode()
     except UnicodeEncodeError:
         return status, "a name that is not UTF-8"
     if stat.S_ISLNK(status.st_mode):
-        return _look_behind(entry.path, status, may_lead_to)
+        return _seen_behind(entry.path, status, may_lead_to)
     if stat.S_ISDIR(status.st_mode):
         return status, None
     if not stat.S_ISREG(status.st_mode):
@@ -149,16 +185,17 @@ def _look(entry: os.DirEntry[str], may_lead_to: Callable[[Path], bool]) -> tuple
     return status, "DVC would drop files by it" if entry.name == ".dvcignore" else None
 
 
-def _look_behind(path: str, link: os.stat_result, may_lead_to: Callable[[Path], bool]) -> tuple[os.stat_result, str | None]:
+def _seen_behind(path: str, link: os.stat_result, may_lead_to: Callable[[Path], bool]) -> tuple[os.stat_result, str | None]:
     try:
         target = os.stat(path)
     except OSError as error:
+        os.lstat(path)  # raises where the link itself is gone
         return link, f"a link that leads nowhere ({error.strerror})"
     if stat.S_ISDIR(target.st_mode):
-        return link, "a linked sub-folder (link the whole source instead)"
+        return link, f"{LINKED_FOLDER}, which is not entered"
     if not stat.S_ISREG(target.st_mode):
         return link, "a link to what is not a regular file"
     real = Path(os.path.realpath(path))
     if not may_lead_to(real):
-        return link, f"a link to a file outside the folder, {real} (data.follow_external_links accepts such links)"
+        return link, f"{OUTSIDE}, {real}"
     return target, None

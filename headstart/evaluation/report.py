@@ -123,6 +123,7 @@ def data_section(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / "summary.json").read_text())
     copies = pd.read_csv(folder / "near_duplicates.csv", dtype=str, keep_default_na=False)
     rows = [("images", found["images"]), ("quarantined", found["quarantined"]), ("ignored", found["ignored"])]
+    rows += [(f"ignored, being named {kind}", number) for kind, number in found["ignored_by_extension"].items()]
     notes = [(f"accepted with a warning: {kind}", number) for kind, number in found["warned"].items()]
     notes += [(f"normalised: {kind}", number) for kind, number in found["normalised"].items()]
     return {

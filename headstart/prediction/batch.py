@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from headstart.core import snapshot
 from headstart.core.files import canonical_json, write_bytes
 from headstart.core.progress import track
+from headstart.data.kinds import why_ignored
 from headstart.data.manifest import write_csv
 from headstart.data.scan_state import scan_state
-from headstart.data.sources import why_ignored
 from headstart.data.tree import check_folder, printable, walk
 from headstart.prediction.supervisor import Answer, Job, score_all
 
@@ -101,19 +101,21 @@ def predict_folder(folder: Path, job: Job, *, state: Path, abstain_below: float 
 
 
 def _listed(root: Path) -> tuple[dict[str, os.stat_result], dict[str, str], int]:
-    """Files to classify with their status; paths that cannot be read safely, and why; how many are a system's own."""
+    """Files to classify with their status; paths that cannot be read safely, and why; how many are a system's own.
+
+    Links to files are followed wherever they lead: the folder was named by who may read it, and DVC's are such links.
+    """
     found: dict[str, os.stat_result] = {}
     errors: dict[str, str] = {}
     ignored = 0
-    for path, status, reason in walk(root, lambda target: target.is_relative_to(root)):
+    for path, status, reason in walk(root, lambda _: True):
         *folders, name = path.split("/")
-        if reason is None and stat.S_ISDIR(status.st_mode):
-            continue
-        if why_ignored(folders, name):
-            ignored += 1
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if path != "." and why_ignored([*folders, name] if is_folder else folders, "" if is_folder else name):
+            ignored += not is_folder
         elif reason is not None:
             errors[printable(path)] = reason
-        else:
+        elif not is_folder:
             found[path] = status
     return found, errors, ignored
 
