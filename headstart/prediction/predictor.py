@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -26,13 +27,19 @@ class Predictor:
         batch_size: the engine's fixed batch shape. Of 1, an image alone waits for no padding, and on a CPU the
             throughput is the same; either way an image's result does not depend on the others'.
         limits: what an image must keep to.
+        workers: threads that will classify at once.
 
     Raises:
         InputError: the file is missing or damaged.
     """
 
     def __init__(
-        self, path: Path, device: torch.device | None = None, batch_size: int = 1, limits: Limits = DEFAULT_LIMITS
+        self,
+        path: Path,
+        device: torch.device | None = None,
+        batch_size: int = 1,
+        limits: Limits = DEFAULT_LIMITS,
+        workers: int | Literal["auto"] = "auto",
     ) -> None:
         self.model, self.card = load_classifier(path)
         self.limits = limits
@@ -44,6 +51,7 @@ class Predictor:
             storage="float32",
             batch_size=batch_size,
             device=device or torch.device("cpu"),
+            workers=workers,
         )
 
     def view(self, image: Decoded) -> torch.Tensor:
