@@ -286,8 +286,8 @@ def test_server_and_worker_end_with_the_schedule(project):
 def hanging(project: Path) -> None:
     """Have the stage link_data start a worker that hangs."""
     path = project / "tasks/link_data.py"
-    line = "scan.examine_all = functools.partial(scan.examine_all, command=[sys.executable, '-c', WORKER])\n"
-    meddling = f"from headstart.data import scan\nWORKER = {WORKER!r}\n{line}\n"
+    line = "meddled.examine_all = functools.partial(meddled.examine_all, command=[sys.executable, '-c', WORKER])\n"
+    meddling = f"from headstart.data import scan as meddled\nWORKER = {WORKER!r}\n{line}\n"
     path.write_text(path.read_text().replace("\nlogger =", f"\n{meddling}\nlogger =", 1))
 
 
@@ -297,7 +297,7 @@ def test_a_stage_of_dvc_and_its_workers_end_with_it_and_with_dvc(project, victim
     hanging(project)
     dvc = Path(sys.executable).with_name("dvc")
     with started(str(dvc), "repro", "link_data", cwd=project) as process:
-        until(lambda: any(WORKER in _words(one) for one in below(process)), 120)
+        until(lambda: process.poll() is not None or any(WORKER in _words(one) for one in below(process)), 120)
         there = below(process)
         (stage,) = [one for one in there if one.cmdline()[1:3] == ["-m", "tasks.link_data"]]
         own = stage.children(recursive=True)

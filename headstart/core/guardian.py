@@ -85,7 +85,7 @@ def _watch(descriptor: int, parent: int, command: int) -> None:
             if waiting.poll(1000 * SECONDS_TO_STOP):
                 break
     while os.getppid() == parent:  # the pipe is closed a little before
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def main(descriptor: int, parent: int, token: str, record: str, command: int) -> None:
