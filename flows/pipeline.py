@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headstart.core import pending
+from headstart.core import offspring, pending
 from headstart.core.errors import InputError, guarded, is_transient
 from headstart.core.files import free_bytes, read_checked_json, remove
 from headstart.core.liveness import alive, dead, forget
@@ -177,6 +177,7 @@ def as_task(name: str, timeout: float) -> Runner:
 def headstart(force: list[str] | None = None) -> Any:  # built-in types: Prefect resolves them by name
     """The pipeline of the project in the current folder; its stages run in the flow's own process."""
     logger.setLevel(logging.INFO)
+    offspring.guard(PROJECT)
     params = load_params(PROJECT / "params.yaml")
     run_id = str(flow_run.id)
     with alive(PROJECT, "prefect", run_id):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from headstart.core import offspring
 from headstart.core.errors import InputError, guarded
 from headstart.core.files import sha256_file
 from headstart.core.liveness import alive
@@ -78,6 +79,7 @@ def model_of(name: str) -> Path:
 def predict(images: str, out: str, model: str = "champion", format: str = "", top: int = 1, abstain_below: float = 0.0) -> Any:
     """Classify every file of a folder on the worker's machine."""
     logger.setLevel(logging.INFO)
+    offspring.guard(PROJECT)
     with alive(PROJECT, "prefect", str(flow_run.id)):
         close_dead_flow_runs(PROJECT)
         found = predict_images(Path(images), Path(out), model, format or None, top, abstain_below)

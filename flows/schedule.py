@@ -15,17 +15,21 @@ from flows.pipeline import close_dead_flow_runs
 from flows.servers import Servers, free_port, prefect_command
 
 POOL = "local"
+SECONDS = 180  # for a command of Prefect's
 
 
 def prefect(*arguments: str) -> None:
     """A command of Prefect's, quietly.
 
     Raises:
-        InputError: it failed, with what it said.
+        InputError: it failed, with what it said, or does not end.
     """
-    done = subprocess.run(
-        [f"{sys.exec_prefix}/bin/prefect", "--no-prompt", *arguments], capture_output=True, text=True, check=False
-    )
+    command = [f"{sys.exec_prefix}/bin/prefect", "--no-prompt", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        told = f"prefect {' '.join(arguments)} did not end within {SECONDS} s"
+        raise InputError(told, fix=f"see {PROJECT / '.headstart/logs/prefect.log'}, then start again") from None
     if done.returncode:
         raise InputError(f"prefect {' '.join(arguments)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 logger = logging.getLogger("headstart")
+CLOCKS_DIFFER = 2.0  # seconds: the start of a process and the time of a file are told by different clocks
 
 
 class Workspace:
@@ -125,7 +126,7 @@ def workspace(root: Path) -> Iterator[Workspace]:
         with lock_repo(here.repo):
             write_json(holder, {"process": os.getpid()})
             try:
-                _refuse_a_running_stage(_readers_and_writers(root / ".dvc" / "tmp" / "rwlock"))
+                _refuse_a_running_stage(root / ".dvc" / "tmp" / "rwlock")
                 _mend_lock_file(here.repo, root / "dvc.lock")
                 yield here
             finally:
@@ -137,7 +138,7 @@ def workspace(root: Path) -> Iterator[Workspace]:
 
 
 def _readers_and_writers(path: Path) -> dict[str, Any]:
-    """DVC's list of them, removed where a process died while it wrote it: DVC refuses everything else."""
+    """DVC's list of them by "read" and "write"; removed where a process died while it wrote it: DVC refuses everything else."""
     for pause in (0.0, 0.2, 0.5):  # another process may be writing it just now
         time.sleep(pause)
         try:
@@ -146,20 +147,48 @@ def _readers_and_writers(path: Path) -> dict[str, Any]:
             return {}
         except ValueError:
             continue
-        return listed
+        if isinstance(listed, dict):
+            return listed
     logger.warning("%s was half written by a process that died: removed", path)
     path.unlink(missing_ok=True)
     return {}
 
 
-def _refuse_a_running_stage(listed: dict[str, Any]) -> None:
-    """DVC's own repro lets go of the lock while a stage runs, and lists what that reads and writes."""
+def _refuse_a_running_stage(path: Path) -> None:
+    """DVC's own repro lets go of the lock while a stage runs, and lists what that reads and writes.
+
+    DVC believes the list by process id alone, and ids are used again: an entry that no `dvc` of that time stands behind is
+    of a process that died. Where there are no others the list is removed, since DVC itself would refuse.
+
+    Raises:
+        Unavailable: such a stage runs; it says which process.
+    """
+    listed = _readers_and_writers(path)
     writing, reading = listed.get("write", {}).values(), listed.get("read", {}).values()
-    for process in {info["pid"] for info in (*writing, *(info for infos in reading for info in infos))} - {os.getpid()}:
-        if psutil.pid_exists(process):
+    for info in (*writing, *(info for infos in reading for info in infos)):
+        if info["pid"] != os.getpid() and _is_at_work(info["pid"], info["cmd"], path.stat().st_mtime):
             raise Unavailable(
-                f"a stage of another dvc command runs, process {process}", fix="wait until it has ended, then run again"
+                f"a stage of another dvc command runs, process {info['pid']}", fix="wait until it has ended, then run again"
             )
+    if writing or reading:
+        path.unlink(missing_ok=True)  # whoever adds an entry holds the lock that we hold
+
+
+def _is_at_work(process: int, listed: str, listed_at: float) -> bool:
+    """Whether a process is a `dvc` command, a stage, or what the list says, and began before the list was last written."""
+    try:
+        found = psutil.Process(process)
+        words, began = found.cmdline(), found.create_time()
+    except psutil.AccessDenied:  # another user's: it cannot be told
+        return True
+    except psutil.Error:
+        return False
+    if not words or not Path(words[0]).name.startswith(("python", "dvc")) or began > listed_at + CLOCKS_DIFFER:
+        return False
+    modules = {module.partition(".")[0] for option, module in zip(words, words[1:], strict=False) if option == "-m"}
+    return bool(modules & {"dvc", "tasks"} or {"dvc"} & {Path(word).name for word in words}) or (
+        bool(listed) and " ".join(words).endswith(listed)  # a script that uses DVC as a library
+    )
 
 
 def _mend_lock_file(repo: Repo, path: Path) -> None:

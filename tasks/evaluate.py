@@ -97,6 +97,7 @@ def all_views(job: Job, images: ImageSource, model: Classifier, test: pd.DataFra
         storage="float32",
         batch_size=settings.batch_size,
         device=configure(params.runtime.threads, params.runtime.device),
+        workers=params.runtime.workers,
     )
     logger.info("  classifying by %s in %s (%s)", engine.plan.engine, engine.plan.precision, engine.plan.reason)
     views, files = 1 + settings.views, list(zip(test["path"], test["key"], strict=True))

@@ -139,7 +139,7 @@ def judge_first(root: Path, params: Params, version: Version, fair: pd.DataFrame
 def probabilities(root: Path, params: Params, version: Version, test: pd.DataFrame) -> tuple[torch.Tensor, tuple[str, ...]]:
     """A version's probabilities [n, c] of test images, and its classes; computed as `flows.predict` does."""
     device = configure(params.runtime.threads, params.runtime.device)
-    predictor = Predictor(version.file, device, BATCH)
+    predictor = Predictor(version.file, device, BATCH, workers=params.runtime.workers)
     nothing = Augmentation("none", False, 0.0, 1.0, 0.0)
     images = ImageSource(root / params.data.source, params.data.max_pixels, predictor.card.preprocessing, nothing, 0)
     files = list(zip(test["path"], test["key"], strict=True))

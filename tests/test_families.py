@@ -206,7 +206,7 @@ def openvino_process(then: str) -> int:
         "import os, signal, sys, torch\n"
         "from headstart.activations.engine import *; from headstart.models.backbones import build_backbone\n"
         "b = build_backbone('test_efficientnet', 'random', 32)\n"
-        "compiled = openvino_forward(b.body, b.preprocessing, 2, torch.device('cpu'))\n"
+        "compiled = openvino_forward(b.body, b.preprocessing, 2, torch.device('cpu'), 1)\n"
         "forwards = [compiled('float32'), compiled('float32')]\n"
         "forwards[0](torch.zeros(2, 3, 32, 32).byte())\n"
     )

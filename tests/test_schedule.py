@@ -112,10 +112,14 @@ class Scheduled:
         return {one["name"].rsplit("-", 1)[0]: one for one in found}
 
     def flow_process(self) -> int:
-        """The process that runs a flow: the youngest below the worker."""
+        """The process that runs a flow: the youngest below the worker, but for its guardian."""
         (worker,) = (p for p in psutil.Process(self.process.pid).children() if "worker" in p.cmdline())
-        self.until(lambda: bool(worker.children(recursive=True)))
-        return max(worker.children(recursive=True), key=lambda p: p.create_time()).pid
+
+        def flows() -> list[psutil.Process]:
+            return [p for p in worker.children(recursive=True) if not any("guardian.py" in word for word in p.cmdline())]
+
+        self.until(lambda: bool(flows()))
+        return max(flows(), key=lambda p: p.create_time()).pid
 
 
 @pytest.fixture(scope="module")

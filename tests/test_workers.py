@@ -1,6 +1,7 @@
 """A file that hangs or crashes a decoder costs that file and nothing else."""
 
 import os
+import resource
 import sys
 import threading
 import time
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from headstart.core.errors import InputError, Unavailable
 from headstart.data import scan as scan_module
+from headstart.data import workers
 from headstart.data.examine import Limits
 from headstart.data.workers import examine_all
 from tests.conftest import scan_folder
@@ -87,10 +90,57 @@ def test_stopping_the_scan_does_not_wait_for_a_hanging_file(shapes):
     assert time.monotonic() - start < 5
 
 
-def test_a_worker_that_cannot_start_is_a_bug_that_shows_why():
-    broken = (sys.executable, "-c", "raise SystemExit('no such module here')")
-    with pytest.raises(RuntimeError, match="no such module here"):
-        list(examine_all(["x"], LIMITS, 5, 1, command=broken))
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("raise SystemExit('no such library here')", r"\(exit 1\): no such library here"),
+        ("raise MemoryError('at the start')", r"\(exit 1\): MemoryError: at the start"),
+        ("import os; os.kill(os.getpid(), 9)", r"\(SIGKILL\): it said nothing"),
+    ],
+)
+def test_a_worker_that_cannot_start_is_reported_with_what_it_said(code, told):
+    with pytest.raises(InputError, match=told) as error:
+        list(examine_all(["x"], LIMITS, 5, 1, command=(sys.executable, "-c", code)))
+    assert "Traceback" not in str(error.value) and len(str(error.value).splitlines()) < 5
+
+
+def test_a_worker_that_never_gets_ready_is_reported(monkeypatch):
+    monkeypatch.setattr(workers, "START_SECONDS", 1.0)
+    with pytest.raises(InputError, match="not ready within 1 s"):
+        list(examine_all(["x"], LIMITS, 5, 1, command=(sys.executable, "-c", "import time; time.sleep(600)")))
+
+
+def test_a_worker_for_which_no_process_is_left_is_reported():
+    with pytest.raises(Unavailable, match="could not be started: No such file"):
+        list(examine_all(["x"], LIMITS, 5, 1, command=("/no/such/python",)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no limit is set elsewhere")
+@pytest.mark.parametrize("limits", [(6 << 30, 6 << 30), (4 << 30, resource.RLIM_INFINITY), (6 << 30, 12 << 30)])
+def test_a_worker_keeps_to_a_limit_of_address_space_that_is_there(shapes, limits):
+    """It wants 6.2 GB for images of up to 50 MP."""
+    code = (
+        "import resource, runpy, sys; soft, hard = map(int, sys.argv[1:3])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (soft, hard)); del sys.argv[1:3]\n"
+        "set_limit = resource.setrlimit\n"
+        "def within(what, pair):\n    assert pair[0] <= soft and pair[1] == hard; set_limit(what, pair)\n"
+        "resource.setrlimit = within\n"
+        "runpy.run_module('headstart.data.worker', run_name='__main__')"
+    )
+    command = (sys.executable, "-c", code, *map(str, limits))
+    (answer,) = examine_all([str(shapes / "a/000.png")], Limits(50_000_000, 4, ("PNG",)), 20, 1, command=command)
+    assert answer["key"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no limit is set elsewhere")
+def test_a_limit_too_low_for_a_worker_is_named(monkeypatch):
+    monkeypatch.setattr(workers.resource, "getrlimit", lambda what: (100 << 20, 100 << 20))
+    command = ("sh", "-c", f'ulimit -v 102400; exec {sys.executable} -m headstart.data.worker "$@"', "sh")
+    with pytest.raises(
+        InputError, match=r"no limit of address space, or a wider one: it is 0\.1 GB here \(`ulimit -v`\)"
+    ) as error:
+        list(examine_all(["x"], LIMITS, 5, 1, command=command))
+    assert "Traceback" not in str(error.value)
 
 
 def test_memory_of_a_worker_is_bounded(shapes):

@@ -147,6 +147,7 @@ def prepare(
         storage=settings.storage,
         batch_size=settings.batch_size,
         device=settings.device,
+        workers=settings.workers,
     )
     measured = fidelity(engine, body, preprocessing, pictures)
     explain(engine, cut, measured)

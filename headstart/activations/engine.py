@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -96,6 +96,7 @@ def build_engine(
     storage: str,
     batch_size: int,
     device: torch.device,
+    workers: int | Literal["auto"] = "auto",
 ) -> Engine:
     """The engine for a body by parameters, hardware and measured fidelity.
 
@@ -107,6 +108,8 @@ def build_engine(
         engine: "auto", "openvino" or "torch".
         precision: "auto", "float32" or "bfloat16".
         storage: "auto", "float32" or "float16".
+        workers: threads that will call it at once. They share a GPU; on a CPU each computes alone, and no more of them than
+            this at once. It changes no activation by a bit.
 
     Raises:
         InputError: an engine that this device or body does not go with.
@@ -116,7 +119,9 @@ def build_engine(
     with torch.inference_mode():
         plain = body(normalise(probes, preprocessing)).float()
     folded, _ = fold_batch_norms(body, normalise(probes[:2], preprocessing))
-    compiler = {"openvino": openvino_forward, "torch": torch_forward}[engine](folded, preprocessing, batch_size, device)
+    compiler = {"openvino": openvino_forward, "torch": torch_forward}[engine](
+        folded, preprocessing, batch_size, device, count(workers)
+    )
 
     def attempt(chosen: str) -> tuple[Forward, torch.Tensor, float]:
         forward = compiler(chosen)
@@ -204,7 +209,7 @@ class _FromBytes(nn.Module):
 
 
 def openvino_forward(
-    body: nn.Module, preprocessing: Preprocessing, batch_size: int, device: torch.device
+    body: nn.Module, preprocessing: Preprocessing, batch_size: int, device: torch.device, streams: int
 ) -> Callable[[str], Forward]:
     """From a precision to a forward pass by OpenVINO, one thread a call, any number of calls at once.
 
@@ -229,7 +234,6 @@ def openvino_forward(
         ) from None
 
     def compiled(precision: str) -> Forward:
-        streams = count("auto")
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
             "NUM_STREAMS": streams,
@@ -269,7 +273,7 @@ def _conversion_failures() -> tuple[type[Exception], ...]:
 
 
 def torch_forward(
-    body: nn.Module, preprocessing: Preprocessing, batch_size: int, device: torch.device
+    body: nn.Module, preprocessing: Preprocessing, batch_size: int, device: torch.device, streams: int
 ) -> Callable[[str], Forward]:
     """From a precision to a forward pass by PyTorch, channels-last.
 

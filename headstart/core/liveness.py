@@ -19,10 +19,9 @@ def alive(root: Path, kind: str, name: str, *, until_forgotten: bool = False) ->
         name: what its record there can be found by. Enter the block before the record is made.
         until_forgotten: a run that ends without `forget` counts as dead: its end could not be recorded.
     """
-    folder = _folder(root)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{kind}-{name}"
-    temporary = folder / f".{path.name}.{os.getpid()}"
+    path = record(root, kind, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         temporary.replace(path)  # it has its name only once it is locked
@@ -40,7 +39,12 @@ def dead(root: Path, kind: str) -> list[str]:
 
 def forget(root: Path, kind: str, name: str) -> None:
     """Take a dead run off the list: its end has been recorded."""
-    (_folder(root) / f"{kind}-{name}").unlink(missing_ok=True)
+    record(root, kind, name).unlink(missing_ok=True)
+
+
+def record(root: Path, kind: str, name: str) -> Path:
+    """The file whose flock says that a run lives."""
+    return _folder(root) / f"{kind}-{name}"
 
 
 def _folder(root: Path) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from headstart.core import files, snapshot
+from headstart.core import files, offspring, snapshot
 from headstart.core.errors import InputError, guarded
 from headstart.core.params import Params, load_params
 
@@ -235,13 +235,14 @@ def main(name: str, function: StageFunction, after: Callable[[Path, Params], obj
 
 
 def command_line() -> None:
-    """Set a command-line process up: our own log lines on stderr, SIGTERM as an orderly exit with 143."""
+    """Set a command-line process up: our log lines on stderr, SIGTERM as an orderly exit with 143, no child outlives it."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     signal.signal(signal.SIGTERM, _terminate)
+    offspring.guard(Path.cwd())
 
 
 def _terminate(signum: int, frame: object) -> None:

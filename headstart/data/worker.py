@@ -45,11 +45,17 @@ def with_look(found: dict[str, Any], picture: Decoded | None) -> dict[str, Any]:
     return found | {"phash": phash, "thumb": base64.b64encode(thumb.tobytes()).decode()}
 
 
+def bound_memory(size: int) -> None:
+    """Let this process have `size` bytes of address space, or what its present limits allow where that is less."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    there = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([size, *there]), hard))
+
+
 def main(descriptor: int, limits: Limits) -> None:
     """Serve until the other side closes the connection."""
     if sys.platform == "linux":
-        size = BASE_BYTES + BYTES_PER_PIXEL * limits.max_pixels
-        resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        bound_memory(BASE_BYTES + BYTES_PER_PIXEL * limits.max_pixels)
     with (
         socket.socket(fileno=descriptor) as connection,
         connection.makefile("rb") as wanted,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import resource
 import signal
 import socket
 import subprocess
@@ -17,16 +18,19 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
+from headstart.core.errors import InputError, Unavailable
 from headstart.core.parallel import chunks
 from headstart.data.examine import Limits
 
 COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.data.worker")
 START_SECONDS = 120.0
+SECONDS_TO_DIE = 5.0  # after SIGKILL; a process that a dead file system holds takes for ever
 CHUNK = 32  # files sent to a worker at once
+ENOUGH = "see that there is memory and a process left for it (`free -h`, `ulimit -v`, `ulimit -u`), then run again"
 # glibc keeps freed memory, see runtime.keep_freed_memory; one thread a process
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30), "OPENBLAS_NUM_THREADS": "1"}
 
@@ -48,6 +52,9 @@ def examine_all(
     Yields:
         For each path, in order, what `worker.answer` says; {"failed": reason} for a file on which the worker
         hung or died twice.
+
+    Raises:
+        InputError: a worker cannot be started; it says why.
     """
     parts = list(chunks(paths, CHUNK))
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -118,23 +125,24 @@ class _Worker:
         self.connection.settimeout(START_SECONDS)
         self.stream = self.connection.makefile("rb")
         with tempfile.TemporaryFile() as errors, theirs:
-            self.process = subprocess.Popen(
-                [*self.command, str(theirs.fileno()), json.dumps(self.limits.as_dict())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                env=child_environment(),
-                start_new_session=True,  # Ctrl-C is for the run, which then ends its workers
-            )
+            try:
+                self.process = subprocess.Popen(
+                    [*self.command, str(theirs.fileno()), json.dumps(self.limits.as_dict())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    env=child_environment(),
+                    start_new_session=True,  # Ctrl-C is for the run, which then ends its workers
+                )
+            except OSError as error:
+                raise Unavailable(f"a process that reads images could not be started: {error.strerror}", fix=ENOUGH) from error
             theirs.close()
             try:
                 self._line()
-            except (EOFError, OSError):
-                how = self._kill()
-                errors.seek(0)
-                said = errors.read()[-2000:].decode(errors="replace")
-                raise RuntimeError(f"a worker could not be started ({how}): {said}") from None
+            except (EOFError, OSError) as error:
+                hung = f"not ready within {START_SECONDS:g} s, " if isinstance(error, TimeoutError) else ""
+                raise not_started("reads images", hung + self._kill(), errors) from None
         self.connection.settimeout(self.timeout)
 
     def _kill(self) -> str:
@@ -145,18 +153,56 @@ class _Worker:
         try:
             code = self.process.wait(1.0)  # the connection is closed: whoever can ends by itself
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            code = self.process.wait()
+            code = kill(self.process)
         self.process = None
-        return signal.Signals(-code).name if code < 0 else f"exit {code}"
+        return ended(code)
 
     def end(self) -> None:
         """Stop for good, from any thread."""
         self.ended = True
         process = self.process
         if process is not None:
-            process.kill()
-            process.wait()
+            kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> int:
+    """End a child process; its exit code, that of SIGKILL also where the kernel cannot end it yet."""
+    process.kill()
+    try:
+        return process.wait(SECONDS_TO_DIE)
+    except subprocess.TimeoutExpired:
+        return -signal.SIGKILL
+
+
+def ended(code: int) -> str:
+    """How a child process ended, in words."""
+    return signal.Signals(-code).name if code < 0 else f"exit {code}"
+
+
+def not_started(what: str, how: str, errors: IO[bytes]) -> InputError:
+    """The error for a child process that ended before its first answer.
+
+    Args:
+        what: what it does.
+        how: how it ended.
+        errors: what it wrote to stderr. Of a Python traceback the last line is told, and all of it is a note of the error.
+    """
+    errors.seek(0)
+    said = errors.read()[-4000:].decode(errors="replace").strip()
+    lines = [line for line in said.splitlines() if line.strip()]
+    shown = lines[-1:] if "Traceback (most recent call last)" in said else lines[-5:]
+    found = f"the process that {what} could not be started ({how}): {' / '.join(shown)[-1000:] or 'it said nothing'}"
+    error = InputError(found, wanted=_wanted_memory(), fix=ENOUGH)
+    error.add_note(said)
+    return error
+
+
+def _wanted_memory() -> str:
+    """What address space a child wants, where there is a limit to it."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return f"no limit of address space, or a wider one: it is {limit / 1e9:.2g} GB here (`ulimit -v`)"
 
 
 def child_environment() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -23,12 +24,19 @@ class Predictor:
         device: where to compute.
         batch_size: the engine's fixed batch shape. Of 1, an image alone waits for no padding, and on a CPU the
             throughput is the same; either way an image's result does not depend on the others'.
+        workers: threads that will classify at once.
 
     Raises:
         InputError: the file is missing or damaged.
     """
 
-    def __init__(self, path: Path, device: torch.device | None = None, batch_size: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device | None = None,
+        batch_size: int = 1,
+        workers: int | Literal["auto"] = "auto",
+    ) -> None:
         self.model, self.card = load_classifier(path)
         self.limits = Limits(**self.card.limits)  # as when it was trained, whatever params.yaml says now
         self.engine = build_engine(
@@ -39,6 +47,7 @@ class Predictor:
             storage="float32",
             batch_size=batch_size,
             device=device or torch.device("cpu"),
+            workers=workers,
         )
 
     def view(self, image: Decoded) -> torch.Tensor:

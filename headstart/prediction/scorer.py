@@ -1,7 +1,7 @@
 """A process that classifies files: `python -m headstart.prediction.scorer SOCKET BOARD`, see `supervisor.py`.
 
-It gets one line of JSON, the job, over the socket and answers with a line of JSON, [[index, answer], …], for each batch
-(or {"refused": why}). Which file each of its threads decodes stands on the board, memory that it shares with its
+It gets one line of JSON, the job, on stdin and answers over the socket with a line of JSON, [[index, answer], …], for each
+batch (or {"refused": why}). Which file each of its threads decodes stands on the board, memory that it shares with its
 supervisor: whatever becomes of this process, it can be read there. It ends when all files are answered, or the connection
 is closed.
 """
@@ -77,12 +77,12 @@ class Scorer:
 
 
 def main(descriptor: int, board: int) -> None:
-    """Score the files of the job that comes over the socket."""
+    """Score the files of the job that comes on stdin."""
     with socket.socket(fileno=descriptor) as connection:
-        job = orjson.loads(connection.makefile("rb").readline())
+        job = orjson.loads(sys.stdin.buffer.readline())
         try:
             device = configure(job["threads"], job["device"])
-            predictor = Predictor(Path(job["model"]), device, BATCH)
+            predictor = Predictor(Path(job["model"]), device, BATCH, job["workers"])
             if sha256_file(Path(job["model"])) != job["digest"]:
                 raise InputError(f"{job['model']}: changed while files were classified by it", fix="run again")
             scorer = Scorer(predictor, min(job["top"], len(predictor.card.classes)), connection, Board(board))

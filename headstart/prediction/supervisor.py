@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 
-from headstart.core.errors import InputError
-from headstart.data.workers import child_environment
+from headstart.core.errors import InputError, Unavailable
+from headstart.data.workers import ENOUGH, child_environment, ended, kill, not_started
 from headstart.prediction.board import Board, new_board
 
 COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.prediction.scorer")
 Answer = dict[str, Any]
+logger = logging.getLogger("headstart")
+# Seconds without an answer and without a change on the board after which a scorer is given up: one that uses no processor
+# meanwhile, as in a deadlock, and one that does, as in compiling a large network.
+IDLE_SECONDS, BUSY_SECONDS = 120.0, 3600.0
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,12 @@ class Died(Exception):
     Args:
         how: in words, such as "crashed (SIGSEGV)".
         at: indices of the files it was decoding, or the one it hung on.
+        lost: the error to report where no file is to blame and it had answered nothing.
     """
 
-    def __init__(self, how: str, at: list[int]) -> None:
+    def __init__(self, how: str, at: list[int], lost: InputError) -> None:
         super().__init__(how)
-        self.at = at
+        self.at, self.lost = at, lost
 
 
 def score_all(paths: Sequence[str], job: Job, command: Sequence[str] = COMMAND) -> Iterator[tuple[str, Answer]]:
@@ -64,8 +71,7 @@ def score_all(paths: Sequence[str], job: Job, command: Sequence[str] = COMMAND) 
         a further look at the same bytes would say the same.
 
     Raises:
-        InputError: the model will not do.
-        RuntimeError: scorers die though every file can be decoded.
+        InputError: the model will not do, or scorers die or hang though every file can be decoded.
     """
     left = dict.fromkeys(paths)
     while left:
@@ -76,7 +82,9 @@ def score_all(paths: Sequence[str], job: Job, command: Sequence[str] = COMMAND) 
                 yield batch[index], answer
         except Died as death:
             if not death.at and len(left) == len(batch):
-                raise RuntimeError(f"the process that classifies ended before its first answer: {death}") from death
+                raise death.lost from death
+            if not death.at:
+                logger.warning("  the process that classifies %s: another one goes on with %s files", death, f"{len(left):,}")
             for path in (batch[index] for index in death.at):
                 del left[path]
                 yield path, _alone(path, job, command)
@@ -96,22 +104,31 @@ class _Scorer:
 
     def __init__(self, command: Sequence[str], paths: Sequence[str], job: Job) -> None:
         self.timeout, self.left = job.timeout, len(paths)
+        self.limits = [max(seconds, 4 * job.timeout) for seconds in (IDLE_SECONDS, BUSY_SECONDS)]
+        self.still = self.unused = self.used = 0.0  # seconds waited without a sign of life, without its work; its work so far
         descriptor = new_board()
         self.board = Board(descriptor)
         self.seen: dict[int, tuple[int, float]] = {}  # slot of the board: what stood there last, since when
         self.connection, theirs = socket.socketpair()
-        with theirs:
-            self.process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(descriptor)],
-                pass_fds=[theirs.fileno(), descriptor],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=child_environment(),
-                start_new_session=True,  # Ctrl-C is for the run, which then ends it
-            )
-        os.close(descriptor)
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - `answers` closes it
         told = job.__dict__ | {"model": str(job.model), "paths": paths}
-        self.connection.sendall(orjson.dumps(told) + b"\n")
+        with theirs, tempfile.TemporaryFile() as wanted:  # a file: whoever hangs before it reads must not block its writer
+            wanted.write(orjson.dumps(told) + b"\n")
+            wanted.seek(0)
+            try:
+                self.process = subprocess.Popen(
+                    [*command, str(theirs.fileno()), str(descriptor)],
+                    pass_fds=[theirs.fileno(), descriptor],
+                    stdin=wanted,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self.errors,
+                    env=child_environment(),
+                    start_new_session=True,  # Ctrl-C is for the run, which then ends it
+                )
+            except OSError as error:
+                raise Unavailable(f"the process that classifies could not be started: {error.strerror}", fix=ENOUGH) from error
+            finally:
+                os.close(descriptor)
 
     def answers(self) -> Iterator[tuple[int, Answer]]:
         """(index, answer) as they come.
@@ -129,14 +146,14 @@ class _Scorer:
                     self.left -= 1
                     yield index, answer
             if self.left:
-                raise Died(self._how(), [index for index in self.board if index >= 0])
+                raise self._death()
         finally:
             self.connection.close()
-            self.process.kill()  # it has said all it had to say; ending by itself takes it half a second
-            self.process.wait()
+            kill(self.process)  # it has said all it had to say; ending by itself takes it half a second
+            self.errors.close()
 
     def _lines(self) -> Iterator[bytes]:
-        """Until the connection is closed, or a thread has been at one file for longer than allowed."""
+        """Until the connection is closed, a thread has been at one file for longer than allowed, or nothing moves any more."""
         pause = min(1.0, self.timeout / 4)
         self.connection.settimeout(pause)
         waiting, looked = b"", time.monotonic()
@@ -147,11 +164,13 @@ class _Scorer:
             try:
                 data = self.connection.recv(1 << 20)
             except TimeoutError:
+                self._refuse_stillness(pause)
                 continue
             except ConnectionResetError:
                 return
             if not data:
                 return
+            self.still = self.unused = 0.0
             *lines, waiting = (waiting + data).split(b"\n")
             yield from lines
 
@@ -159,10 +178,35 @@ class _Scorer:
         for slot, index in enumerate(self.board):
             if self.seen.get(slot, (-1, now))[0] != index:
                 self.seen[slot] = index, now
+                self.still = self.unused = 0.0
         hanging = [index for index, since in self.seen.values() if index >= 0 and since < now - self.timeout]
         if hanging:
-            raise Died(f"hung for {self.timeout:g} s (data.file_timeout)", hanging)
+            how = f"hung for {self.timeout:g} s (data.file_timeout)"
+            raise Died(how, hanging, Unavailable(f"the process that classifies {how}", fix=ENOUGH))
 
-    def _how(self) -> str:
+    def _refuse_stillness(self, waited: float) -> None:
+        """A hang that no file is to blame for: while it is imported, compiles, or computes."""
+        used = _processor_seconds(self.process.pid)
+        self.still, self.unused = self.still + waited, self.unused + waited
+        if used > self.used + 1:
+            self.used, self.unused = used, 0.0
+        idle, busy = self.limits
+        if self.unused >= idle or self.still >= busy:
+            how = f"gave no sign of life for {self.still:.0f} s"
+            fix = "run again: what was answered is kept; if it comes again: --set runtime.workers=1 runtime.threads=1"
+            raise Died(how, [], Unavailable(f"the process that classifies {how}, and was decoding no file", fix=fix))
+
+    def _death(self) -> Died:
         code = self.process.wait()
-        return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended (exit {code})"
+        how = f"crashed ({ended(code)})" if code < 0 else f"ended ({ended(code)})"
+        at = [index for index in self.board if index >= 0]
+        return Died(how, at, not_started("classifies", ended(code), self.errors))
+
+
+def _processor_seconds(process: int) -> float:
+    """What a process has used so far; 0 where it is gone."""
+    try:
+        times = psutil.Process(process).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)

@@ -1,0 +1,311 @@
+"""What a run starts ends with it, however it ends: here each kind of parent is killed with SIGKILL."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.servers import free_port
+from headstart.core import guardian
+from headstart.core.liveness import dead
+from headstart.core.offspring import KIND
+from tests.conftest import REPOSITORY
+from tests.projects import ENVIRONMENT
+
+SECONDS = 10
+WITHOUT_TOKEN = {name: value for name, value in ENVIRONMENT.items() if name != guardian.NAME}
+DEAF = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; time.sleep(600)"
+# Guards itself, starts `sys.argv[2:]` in a session of its own, says so, and goes on until a line comes on stdin.
+PARENT = """
+import subprocess, sys
+from pathlib import Path
+from headstart.core.offspring import guard
+guard(Path(sys.argv[1]))
+guard(Path(sys.argv[1]))
+subprocess.Popen([sys.executable, "-c", *sys.argv[2:]], start_new_session=True, stdin=subprocess.DEVNULL)
+print("started", flush=True)
+sys.stdin.readline()
+"""
+ENDLESS = PARENT + "import time; time.sleep(600)"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "params.yaml").touch()
+    return tmp_path
+
+
+@contextlib.contextmanager
+def started(*command: str, cwd: Path = REPOSITORY, **options: object) -> Iterator[subprocess.Popen]:
+    """A process of its own session, which ends with the block together with all that is below it."""
+    process = subprocess.Popen(command, cwd=cwd, env=WITHOUT_TOKEN, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        left = below(process) if process.poll() is None else []
+        for one in [process, *left]:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def parent(root: Path, *child: str) -> Iterator[subprocess.Popen]:
+    command = (sys.executable, "-c", PARENT, str(root), *child)
+    with started(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "started\n"
+        yield process
+
+
+def below(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def find(process: subprocess.Popen, *words: str) -> list[psutil.Process]:
+    """What is below a process and was started with these words last."""
+    return [one for one in below(process) if is_alive(one) and tuple(_words(one)[-len(words) :]) == words]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def until(happened: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def gone(processes: list[psutil.Process], seconds: float = SECONDS) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(map(is_alive, processes)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def nothing_outlives(process: subprocess.Popen, *names: str) -> None:
+    """Kill a process; nothing below it lives on. `names` are of what must have been there."""
+    there = below(process)
+    lines = [" ".join(_words(one)) for one in there]
+    assert all(any(name in line for line in lines) for name in (*names, "guardian.py")), lines
+    process.kill()
+    process.wait()
+    assert gone(there)
+
+
+def guardians(process: subprocess.Popen) -> list[psutil.Process]:
+    return [one for one in below(process) if any("guardian.py" in word for word in _words(one))]
+
+
+@pytest.mark.parametrize("child", ["import time; time.sleep(600)", DEAF])
+def test_a_child_ends_with_a_parent_that_is_killed(root, child):
+    with parent(root, child) as process:
+        assert len(guardians(process)) == 1, "however often it is called"
+        nothing_outlives(process, "sleep(600)")
+    until(lambda: not list((root / ".headstart/alive").iterdir()), SECONDS)
+
+
+def test_a_grandchild_that_guards_itself_ends_too(root):
+    with parent(root, ENDLESS, str(root), DEAF) as process:
+        until(lambda: find(process, "-c", DEAF))
+        assert len(below(process)) == 4
+        nothing_outlives(process)
+
+
+def test_a_grandchild_of_a_child_that_died_before_ends_too(root):
+    """It is nobody's child any more: only its environment tells where it comes from."""
+    with parent(root, ENDLESS, str(root), DEAF) as process:
+        until(lambda: find(process, "-c", DEAF))
+        there = below(process)
+        (deaf,), child = find(process, "-c", DEAF), next(one for one in there if ENDLESS in one.cmdline())
+        (guard,) = [one for one in guardians(process) if one.ppid() == child.pid]
+        guard.kill()
+        child.kill()
+        until(lambda: not is_alive(child))
+        assert is_alive(deaf) and deaf not in below(process)
+        process.kill()
+        process.wait()
+        assert gone(there)
+
+
+def test_a_normal_end_leaves_no_guardian_and_no_record(root):
+    with parent(root, "pass") as process:
+        there = guardians(process)
+        assert there and dead(root, KIND) == []
+        process.communicate("\n")
+        assert process.returncode == 0
+        assert not any(map(is_alive, there)), "it is gone when its parent is"
+    assert not list((root / ".headstart/alive").iterdir())
+
+
+def test_who_has_started_nothing_of_it_is_left_alone(root):
+    """Neither what was started by hand, nor a run beside it, nor what a run left that ended as it should."""
+    with started(sys.executable, "-c", DEAF, cwd=root) as by_hand, parent(root, DEAF) as other:
+        beside = [psutil.Process(by_hand.pid), psutil.Process(other.pid), *below(other)]
+        with parent(root, "pass") as process:
+            nothing_outlives(process)
+        assert all(map(is_alive, beside))
+
+
+def test_the_next_start_ends_what_is_left_where_the_guardian_was_killed_too(root):
+    with parent(root, DEAF) as process:
+        (guard,) = guardians(process)
+        (child,) = [one for one in below(process) if one != guard]
+        guard.kill()
+        process.kill()
+        process.wait()
+        assert is_alive(child) and len(dead(root, KIND)) == 1
+        with parent(root, "pass"):
+            assert gone([child])
+            assert dead(root, KIND) == []
+
+
+def test_a_signal_to_all_does_not_end_the_guardian_first(root):
+    with parent(root, DEAF) as process:
+        (guard,) = guardians(process)
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            guard.send_signal(number)
+        nothing_outlives(process)
+
+
+def test_nothing_is_written_where_there_is_no_project(tmp_path):
+    with parent(tmp_path, "pass") as process:
+        process.communicate("\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_was_forked_ends_no_guardian_and_hides_no_death(root):
+    forks = "import os, sys, time\nif not os.fork():\n    time.sleep(.3); sys.exit()"
+    code = PARENT.replace("print(", f"exec({forks!r})\nos.wait()\nif not os.fork(): time.sleep(2); os._exit(0)\nprint(")
+    command = (sys.executable, "-c", code, str(root), DEAF)
+    with started(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "started\n"
+        assert len(guardians(process)) == 1, "a fork that ended has not taken it along"
+        there = below(process)
+        process.kill()
+        process.wait()
+        assert gone(there)
+
+
+WORKER = f"import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); s.sendall(b'ready\\n'); {DEAF}"
+# A scan, and a prediction, whose workers hang for ever, and hear of nothing.
+SCAN = """
+import functools, sys
+from tasks.link_data import link_data
+from headstart.core.stages import main
+from headstart.data import scan
+scan.examine_all = functools.partial(scan.examine_all, command=[sys.executable, "-c", sys.argv[1]])
+main("link_data", link_data)
+"""
+PREDICTION = """
+import functools, sys
+from headstart.core.errors import guarded
+from headstart.core.stages import command_line
+from headstart.prediction import batch
+from flows.predict import main
+batch.score_all = functools.partial(batch.score_all, command=[sys.executable, "-c", sys.argv.pop(1)])
+command_line()
+sys.exit(guarded(main))
+"""
+
+
+def test_the_workers_of_a_scan_end_with_it(project):
+    with started(sys.executable, "-c", SCAN, WORKER, cwd=project, stderr=subprocess.DEVNULL) as process:
+        until(lambda: any(WORKER in _words(one) for one in below(process)))
+        nothing_outlives(process, "ready")
+
+
+def test_the_classifier_of_a_prediction_ends_with_it(done, shapes, tmp_path):
+    arguments = ("--images", str(shapes), "--out", str(tmp_path / "p.csv"), "--model", "models/fine_tuned.safetensors")
+    command = (sys.executable, "-c", PREDICTION, DEAF, *arguments)
+    with started(*command, cwd=done, stderr=subprocess.DEVNULL) as process:
+        until(lambda: any(DEAF in _words(one) for one in below(process)))
+        nothing_outlives(process, "sleep(600)")
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5):
+        return True
+    return False
+
+
+def listens(process: subprocess.Popen, word: str) -> bool:
+    """Whether something below a process that has a word in its command line listens on a port."""
+    for one in below(process):
+        with contextlib.suppress(psutil.Error):
+            if word in " ".join(one.cmdline()) and any(c.status == psutil.CONN_LISTEN for c in one.net_connections()):
+                return True
+    return False
+
+
+@pytest.mark.e2e
+def test_prefects_server_ends_with_a_pipeline(project):
+    with started(sys.executable, "-m", "flows.pipeline", cwd=project) as process:
+        until(lambda: listens(process, "uvicorn"), 120)
+        nothing_outlives(process, "uvicorn")
+
+
+@pytest.mark.e2e
+def test_servers_end_with_the_ui(project):
+    ports = free_port(5400), free_port(4400)
+    command = (sys.executable, "-m", "flows.ui", "--mlflow-port", str(ports[0]), "--prefect-port", str(ports[1]))
+    with started(*command, cwd=project) as process:
+        until(lambda: all(map(answers, ports)), 180)
+        nothing_outlives(process, "mlflow", "flows.prefect_server")
+
+
+@pytest.mark.e2e
+def test_server_and_worker_end_with_the_schedule(project):
+    with started(sys.executable, "-m", "flows.schedule", "--port", str(free_port(4500)), cwd=project) as process:
+        until(lambda: any("worker" in _words(one) for one in below(process)), 180)
+        nothing_outlives(process, "flows.prefect_server", "worker")
+
+
+def hanging(project: Path) -> None:
+    """Have the stage link_data start a worker that hangs."""
+    path = project / "tasks/link_data.py"
+    line = "meddled.examine_all = functools.partial(meddled.examine_all, command=[sys.executable, '-c', WORKER])\n"
+    meddling = f"from headstart.data import scan as meddled\nWORKER = {WORKER!r}\n{line}\n"
+    path.write_text(path.read_text().replace("\nlogger =", f"\n{meddling}\nlogger =", 1))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("victim", ["dvc", "tasks.link_data"])
+def test_a_stage_of_dvc_and_its_workers_end_with_it_and_with_dvc(project, victim):
+    hanging(project)
+    dvc = Path(sys.executable).with_name("dvc")
+    with started(str(dvc), "repro", "link_data", cwd=project) as process:
+        until(lambda: process.poll() is not None or any(WORKER in _words(one) for one in below(process)), 120)
+        there = below(process)
+        (stage,) = [one for one in there if one.cmdline()[1:3] == ["-m", "tasks.link_data"]]
+        own = stage.children(recursive=True)
+        if victim == "dvc":
+            process.kill()
+            process.wait()
+            assert gone([stage, *own], 2 * SECONDS)
+        else:
+            stage.kill()
+            assert gone(own)
+            assert process.wait(60) != 0
