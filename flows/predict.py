@@ -76,6 +76,14 @@ def model_of(name: str) -> Path:
     return find_model(PROJECT, name)
 
 
+def table_rows(found: Predictions) -> list[dict[str, str | int]]:
+    """Prefect's table of a prediction: first what became of the files, then a row per class."""
+    summary = found.summary()
+    told = {"files": "all", "errors": "with an error", "abstained": "abstained"}
+    rows: list[dict[str, str | int]] = [{"what": text, "class": "", "files": summary[key]} for key, text in told.items()]
+    return rows + [{"what": "predicted", "class": name, "files": number} for name, number in summary["classes"].items()]
+
+
 @flow(name="predict", persist_result=False)
 def predict(images: str, out: str, model: str = "champion", format: str = "", top: int = 1, abstain_below: float = 0.0) -> Any:
     """Classify every file of a folder on the worker's machine."""
@@ -83,8 +91,7 @@ def predict(images: str, out: str, model: str = "champion", format: str = "", to
     with alive(PROJECT, "prefect", str(flow_run.id)):
         close_dead_flow_runs(PROJECT)
         found = predict_images(Path(images), Path(out), model, format or None, top, abstain_below)
-        counts = [{"what": key, "files": value} for key, value in found.summary().items()]
-        create_table_artifact(counts, key="predictions", description=f"of {images} by {model}")
+        create_table_artifact(table_rows(found), key="predictions", description=f"of {images} by {model}")
     return found.summary()
 
 
