@@ -28,6 +28,7 @@ from headstart.core.liveness import alive, dead, forget
 from headstart.core.param_edits import edit_params
 from headstart.core.params import Params, load_params
 from headstart.core.stages import Stage, checkpoints, command_line, last_record, load_graph, run_stage
+from headstart.data.builtin import is_source, refuse_foreign
 from headstart.data.tree import preflight
 from headstart.versioning import Workspace, cache_folders, workspace
 from prefect import flow, task
@@ -217,7 +218,8 @@ def run_here(force: list[str]) -> list[Outcome]:
 
 
 def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
-    """Refuse a `--force` that names no stage, a full disk, and a source folder that DVC would hang on or misread.
+    """Refuse a `--force` that names no stage, a full disk, a source folder that DVC would hang on or misread, and
+    files of the user's where the built-in set would be written.
 
     Raises:
         InputError: naming it.
@@ -233,7 +235,8 @@ def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
             wanted=f"{MIN_FREE_BYTES / 1e6:,.0f} MB or more (the outs, DVC's copies of them, and the records)",
             fix="free space (docs/operations.md, Free disk): `dvc gc -w`, or another disk",
         )
-    if root / params.data.source != root / "data" / params.data.builtin:
+    refuse_foreign(root, params.data.builtin)  # DVC, too, would put it aside when it restores the stage
+    if not is_source(root, params.data.source, params.data.builtin):
         preflight(
             root / params.data.source,
             follow_external_links=params.data.follow_external_links,
