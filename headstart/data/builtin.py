@@ -55,13 +55,13 @@ def foreign(place: Path, name: str) -> list[str]:
         found += [(inside / one).as_posix() for one in links]
         for one in names:
             path, file = (inside / one).as_posix(), Path(folder, one)
-            if one not in OF_THE_SYSTEM and (not is_ours(path) or (file.is_symlink() and not _is_dvcs(file))):
+            if one not in OF_THE_SYSTEM and (not is_ours(path) or (file.is_symlink() and not is_dvcs_link(file))):
                 found.append(path)
     return sorted(found)
 
 
-def _is_dvcs(link: Path) -> bool:
-    """With DVC's cache type symlink, its outs are links to files named by their hash."""
+def is_dvcs_link(link: Path) -> bool:
+    """Whether a link leads into a cache of DVC's, to a file named by its hash: so are outs with its cache type symlink."""
     return re.search(r"/[0-9a-f]{2}/[0-9a-f]{30}$", os.readlink(link)) is not None
 
 
