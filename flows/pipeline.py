@@ -298,7 +298,7 @@ def main() -> int:
     parser.add_argument("--recipe", metavar="NAME", help="merge recipes/NAME.yaml into params.yaml first, before --set")
     arguments = parser.parse_args()
     start = time.monotonic()
-    recipe = PROJECT / "recipes" / f"{arguments.recipe}.yaml" if arguments.recipe else None
+    recipe = None if arguments.recipe is None else recipe_file(arguments.recipe)
     edit = edit_params(PROJECT / "params.yaml", arguments.set, recipe)
     if recipe is not None:
         logger.info("%s", edit.diff() or f"params.yaml is as {recipe.name} says already")
@@ -309,6 +309,17 @@ def main() -> int:
         outcomes = run_here(arguments.force)
     print(summary_text(PROJECT, params, outcomes, time.monotonic() - start))  # noqa: T201
     return 0
+
+
+def recipe_file(name: str) -> Path:
+    """Where a recipe of this name is to be.
+
+    Raises:
+        InputError: a path instead of a name.
+    """
+    if not name or name != Path(name).name:
+        raise InputError(f"--recipe {name}: no name of a recipe", wanted="a name: that of a file in recipes/, without .yaml")
+    return PROJECT / "recipes" / f"{name}.yaml"
 
 
 @contextlib.contextmanager

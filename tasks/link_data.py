@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from headstart.core.arguments import path
 from headstart.core.errors import guarded
 from headstart.core.files import write_bytes, write_json
 from headstart.core.parallel import count
@@ -138,7 +139,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tasks.link_data", description="Scan data.source into the manifest; or, with --from, link a folder."
     )
-    parser.add_argument("--from", dest="source", type=Path, metavar="PATH", help="make data/NAME a link to PATH")
+    parser.add_argument("--from", dest="source", type=path, metavar="PATH", help="make data/NAME a link to PATH")
     parser.add_argument("--name", help="the link's name; PATH's own by default")
     parser.add_argument("--relink", action="store_true", help="replace a link that leads elsewhere")
     parser.add_argument("--snapshot", action="store_true", help="a copy in DVC's care instead of a link")
@@ -150,7 +151,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run_link(options: argparse.Namespace) -> int:
-    link_source(Path.cwd(), options.source.expanduser(), options.name, relink=options.relink, snapshot=options.snapshot)
+    link_source(Path.cwd(), options.source, options.name, relink=options.relink, snapshot=options.snapshot)
     return 0
 
 

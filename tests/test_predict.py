@@ -233,13 +233,17 @@ def test_the_command_with_every_way_to_name_a_model(done, folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--images", "nowhere"], "no such folder"),
+        (["--images", "nowhere"], "--images nowhere: no such folder\n  wanted: a folder: every file in it"),
+        (["--images", "params.yaml"], "--images params.yaml: a file, not a folder"),
         (["--model", "grandmaster"], "no version of the model is called 'grandmaster'"),
         (["--model", "no.safetensors"], "no.safetensors: no such file"),
-        (["--out", "p.txt"], "the format cannot be told"),
+        (["--out", "p.txt"], "the format cannot be told from the name"),
         (["--out", "nowhere/p.csv"], "nowhere: no such folder"),
-        (["--top", "0"], "top of 1 or more"),
+        (["--out", "data"], "--out data: a folder"),
+        (["--out", "/proc/p.csv"], "/proc: cannot be written to"),
+        (["--top", "0"], "a whole number of 1 or more"),
         (["--abstain-below", "1.5"], "from 0 to 1"),
+        (["--abstain-below", "nan"], "from 0 to 1"),
         (["--model", "models/head.safetensors"], "models/head.safetensors"),
     ],
 )
