@@ -71,6 +71,5 @@ lock: ## compile requirements.lock from pyproject.toml (needs uv; it installs no
 	  --constraint requirements.lock --custom-compile-command "make lock" --output-file bench/requirements.lock
 	python3 scripts/lock.py bench/requirements.lock
 
-clean: ## delete what runs make and can make again: not MLflow's runs and models, DVC's cache, snapshots' .dvc files
-	rm -rf .headstart models/* reports/*
-	find data -mindepth 1 -maxdepth 1 ! -name '.*' ! -name '*.dvc' -exec rm -rf {} +
+clean: ## list, then delete, what the stages wrote and .headstart: not MLflow's records, DVC's cache, nor what is yours (ARGS=--dry-run)
+	@python -m flows.clean $(ARGS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 
+from headstart.core.arguments import check_out, path
 from headstart.core.errors import InputError, guarded
 from headstart.core.stages import command_line
 from headstart.prediction.export import export
@@ -18,11 +18,12 @@ logger = logging.getLogger("headstart")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.export", description="Write the model as one .pt2 file.")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE.pt2")
+    parser.add_argument("--out", required=True, type=path, metavar="FILE.pt2")
     parser.add_argument("--model", default="champion", metavar="ALIAS|RUN|FILE")
     options = parser.parse_args()
-    if options.out.suffix != ".pt2" or not options.out.parent.is_dir():
-        raise InputError(f"--out {options.out}", wanted="a file that ends in .pt2, in a folder that is there")
+    if options.out.suffix != ".pt2":
+        raise InputError(f"--out {options.out}", wanted="a file that ends in .pt2")
+    check_out(options.out)
     about = export(model_of(options.model), options.out)
     logger.info("%s: %s; checked against the model", options.out, about["input"])
     return 0

@@ -15,19 +15,22 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 from headstart.core import offspring, pending
-from headstart.core.errors import InputError, guarded, is_transient
+from headstart.core.errors import InputError, OfTheMachine, Unavailable, guarded, is_transient
 from headstart.core.files import free_bytes, read_checked_json, remove
 from headstart.core.liveness import alive, dead, forget
-from headstart.core.param_edits import edit_params
+from headstart.core.param_edits import Edit, edit_params
 from headstart.core.params import Params, load_params
 from headstart.core.stages import Stage, checkpoints, command_line, last_record, load_graph, run_stage
+from headstart.data.builtin import is_source, refuse_foreign
 from headstart.data.tree import preflight
 from headstart.versioning import Workspace, cache_folders, workspace
 from prefect import flow, task
@@ -36,13 +39,20 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)
 from prefect.states import Completed, Crashed
 
 from flows import PROJECT, artifacts
 
 logger = logging.getLogger("headstart")
 MIN_FREE_BYTES = 300_000_000
+SECONDS_TO_ANSWER = 4.0
 FRESH, RESTORED, RAN = "fresh", "restored", "ran"
 
 
@@ -219,7 +229,8 @@ def run_here(force: list[str]) -> list[Outcome]:
 
 
 def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
-    """Refuse a `--force` that names no stage, a full disk, and a source folder that DVC would hang on or misread.
+    """Refuse a `--force` that names no stage, a full disk, a source folder that DVC would hang on or misread, and
+    files of the user's where the built-in set would be written.
 
     Raises:
         InputError: naming it.
@@ -235,7 +246,8 @@ def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
             wanted=f"{MIN_FREE_BYTES / 1e6:,.0f} MB or more (the outs, DVC's copies of them, and the records)",
             fix="free space (docs/operations.md, Free disk): `dvc gc -w`, or another disk",
         )
-    if root / params.data.source != root / "data" / params.data.builtin:
+    refuse_foreign(root, params.data.builtin)  # DVC, too, would put it aside when it restores the stage
+    if not is_source(root, params.data.source, params.data.builtin):
         preflight(
             root / params.data.source,
             follow_external_links=params.data.follow_external_links,
@@ -289,15 +301,94 @@ def main() -> int:
     parser.add_argument("--recipe", metavar="NAME", help="merge recipes/NAME.yaml into params.yaml first, before --set")
     arguments = parser.parse_args()
     start = time.monotonic()
-    recipe = PROJECT / "recipes" / f"{arguments.recipe}.yaml" if arguments.recipe else None
+    recipe = None if arguments.recipe is None else recipe_file(arguments.recipe)
     edit = edit_params(PROJECT / "params.yaml", arguments.set, recipe)
     if recipe is not None:
         logger.info("%s", edit.diff() or f"params.yaml is as {recipe.name} says already")
-    params = edit.make()
-    check_inputs(PROJECT, params, arguments.force)
-    outcomes = run_here(arguments.force)
+    check_inputs(PROJECT, edit.params, arguments.force)
+    check_server()
+    with undone_if_refused(edit, "--set" if arguments.set else "--recipe"), server_there():
+        params = edit.make()
+        outcomes = run_here(arguments.force)
     print(summary_text(PROJECT, params, outcomes, time.monotonic() - start))  # noqa: T201
     return 0
+
+
+def recipe_file(name: str) -> Path:
+    """Where a recipe of this name is to be.
+
+    Raises:
+        InputError: a path instead of a name.
+    """
+    if not name or name != Path(name).name:
+        raise InputError(f"--recipe {name}: no name of a recipe", wanted="a name: that of a file in recipes/, without .yaml")
+    return PROJECT / "recipes" / f"{name}.yaml"
+
+
+@contextlib.contextmanager
+def undone_if_refused(edit: Edit, by: str) -> Iterator[None]:
+    """Put params.yaml back where what it was changed to is refused on the way; not for a fault of the machine's.
+
+    Raises:
+        InputError: what was raised inside, and that params.yaml was put back.
+    """
+    try:
+        yield
+    except OfTheMachine:
+        raise  # the same command will do once that is over
+    except InputError as error:
+        if edit.undo():
+            raise InputError(f"{error}\n  {edit.path.name} is as it was before {by}") from None
+        raise
+
+
+def check_server() -> None:
+    """Refuse to begin where PREFECT_API_URL names a server and none answers there.
+
+    Raises:
+        Unavailable: naming it.
+    """
+    address = PREFECT_API_URL.value()
+    if address is None:
+        return
+    patience = {PREFECT_API_REQUEST_TIMEOUT: SECONDS_TO_ANSWER, PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(patience), get_client(sync_client=True) as client:
+        error = client.api_healthcheck()
+    if error is not None:
+        raise _no_server(address, error)
+
+
+@contextlib.contextmanager
+def server_there() -> Iterator[None]:
+    """Prefect's ways of saying that its server went away, or did not start, in ours.
+
+    Raises:
+        Unavailable: it did.
+    """
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise _no_server(str(PREFECT_API_URL.value() or "the one of this run"), error) from None
+    except RuntimeError as error:
+        if "ephemeral" not in str(error):
+            raise
+        raise Unavailable(f"Prefect's own server did not start: {error}", fix="run again; a busy machine may be slow") from None
+
+
+def _no_server(address: str, error: Exception) -> Unavailable:
+    parts = urlsplit(address)  # without the password that may be in it
+    shown = (
+        f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}" if parts.hostname else address
+    )
+    if isinstance(error, httpx.HTTPStatusError):
+        said = f"answers {error.response.status_code}: no API of Prefect's, or one that asks for a password"
+    else:
+        said = f"does not answer: {(str(error) or type(error).__name__).splitlines()[0]}"
+    return Unavailable(
+        f"Prefect's server {shown} (PREFECT_API_URL) {said}",
+        fix="start it (make schedule); or run without: unset PREFECT_API_URL, and where a profile sets it"
+        " `prefect config unset PREFECT_API_URL`",
+    )
 
 
 if __name__ == "__main__":

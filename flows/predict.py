@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from headstart.core import offspring
+from headstart.core.arguments import check_out, number, path, whole
 from headstart.core.errors import InputError, guarded
 from headstart.core.files import sha256_file
 from headstart.core.liveness import alive
 from headstart.core.parallel import count
 from headstart.core.params import load_params
 from headstart.core.stages import command_line
+from headstart.data.tree import printable
 from headstart.prediction.batch import Predictions, predict_folder, write_predictions
 from headstart.prediction.supervisor import Job
 from prefect import flow
@@ -34,15 +37,15 @@ def predict_images(
     """Classify the files below `images` and write `out`; see `flows.predict --help`.
 
     Raises:
-        InputError: no such folder, model or format.
+        InputError: no such folder, model or format, or a file that could not be written.
     """
+    check_images(images)
     form = form or out.suffix.removeprefix(".")
     if form not in FORMS:
         raise InputError(
             f"{out}: the format cannot be told from the name", wanted="a name that ends in .parquet or .csv, or --format"
         )
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: no such folder", fix="make it, or name another --out")
+    check_out(out)
     if top < 1 or not 0 <= abstain_below <= 1:
         raise InputError(f"top {top}, abstain_below {abstain_below:g}", wanted="top of 1 or more, abstain_below from 0 to 1")
     params = load_params(PROJECT / "params.yaml")
@@ -63,16 +66,40 @@ def predict_images(
     return found
 
 
+def check_images(images: Path) -> None:
+    """Refuse what is no folder, in this command's words.
+
+    Raises:
+        InputError: nothing there, or a file.
+    """
+    wanted = "a folder: every file in it and in its sub-folders gets a row"
+    if not os.path.exists(images):
+        link = f" (a link to {os.readlink(images)})" if os.path.islink(images) else ""
+        raise InputError(f"--images {printable(str(images))}{link}: no such folder", wanted=wanted)
+    if not os.path.isdir(images):
+        raise InputError(f"--images {printable(str(images))}: a file, not a folder", wanted=wanted)
+    if not os.access(images, os.R_OK | os.X_OK):
+        raise InputError(f"--images {printable(str(images))}: may not be read", fix="change its permissions")
+
+
 def model_of(name: str) -> Path:
     """The model file that is meant; the registry (and MLflow, 1 s) is only asked where it is no file."""
     if name.endswith(".safetensors"):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise InputError(f"{path}: no such file")
-        return path
+        file = Path(os.path.expanduser(name))
+        if not os.path.isfile(file):
+            raise InputError(f"{file}: no such file", wanted="a .safetensors file of this project's, an alias or a version")
+        return file
     from headstart.tracking.registry import find_model
 
     return find_model(PROJECT, name)
+
+
+def table_rows(found: Predictions) -> list[dict[str, str | int]]:
+    """Prefect's table of a prediction: first what became of the files, then a row per class."""
+    summary = found.summary()
+    told = {"files": "all", "errors": "with an error", "abstained": "abstained"}
+    rows: list[dict[str, str | int]] = [{"what": text, "class": "", "files": summary[key]} for key, text in told.items()]
+    return rows + [{"what": "predicted", "class": name, "files": number} for name, number in summary["classes"].items()]
 
 
 @flow(name="predict", persist_result=False)
@@ -83,15 +110,14 @@ def predict(images: str, out: str, model: str = "champion", format: str = "", to
     with alive(PROJECT, "prefect", str(flow_run.id)):
         close_dead_flow_runs(PROJECT)
         found = predict_images(Path(images), Path(out), model, format or None, top, abstain_below)
-        counts = [{"what": key, "files": value} for key, value in found.summary().items()]
-        create_table_artifact(counts, key="predictions", description=f"of {images} by {model}")
+        create_table_artifact(table_rows(found), key="predictions", description=f"of {images} by {model}")
     return found.summary()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.predict", description="Classify every file of a folder.")
-    parser.add_argument("--images", required=True, type=Path, metavar="PATH", help="a folder; files in its sub-folders too")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="a row per file")
+    parser.add_argument("--images", required=True, type=path, metavar="PATH", help="a folder; files in its sub-folders too")
+    parser.add_argument("--out", required=True, type=path, metavar="FILE", help="a row per file")
     parser.add_argument(
         "--model",
         default="champion",
@@ -99,8 +125,10 @@ def main() -> int:
         help="champion, challenger, a version's number, a run's id, or a .safetensors file",
     )
     parser.add_argument("--format", choices=FORMS, help="by default as FILE is named")
-    parser.add_argument("--top", type=int, default=1, metavar="K", help="name the K likeliest classes")
-    parser.add_argument("--abstain-below", type=float, default=0.0, metavar="P", help="predict nothing below this probability")
+    parser.add_argument("--top", type=whole(1), default=1, metavar="K", help="name the K likeliest classes")
+    parser.add_argument(
+        "--abstain-below", type=number(0, most=1), default=0.0, metavar="P", help="predict nothing below this probability"
+    )
     options = parser.parse_args()
     found = predict_images(options.images, options.out, options.model, options.format, options.top, options.abstain_below)
     summary = found.summary()

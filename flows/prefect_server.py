@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 
+from headstart.core.arguments import whole
 from headstart.core.errors import guarded
 from headstart.core.stages import command_line
 from headstart.web import LOOPBACK, Gate
@@ -19,7 +20,7 @@ from flows import PROJECT as PROJECT  # sets Prefect up
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.prefect_server", description="Prefect's server on loopback.")
-    parser.add_argument("--port", type=int, default=4200)
+    parser.add_argument("--port", type=whole(1, 65535), default=4200)
     port = parser.parse_args().port
     os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", f"http://127.0.0.1:{port}")
     os.environ.setdefault("PREFECT_UI_API_URL", "/api")  # of the page's own origin, by whichever name it was opened

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+from headstart.core import arguments
 from headstart.core.errors import InputError, guarded
 from headstart.core.stages import command_line
 
@@ -36,7 +37,7 @@ def prefect(*arguments: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.schedule", description="Run the pipeline as prefect.yaml says.")
-    parser.add_argument("--port", type=int, default=4200, help="of Prefect's server and pages")
+    parser.add_argument("--port", type=arguments.port, default=4200, help="of Prefect's server and pages")
     port = free_port(parser.parse_args().port)
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     os.environ["PWD"] = str(PROJECT)  # what prefect.yaml calls this folder; a shell sets it, other parents may not

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 
+from headstart.core.arguments import number, port
 from headstart.core.errors import guarded
 from headstart.core.stages import command_line
 from headstart.tracking.scoring import scoring_application
@@ -20,17 +21,17 @@ MOST_AT_ONCE = 64  # requests; further ones get 503
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description="Serve the champion over HTTP.")
-    parser.add_argument("--port", type=int, default=5001)
+    parser.add_argument("--port", type=port, default=5001)
     parser.add_argument("--model", default="champion", metavar="ALIAS")
-    parser.add_argument("--max-mb", type=float, default=32.0, help="of a request's body")
+    parser.add_argument("--max-mb", type=number(0, most=4096, above=True), default=32.0, help="of a request's body")
     options = parser.parse_args()
     import uvicorn
 
     application, version = scoring_application(PROJECT, options.model)
-    port = free_port(options.port)
-    logger.info("version %s (%s…) on http://127.0.0.1:%s/invocations", version.number, version.digest[:12], port)
+    free = free_port(options.port)
+    logger.info("version %s (%s…) on http://127.0.0.1:%s/invocations", version.number, version.digest[:12], free)
     gate = Gate(application, LOOPBACK, int(options.max_mb * 1e6))
-    uvicorn.run(gate, host="127.0.0.1", port=port, log_level="warning", limit_concurrency=MOST_AT_ONCE, timeout_keep_alive=30)
+    uvicorn.run(gate, host="127.0.0.1", port=free, log_level="warning", limit_concurrency=MOST_AT_ONCE, timeout_keep_alive=30)
     return 0
 
 

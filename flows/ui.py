@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from headstart.core.arguments import port
 from headstart.core.errors import guarded
 from headstart.core.stages import command_line
 from headstart.tracking.store import store, ui_command
@@ -15,8 +16,8 @@ from flows.servers import Servers, free_port, prefect_command
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.ui", description="Serve MLflow's and Prefect's UIs.")
-    parser.add_argument("--mlflow-port", type=int, default=5000)
-    parser.add_argument("--prefect-port", type=int, default=4200)
+    parser.add_argument("--mlflow-port", type=port, default=5000)
+    parser.add_argument("--prefect-port", type=port, default=4200)
     arguments = parser.parse_args()
     _, experiment = store(PROJECT)  # the database must be there before two processes ask for it
     mlflow_port, prefect_port = free_port(arguments.mlflow_port), free_port(arguments.prefect_port)

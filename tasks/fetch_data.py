@@ -1,26 +1,28 @@
-"""fetch_data: put a built-in data set at data/NAME."""
+"""fetch_data: put a built-in data set at data/NAME, where data.source is it."""
 
 from __future__ import annotations
 
-from headstart.core.errors import InputError
+import logging
+
 from headstart.core.stages import Job, Summary, main
-from headstart.data.builtin import write_digits, write_oxford_pets
+from headstart.data.builtin import is_source, refuse_foreign, write_digits, write_oxford_pets
+
+logger = logging.getLogger("headstart")
 
 
 def fetch_data(job: Job) -> Summary:
-    """Write `data.builtin` as class folders to data/NAME.
+    """Write `data.builtin` as class folders to data/NAME; an empty folder (DVC wants one) where data.source is another.
 
     Raises:
-        InputError: data/NAME is a link that somebody made, or a download failed.
+        InputError: data/NAME holds what somebody else put there, or a download failed.
     """
-    name = job.params.data.builtin
-    target = job.root / "data" / name
-    if target.is_symlink():
-        raise InputError(
-            f"{target} is a symbolic link; the built-in set {name!r} would be written through it",
-            fix=f"rename the link (and set data.source to it), e.g. mv data/{name} data/my-{name}",
-        )
+    name, source = job.params.data.builtin, job.params.data.source
+    refuse_foreign(job.root, name)
     folder = job.output(f"data/{name}")
+    if not is_source(job.root, source, name):
+        folder.mkdir()
+        logger.info("  data.source is %s: the built-in set %s is not made", source, name)
+        return {"images": 0}
     if name == "digits":
         return {"images": write_digits(folder)}
     downloads = job.root / ".headstart" / "downloads"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from headstart.core.arguments import path
 from headstart.core.errors import guarded
 from headstart.core.files import write_bytes, write_json
 from headstart.core.parallel import count
@@ -116,8 +117,8 @@ def _of_which(report: Mapping[str, Any]) -> str:
 
 def tell_remarks(remarks: Sequence[tuple[Any, ...]]) -> None:
     """Say in the log what was accepted although it is not as the documents have it; (path, kind, text) each."""
-    for path, kind, text in remarks[:REMARKS_SHOWN]:
-        logger.info("  %s: %s", kind, printable(f"{path}: {text}" if path else text))
+    for file, kind, text in remarks[:REMARKS_SHOWN]:
+        logger.info("  %s: %s", kind, printable(f"{file}: {text}" if file else text))
     if len(remarks) > REMARKS_SHOWN:
         logger.info("  … and %s more of the kind", f"{len(remarks) - REMARKS_SHOWN:,}")
 
@@ -192,7 +193,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tasks.link_data", description="Scan data.source into the manifest; or, with --from, link a folder."
     )
-    parser.add_argument("--from", dest="source", type=Path, metavar="PATH", help="make data/NAME a link to PATH")
+    parser.add_argument("--from", dest="source", type=path, metavar="PATH", help="make data/NAME a link to PATH")
     parser.add_argument("--name", help="the link's name; PATH's own by default")
     parser.add_argument("--relink", action="store_true", help="replace a link that leads elsewhere")
     parser.add_argument("--snapshot", action="store_true", help="a copy in DVC's care instead of a link")
@@ -204,7 +205,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run_link(options: argparse.Namespace) -> int:
-    link_source(Path.cwd(), options.source.expanduser(), options.name, relink=options.relink, snapshot=options.snapshot)
+    link_source(Path.cwd(), options.source, options.name, relink=options.relink, snapshot=options.snapshot)
     return 0
 
 

@@ -1,4 +1,7 @@
-"""mend: what a process that died left half written of DVC's own files; plain `dvc` commands refuse everything until then."""
+"""mend: what a process that died left half written of DVC's own files; plain `dvc` commands refuse everything until then.
+
+It also refuses, as the flow does, where `dvc repro` would delete files of the user's: DVC removes outs before a stage runs.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,17 @@ import sys
 from pathlib import Path
 
 from headstart.core.errors import guarded
+from headstart.core.params import load_params
 from headstart.core.stages import command_line
+from headstart.data.builtin import refuse_foreign
 from headstart.versioning import workspace
 
 
 def main() -> int:
-    with workspace(Path.cwd()):
-        return 0  # the flow enters it too
+    root = Path.cwd()
+    with workspace(root):  # the flow enters it too
+        refuse_foreign(root, load_params(root / "params.yaml").data.builtin)
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from headstart.core import pending
+from headstart.core.arguments import whole
 from headstart.core.errors import InputError, guarded
 from headstart.core.files import locked, sha256_file
 from headstart.core.parallel import chunks, count
@@ -178,7 +179,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tasks.register", description="Judge the model, or move the champion.")
     by_hand = parser.add_mutually_exclusive_group()
     by_hand.add_argument("--rollback", action="store_true", help="back to the champion before")
-    by_hand.add_argument("--champion", type=int, metavar="VERSION", help="make this version the champion")
+    by_hand.add_argument("--champion", type=whole(1), metavar="VERSION", help="make this version the champion")
     options = parser.parse_args()
     root = Path.cwd()
     if options.rollback or options.champion is not None:

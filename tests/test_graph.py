@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from headstart.core.params import Params, load_params
-from headstart.core.stages import load_graph
+from headstart.core.stages import Stage, load_graph
 from tests.conftest import REPOSITORY
+from tests.param_reads import Reads
 
 PARAMS = load_params(REPOSITORY / "params.yaml")
 GRAPH = load_graph(REPOSITORY, PARAMS)
@@ -84,52 +85,86 @@ def test_no_code_dependency_is_idle(name):
     assert all(any(covered(path, (dep,)) for path in files) for dep in code)
 
 
-def reads(path: Path) -> set[str]:
-    """`section.key` (or `seed`) of every parameter a task reads, through any local name for a section."""
-    tree = ast.parse(path.read_text())
-    roots = {"params": (), "job.params": ()}
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            pairs = [(node.targets[0], node.value)]
-            if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
-                pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
-            for target, value in pairs:
-                text = ast.unparse(value)
-                if isinstance(target, ast.Name) and text.startswith(("job.params.", "params.")):
-                    roots[target.id] = tuple(text.split("params.")[1].split("."))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            text = ast.unparse(node)
-            for root, prefix in roots.items():
-                if text.startswith(f"{root}.") and "(" not in text:
-                    keys = [*prefix, *text.removeprefix(f"{root}.").split(".")]
-                    found.add(".".join(keys[:2]))
-    return {key for key in found if key.split(".")[0] in Params.model_fields}
+@cache
+def source(name: str) -> ast.Module | None:
+    path = module_file(name)
+    return ast.parse(path.read_text()) if path else None
+
+
+# Notes which namespaces of the cache a project uses, for `prune`; no out depends on it.
+NO_OUT = frozenset({"headstart.activations.cache.record_use"})
+
+
+def reads(name: str) -> set[str]:
+    """`section.key` (or `seed`) of every parameter a stage's function reads."""
+    return Reads(source, NO_OUT).stage(f"tasks.{name}", name)
+
+
+def uncovered(found: set[str], stage: Stage) -> set[str]:
+    """Parameters that are read and not declared in dvc.yaml. What is in the source folder is a dependency of its own."""
+    by_content = {"data.source"} if {PARAMS.data.source, "data/manifest.parquet"} & set(stage.deps) else set()
+    left = {key for key in found - by_content if not key.startswith("runtime.")}
+    return {key for key in left if not any(key == d or key.startswith(f"{d}.") for d in stage.params)}
 
 
 @pytest.mark.parametrize("name", ORDER)
 def test_params_cover_every_parameter_a_stage_reads(name):
-    declared = GRAPH[name].params
-    text = (REPOSITORY / "tasks" / f"{name}.py").read_text()
-    whole = {section for section in Params.model_fields if f"{section}.model_dump()" in text}
-    for key in reads(REPOSITORY / "tasks" / f"{name}.py") | whole:
-        section, _, leaf = key.partition(".")
-        if section == "runtime" or (name == "link_data" and key == "data.source") or leaf in ("model_dump", "params"):
-            continue
-        if key == "data.source":
-            assert "data/manifest.parquet" in GRAPH[name].deps  # it holds the hash of every image
-            continue
-        if section == key and section in Params.model_fields and section not in ("seed",) and key not in whole:
-            continue
-        assert any(key == d or key.startswith(f"{d}.") or d.startswith(f"{key}.") for d in declared), (name, key)
+    assert not uncovered(reads(name), GRAPH[name])
 
 
-def test_reads_sees_through_local_names():
-    assert "fine_tune.lr_ratio" in reads(REPOSITORY / "tasks/fine_tune.py")
-    assert "data.test_fraction" in reads(REPOSITORY / "tasks/link_data.py")
-    assert "find_lr.seeds" in reads(REPOSITORY / "tasks/find_lr.py")
-    assert "train_head.batch_size" in reads(REPOSITORY / "tasks/find_lr.py")
+def test_reads_sees_what_stages_read():
+    assert {"fine_tune.lr_ratio", "find_lr.unfrozen.lr_min", "precompute.augment.flip", "seed"} <= reads("fine_tune")
+    assert "data.test_fraction" in reads("link_data")
+    assert {"find_lr.seeds", "train_head.batch_size"} <= reads("find_lr")
+    assert "promote.level" not in reads("evaluate")
+    assert {"backbone.name", "runtime.cache_dir"} <= reads("precompute")
+
+
+PLANTED = {
+    "of_an_attribute": "def stage(job):\n    return Work(job).go()\nclass Work:\n    def go(self):\n        return {root}.x",
+    "in_an_expression": "def stage(job):\n    print(f'{{1 + {root}.x}}')",
+    "alias": "def stage(job):\n    p = {root}\n    one = p\n    use(one.x)",
+    "alias_of_params": "def stage(job):\n    params = {up}\n    return params.{section}.x",
+    "tuple": "def stage(job):\n    (a, b), c = ({root}, 1), 2\n    return b.x + a.x",
+    "walrus": "def stage(job):\n    if (one := {root}):\n        return one.x",
+    "loop": "def stage(job):\n    for one in ({root}, None):\n        one.x",
+    "helper": "def stage(job):\n    helper(1, {root})\ndef helper(a, settings):\n    return settings.x",
+    "helper_by_name": "def stage(job):\n    helper(given={root}, a=1)\ndef helper(a, *, given):\n    return given.x",
+    "helper_that_returns": "def stage(job):\n    return pick(job).x\ndef pick(job):\n    return {root}",
+    "property": (
+        "def stage(job):\n    return Work(job).mine.x\nclass Work:\n    @property\n    def mine(self):\n        return {root}"
+    ),
+    "annotated": "def stage(job):\n    go(helper)\ndef helper(settings: FineTune):\n    return settings.x",
+    "library": "from library import helper\ndef stage(job):\n    helper({root})",
+    "library_by_module": "import library as lib\ndef stage(job):\n    lib.helper({root})",
+    "closure": "def stage(job):\n    one = {root}\n    def inner():\n        return one.x\n    return inner",
+    "lambda": "def stage(job):\n    one = {root}\n    return lambda: one.x",
+    "bound_below": "def stage(job):\n    for i in range(2):\n        if i:\n            one.x\n        one = {root}",
+    "constructor": "def stage(job):\n    return Work({root})",
+    "stars": "def stage(job):\n    return dict(**{root})",
+    "container": "def stage(job):\n    return [{root}][0].x",
+    "stored": "def stage(job):\n    self.mine = {root}",
+    "dumped": "def stage(job):\n    return {root}.model_dump()",
+    "method": "def stage(job):\n    return {root}.stretches()",
+}
+
+
+@pytest.mark.parametrize("root", ["job.params.fine_tune", "self.job.params.fine_tune", "a.b.c.params.fine_tune"])
+@pytest.mark.parametrize("way", PLANTED)
+def test_a_planted_hole_is_found(way, root):
+    up, _, section = root.rpartition(".")
+    text = PLANTED[way].format(root=root, up=up, section=section).replace(".x", ".lr_ratio")
+    library = "def helper(settings):\n    return settings.lr_ratio"
+    modules = {"planted": ast.parse(text), "library": ast.parse(library)}
+    found = Reads(modules.get).stage("planted", "stage")
+    assert "fine_tune.lr_ratio" in found
+    assert "fine_tune.lr_ratio" in uncovered(found, GRAPH["train_head"])
+
+
+def test_what_a_stage_does_not_read_is_not_found():
+    text = "def stage(job):\n    a, b = job.params, job.params.fine_tune\n    use(a.seed, b.epochs)\n"
+    text += "def other(params):\n    params.promote.level"
+    assert Reads({"planted": ast.parse(text)}.get).stage("planted", "stage") == {"seed", "fine_tune.epochs"}
 
 
 def test_runtime_is_no_dvc_parameter_and_every_other_section_is():

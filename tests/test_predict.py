@@ -17,14 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from flows.predict import table_rows
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.data.decode import FORMATS
 from headstart.data.examine import Limits
+from headstart.data.labels import OWN, RESERVED
+from headstart.data.manifest import COLUMNS
 from headstart.data.transforms import normalise
 from headstart.models.trained import load_classifier
 from headstart.prediction import batch
-from headstart.prediction.batch import predict_folder, write_predictions
+from headstart.prediction.batch import Predictions, predict_folder, write_predictions
 from headstart.prediction.export import CARD, export
 from headstart.prediction.supervisor import Job, score_all
 from headstart.tracking.registry import Registry
@@ -127,6 +130,21 @@ def test_a_changed_file_model_or_limit_is_never_answered_from_before(folder, mod
     assert predict_folder(folder, job(model, top=1), state=state).computed == len(after)
 
 
+def test_a_class_of_any_name_leaves_the_counts_alone():
+    names = ["errors", "files", "abstained", "classes", "files"]
+    rows = pd.DataFrame({"predicted": [*names, None], "abstained": [False] * 5 + [True], "error": ""})
+    found = Predictions(rows, 6, 0, 1.0)
+    counts = {"errors": 1, "files": 2, "abstained": 1, "classes": 1}
+    assert found.summary() == {"files": 6, "errors": 0, "abstained": 1, "classes": counts}
+    table = table_rows(found)
+    assert {row["class"]: row["files"] for row in table if row["what"] == "predicted"} == counts
+    assert [row["files"] for row in table if not row["class"]] == [6, 0, 1]
+
+
+def test_no_column_of_a_labels_file_can_take_the_name_of_one_of_the_manifest():
+    assert set(COLUMNS) <= {*OWN, *RESERVED}
+
+
 def test_abstaining_and_top_k(folder, model, tmp_path):
     rows = predict_folder(folder, job(model, top=9), state=tmp_path / "s.sqlite", abstain_below=1.0).rows
     fine = rows[rows["error"] == ""]
@@ -210,13 +228,17 @@ def test_the_command_with_every_way_to_name_a_model(done, folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--images", "nowhere"], "no such folder"),
+        (["--images", "nowhere"], "--images nowhere: no such folder\n  wanted: a folder: every file in it"),
+        (["--images", "params.yaml"], "--images params.yaml: a file, not a folder"),
         (["--model", "grandmaster"], "no version of the model is called 'grandmaster'"),
         (["--model", "no.safetensors"], "no.safetensors: no such file"),
-        (["--out", "p.txt"], "the format cannot be told"),
+        (["--out", "p.txt"], "the format cannot be told from the name"),
         (["--out", "nowhere/p.csv"], "nowhere: no such folder"),
-        (["--top", "0"], "top of 1 or more"),
+        (["--out", "data"], "--out data: a folder"),
+        (["--out", "/proc/p.csv"], "/proc: cannot be written to"),
+        (["--top", "0"], "a whole number of 1 or more"),
         (["--abstain-below", "1.5"], "from 0 to 1"),
+        (["--abstain-below", "nan"], "from 0 to 1"),
         (["--model", "models/head.safetensors"], "models/head.safetensors"),
     ],
 )

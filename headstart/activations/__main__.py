@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headstart.activations.cache import ENTRY, Cache, open_root, params_digest, row_bytes, split_blocks, split_place
+from headstart.core.arguments import number
 from headstart.core.errors import InputError, guarded
 from headstart.core.files import remove
 from headstart.core.params import load_params
@@ -169,20 +170,23 @@ def cache_root(project: Path, folder: str | None) -> Path:
     Raises:
         InputError: there is none.
     """
-    root = Path(folder) if folder else project / Path(load_params(project / "params.yaml").runtime.cache_dir).expanduser()
-    if not root.is_dir():
+    named = folder or load_params(project / "params.yaml").runtime.cache_dir
+    root = project / os.path.expanduser(named)
+    if not os.path.isdir(root):
         raise InputError(f"{root}: no cache of activations there yet", fix="run the pipeline, or give --cache-dir")
     return open_root(root)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m headstart.activations", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m headstart.activations", description="Look at the cache of activations, check it, free its space."
+    )
     parser.add_argument("--cache-dir", help="the cache (default: params.yaml's runtime.cache_dir)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("stat", help="show namespaces, rows, bytes")
     commands.add_parser("verify", help="read and check every row")
     pruning = commands.add_parser("prune", help="drop what no project's current params.yaml uses")
-    pruning.add_argument("--max-gb", type=float, help="only until the cache is this small, least recently used first")
+    pruning.add_argument("--max-gb", type=number(0), help="only until the cache is this small, least recently used first")
     given = parser.parse_args(arguments)
     root = cache_root(Path.cwd(), given.cache_dir)
     console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True)

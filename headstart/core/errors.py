@@ -28,7 +28,11 @@ class InputError(ValueError):
         super().__init__("\n".join(lines))
 
 
-class Unavailable(InputError):
+class OfTheMachine(InputError):
+    """What is wrong with the machine and not with what was asked of it: a full disk, a server that does not answer."""
+
+
+class Unavailable(OfTheMachine):
     """What may well be there in a moment: a server, a lock that another process holds."""
 
 
@@ -64,9 +68,24 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+def refuse_optimised() -> None:
+    """Refuse a Python that leaves out assertions, which guard results here, or docstrings, which libraries read.
+
+    Raises:
+        InputError: -O, -OO or PYTHONOPTIMIZE.
+    """
+    if sys.flags.optimize:
+        raise InputError(
+            f"Python runs with its optimisation level {sys.flags.optimize} (PYTHONOPTIMIZE, or -O): it leaves out assertions,"
+            " which guard results, and from 2 on docstrings, which libraries read",
+            fix="unset PYTHONOPTIMIZE, and start python without -O",
+        )
+
+
 def guarded(main: Callable[[], int]) -> int:
     """Run a command's `main`; errors a user can mend become one message on stderr and exit code 2."""
     try:
+        refuse_optimised()
         return main()
     except (InputError, OSError) as error:
         text = explain(error)

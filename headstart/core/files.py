@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from headstart.core.errors import InputError
+from headstart.core.errors import InputError, OfTheMachine
 
 logger = logging.getLogger("headstart")
 
@@ -40,10 +40,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def no_space(
     path: Path, wanted: int | None = None, fix: str = "free space, then run again; finished stages are kept"
-) -> InputError:
+) -> OfTheMachine:
     """The error for a full disk; `wanted`: bytes that had no room, where they can be told."""
     told = f", {wanted:,} bytes more were wanted" if wanted is not None else ""
-    return InputError(f"{path}: no space left on this disk{told}", fix=fix)
+    return OfTheMachine(f"{path}: no space left on this disk{told}", fix=fix)
 
 
 @contextmanager

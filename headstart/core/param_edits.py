@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headstart.core.errors import InputError
-from headstart.core.files import write_text
-from headstart.core.params import Params, check_params
-from headstart.core.yaml_text import dump_yaml, parse_yaml, read_yaml
+from headstart.core.files import write_bytes
+from headstart.core.params import Params, check_params, is_text
+from headstart.core.yaml_text import dump_yaml, parse_yaml, read_yaml, text_value
+
+OF_A_HOME = ("data.source", "backbone.weights", "runtime.cache_dir")  # `~` is expanded: no shell does it after a `=`
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,15 @@ class Edit:
     Args:
         path: params.yaml.
         params: as they will be.
-        before, after: the file's text.
+        before, after: the file's text, both as our own YAML writer puts it.
+        original: the file's bytes.
     """
 
     path: Path
     params: Params
     before: str
     after: str
+    original: bytes
 
     def diff(self) -> str:
         """What will change, as a unified diff; empty for nothing."""
@@ -37,8 +42,15 @@ class Edit:
     def make(self) -> Params:
         """Write the file, if it changes."""
         if self.after != self.before:
-            write_text(self.path, self.after)
+            write_bytes(self.path, self.after.encode())
         return self.params
+
+    def undo(self) -> bool:
+        """Put the file back as it was before `make`; whether that was to be done. What somebody wrote since then stays."""
+        made = self.after != self.before and self.path.is_file() and self.path.read_bytes() == self.after.encode()
+        if made:
+            write_bytes(self.path, self.original)
+        return made
 
 
 def edit_params(path: Path, assignments: Iterable[str], recipe: Path | None = None) -> Edit:
@@ -46,7 +58,8 @@ def edit_params(path: Path, assignments: Iterable[str], recipe: Path | None = No
 
     Args:
         path: params.yaml.
-        assignments: `section.key=value` texts; the value is read as YAML.
+        assignments: `section.key=value` texts; the value of a parameter that is text is taken as it is written (or what
+            matching quotes enclose), that of another is read as YAML.
         recipe: an overlay: some of params.yaml's keys.
 
     Raises:
@@ -60,8 +73,9 @@ def edit_params(path: Path, assignments: Iterable[str], recipe: Path | None = No
         key, equals, text = assignment.partition("=")
         if not equals:
             raise InputError(f"--set {assignment}: no '='", wanted="section.key=value", fix="--set train_head.epochs=3")
-        _assign(document, key.strip(), parse_yaml(text, f"--set {assignment}"), path)
-    return Edit(path, check_params(document, path), before, dump_yaml(document))
+        _assign(document, key.strip(), text, path)
+    after = dump_yaml(document)
+    return Edit(path, check_params(parse_yaml(after, str(path)), path), before, after, path.read_bytes())
 
 
 def set_params(path: Path, assignments: Iterable[str]) -> Params:
@@ -90,7 +104,7 @@ def _merge(document: Any, overlay: Mapping[str, Any], name: str, prefix: str) ->
             document[key] = value
 
 
-def _assign(document: Any, key: str, value: Any, path: Path) -> None:
+def _assign(document: Any, key: str, text: str, path: Path) -> None:
     *sections, last = key.split(".")
     node = document
     for section in sections:
@@ -98,4 +112,25 @@ def _assign(document: Any, key: str, value: Any, path: Path) -> None:
     if not isinstance(node, dict) or last not in node:
         known = ", ".join(sorted(node)) if isinstance(node, dict) else ", ".join(sorted(document))
         raise InputError(f"--set {key}: {path.name} has no such key", wanted=f"one of: {known}")
-    node[last] = value
+    node[last] = text_value(_as_written(key, text)) if is_text(key) else _read_value(key, text)
+
+
+def _as_written(key: str, text: str) -> str:
+    """Each character counts (` #`, `: `, `[`, a backslash), but for quotes around all of it and, in a path, a `~` before it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"--set {key}={text!r}: not UTF-8 text", fix="rename the file or folder") from None
+    inner = text[1:-1]
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in inner:
+        text = inner
+    return os.path.expanduser(text) if key in OF_A_HOME else text
+
+
+def _read_value(key: str, text: str) -> Any:
+    try:
+        return parse_yaml(text, f"--set {key}={text}")
+    except InputError as error:
+        raise InputError(
+            str(error), wanted="a value as in params.yaml, such as 3, auto, true or [1.0e-4, 1.0e-3, 0.1]"
+        ) from None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -13,6 +14,7 @@ from headstart.core.errors import InputError
 from headstart.core.yaml_text import read_yaml
 
 MAX_SHOWN = 200  # characters of a wrong value
+MAX_LINES = 15  # of what is wrong: one screen
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 TrainingBatch = Annotated[int, Field(ge=2)]  # batch norm cannot normalise one row
@@ -29,7 +31,27 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
+def _without_home(path: str) -> str:
+    """`~` is the shell's: neither DVC nor the libraries expand it."""
+    if path.startswith("~"):
+        raise ValueError(f"~ is not expanded here: write {os.path.expanduser(path)}, or ./{path} for a folder of that name")
+    return path
+
+
+def _on_this_machine(path: str) -> str:
+    if "://" in path:
+        raise ValueError("a folder on this machine, not an address")
+    return path
+
+
+def _with_a_home(path: str) -> str:
+    if os.path.expanduser(path).startswith("~"):
+        raise ValueError(f"no home folder is known for {path.partition('/')[0]}: write the whole path")
+    return path
+
+
 Pattern = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_compiles)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_without_home)]
 
 
 class Section(BaseModel):
@@ -40,7 +62,7 @@ class Section(BaseModel):
 
 class Data(Section):
     builtin: Literal["digits", "oxford-pets", "oxford-pets-breeds"]
-    source: Annotated[str, Field(min_length=1)]
+    source: Annotated[PathText, AfterValidator(_on_this_machine)]
     valid_fraction: Fraction
     test_fraction: Fraction
     folds: Annotated[int, Field(ge=2, le=100)]
@@ -74,7 +96,7 @@ class Data(Section):
 
 class Backbone(Section):
     name: Annotated[str, Field(min_length=1)]
-    weights: Annotated[str, Field(min_length=1)]
+    weights: PathText
     weights_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64}|none)$")]
     image_size: ImageSize
     crop_pct: Annotated[float, Field(ge=0.5, le=1)] | Literal["auto"]
@@ -199,7 +221,7 @@ class Runtime(Section):
     threads: PositiveInt | Literal["auto"]
     workers: PositiveInt | Literal["auto"]
     device: Literal["auto", "cpu", "cuda", "mps"]
-    cache_dir: Annotated[str, Field(min_length=1)]
+    cache_dir: Annotated[str, Field(min_length=1), AfterValidator(_with_a_home)]
     stage_timeout: Annotated[float, Field(gt=0)]
 
 
@@ -235,18 +257,35 @@ def check_params(value: Any, path: Path) -> Params:
         raise InputError(_explain(error, path), fix=f"edit {path.name}; README has the table of params") from None
 
 
+def is_text(key: str) -> bool:
+    """Whether a parameter (`data.source`) is free text, of which every character counts."""
+    annotation: Any = Params
+    for part in key.split("."):
+        model = _model_in(annotation)
+        if model is None or part not in model.model_fields:
+            return False
+        annotation = model.model_fields[part].annotation
+    return annotation is str
+
+
 def _explain(error: ValidationError, path: Path) -> str:
     seen: dict[str, list[str]] = {}
     values: dict[str, Any] = {}
     for item in error.errors(include_url=False):
-        place = ".".join(str(part) for part in item["loc"] if not _is_union_tag(str(part)))
-        seen.setdefault(place, []).append(_allowed(item))
+        place = _place(item)
+        seen.setdefault(place, []).extend(_allowed(item))
         values[place] = item.get("input")
-    lines = [f"{path}: {len(seen)} wrong:"]
-    for place, allowed in seen.items():
+    # of a list that could also have been a word, what is wrong inside it says all
+    told = {place: allowed for place, allowed in seen.items() if not any(other.startswith(f"{place}.") for other in seen)}
+    lines = [f"{path}: {len(told)} wrong:"]
+    for place, allowed in told.items():
         shown = "" if isinstance(values[place], Mapping) else f" = {_shown(values[place])}"
-        lines.append(f"  {place or 'params'}{shown}: {' or '.join(dict.fromkeys(allowed))}")
-    return "\n".join(lines)
+        lines.append(f"  {place or 'params'}{shown}: {_either(list(dict.fromkeys(allowed)))}")
+    return "\n".join(lines[: MAX_LINES + 1] + ([f"  … and {len(told) - MAX_LINES} more"] if len(told) > MAX_LINES else []))
+
+
+def _either(choices: Sequence[str]) -> str:
+    return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
 def _shown(value: Any) -> str:
@@ -257,23 +296,46 @@ def _shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
-def _allowed(item: Any) -> str:
+def _allowed(item: Any) -> list[str]:
+    """What would have been right, as alternatives."""
     if item["type"] == "extra_forbidden":
-        return "unknown key, allowed here: " + ", ".join(_keys_at(item["loc"][:-1]))
-    return str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+        return ["unknown key, allowed here: " + ", ".join(_keys_at(item["loc"][:-1]))]
+    if item["type"] == "literal_error":
+        return re.findall(r"'([^']*)'", item["ctx"]["expected"])
+    if item["type"] == "bool_type":
+        return ["true", "false"]
+    return [str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")]
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Params
+def _place(item: Any) -> str:
+    """The key that an error is of, as it stands in params.yaml: pydantic adds the member of a union that it tried."""
+    of_a_key = item["type"] in ("extra_forbidden", "invalid_key")
+    *parts, last = item["loc"] or ("",)
+    keys = [*_keys(parts), str(last)] if of_a_key else list(_keys(item["loc"]))
+    return ".".join(keys)
+
+
+def _keys(location: Sequence[int | str]) -> Iterator[str]:
+    annotation: Any = Params
     for part in location:
-        if isinstance(part, int):  # in a list of sections
-            continue
-        inner = model.model_fields[part].annotation
-        inner = get_args(inner)[0] if get_args(inner) else inner
-        assert isinstance(inner, type)
-        model = inner
+        model = _model_in(annotation)
+        if isinstance(part, str) and model is not None and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            yield part
+        elif isinstance(part, int):
+            yield str(part)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation is, or is a list of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for inner in get_args(annotation) if (model := _model_in(inner))), None)
+
+
+def _keys_at(location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = Params
+    for part in _keys(location):
+        if part in model.model_fields:  # else it is an index
+            model = _model_in(model.model_fields[part].annotation) or model
     return sorted(model.model_fields)
-
-
-def _is_union_tag(part: str) -> bool:
-    return part in ("float", "int", "str", "none") or part.startswith(("constrained", "literal", "function", "list["))

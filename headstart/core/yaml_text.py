@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
 
 from headstart.core.errors import InputError
 
@@ -18,8 +20,19 @@ _NOT_YAML = (YAMLError, ArithmeticError, AssertionError, AttributeError, LookupE
 def _yaml() -> YAML:
     yaml = YAML()
     yaml.preserve_quotes = True
-    yaml.width = 120
+    yaml.width = 4096  # a long value stays in its line, as does what somebody else wrote
     return yaml
+
+
+# Words that YAML 1.1, which other programs read, takes for something else than text.
+_NOT_TEXT = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null|nan|inf)")
+
+
+def text_value(text: str) -> str:
+    """Text as a value of a document: quoted when it is written, unless every reader takes it for text without."""
+    if re.fullmatch(r"[A-Za-z./_][A-Za-z0-9./_-]*", text) and not _NOT_TEXT.fullmatch(text.strip("./_-")):
+        return text
+    return SingleQuotedScalarString(text) if text.isprintable() else DoubleQuotedScalarString(text)
 
 
 def dump_yaml(document: Any) -> str:
@@ -38,7 +51,8 @@ def parse_yaml(text: str, name: str) -> Any:
     try:
         return _yaml().load(text)
     except _NOT_YAML as error:
-        raise InputError(f"{name}: cannot be read as YAML: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+        problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise InputError(f"{name}: cannot be read as YAML: {problem.splitlines()[0]}") from None
 
 
 def read_yaml(path: Path) -> Any:

@@ -1,15 +1,90 @@
-"""Built-in data sets, written once as class folders."""
+"""Built-in data sets, written once as class folders; and what of a folder they wrote."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from headstart.core.errors import InputError
 from headstart.core.files import remove
 from headstart.data.downloads import Archive, download, unpack
+from headstart.data.tree import printable
+
+SHOWN = 3
+OF_THE_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini")  # left wherever a folder is looked at
+
+
+def is_source(root: Path, source: str, name: str) -> bool:
+    """Whether `data.source` is the built-in set's own folder data/NAME (or lies in it)."""
+    return Path(os.path.normpath(root / source)).is_relative_to(Path(os.path.normpath(root / "data" / name)))
+
+
+def refuse_foreign(root: Path, name: str) -> None:
+    """Refuse to put a built-in set where somebody's own folder, file or link is: it would be replaced.
+
+    Raises:
+        InputError: data/NAME is a link, a file, or a folder that holds anything that the built-in set does not.
+    """
+    place = root / "data" / name
+    fix = f"rename it and set data.source to it: mv data/{name} data/my-{name}; --set data.source=data/my-{name}"
+    if place.is_symlink():
+        raise InputError(f"{place} is a symbolic link; the built-in set {name!r} would be written in its place", fix=fix)
+    own = foreign(place, name)
+    if own:
+        more = f" and {len(own) - SHOWN:,} more" if len(own) > SHOWN else ""
+        shown = ", ".join(map(printable, own[:SHOWN]))
+        raise InputError(f"{place} is to hold the built-in set {name!r}, and holds files of yours: {shown}{more}", fix=fix)
+
+
+def foreign(place: Path, name: str) -> list[str]:
+    """What lies at data/NAME and was not written by `fetch_data`, by its name: relative paths, links among them."""
+    if not place.exists():
+        return []
+    if not place.is_dir():
+        return ["."]
+    is_ours = _KNOWN[name]
+    found = []
+    for folder, folders, names in os.walk(place):
+        inside = Path(folder).relative_to(place)
+        links = [one for one in folders if Path(folder, one).is_symlink()]
+        found += [(inside / one).as_posix() for one in links]
+        for one in names:
+            path, file = (inside / one).as_posix(), Path(folder, one)
+            if one not in OF_THE_SYSTEM and (not is_ours(path) or (file.is_symlink() and not is_dvcs_link(file))):
+                found.append(path)
+    return sorted(found)
+
+
+def is_dvcs_link(link: Path) -> bool:
+    """Whether a link leads into a cache of DVC's, to a file named by its hash: so are outs with its cache type symlink."""
+    return re.search(r"/[0-9a-f]{2}/[0-9a-f]{30}$", os.readlink(link)) is not None
+
+
+def _is_digit(path: str) -> bool:
+    match = re.fullmatch(r"[0-9]/([0-9]{4})\.png", path)
+    return match is not None and int(match[1]) < 1797
+
+
+def _is_pet(path: str) -> bool:
+    return re.fullmatch(r"(train|test)/(Cat/[A-Z]|Dog/[a-z])[A-Za-z_]*_[0-9]{1,3}\.jpg", path) is not None
+
+
+def _is_pet_of_a_breed(path: str) -> bool:
+    match = re.fullmatch(r"(?:train|test)/([A-Za-z_]+)/([A-Za-z_]+)_[0-9]{1,3}\.jpg", path)
+    return match is not None and match[1] == _breed(match[2])
+
+
+_KNOWN: dict[str, Callable[[str], bool]] = {
+    "digits": _is_digit,
+    "oxford-pets": _is_pet,
+    "oxford-pets-breeds": _is_pet_of_a_breed,
+}
+NAMES = tuple(_KNOWN)
 
 
 def write_digits(folder: Path) -> int:
@@ -78,5 +153,9 @@ def _pets(path: Path, by_breed: bool) -> Iterator[tuple[str, str]]:
     for line in path.read_text().splitlines():
         if line and not line.startswith("#"):
             image, _, species, _ = line.split()
-            breed = "_".join(part.title() for part in image.split("_")[:-1])
+            breed = _breed(image.rpartition("_")[0])
             yield image, breed if by_breed else ("Cat" if species == "1" else "Dog")
+
+
+def _breed(name: str) -> str:
+    return "_".join(part.title() for part in name.split("_"))

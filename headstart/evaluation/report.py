@@ -148,7 +148,7 @@ def data_sentence(found: Mapping[str, Any]) -> str:
 
 
 def flat_params(params: Params) -> dict[str, str]:
-    """Every parameter as `section.key`, but for `runtime`, which changes nothing but speed."""
+    """Every parameter as `section.key` that outs depend on: not `runtime` (speed alone) nor `promote` (what comes after)."""
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -158,5 +158,5 @@ def flat_params(params: Params) -> dict[str, str]:
         else:
             flat[prefix] = str(value)
 
-    walk("", params.model_dump(exclude={"runtime"}))
+    walk("", params.model_dump(exclude={"runtime", "promote"}))
     return flat

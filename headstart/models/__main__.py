@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from headstart.core.arguments import whole
 from headstart.core.errors import guarded
 from headstart.models.backbones import Backbone, build_backbone
 
@@ -50,7 +51,7 @@ def _stage(parameter: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m headstart.models", description="Show backbones' architectures.")
     parser.add_argument("names", nargs="+", metavar="NAME", help="any torchvision classification or timm model")
-    parser.add_argument("--image-size", type=int, default=224, help="pixels (default 224)")
+    parser.add_argument("--image-size", type=whole(16, 2048), default=224, help="pixels (default 224)")
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
     for name in arguments.names:

@@ -50,12 +50,12 @@ class Predictions:
     ignored: int
     seconds: float
 
-    def summary(self) -> dict[str, int]:
-        """Files in all, with an error, abstained; and how many of each class."""
+    def summary(self) -> dict[str, Any]:
+        """Files in all, with an error, abstained; and under `classes`, apart since a class may have any name, files of each."""
         rows = self.rows
         errors, abstained = int((rows["error"] != "").sum()), int(rows["abstained"].sum())
         classes = Counter(rows["predicted"].dropna())
-        return {"files": len(rows), "errors": errors, "abstained": abstained, **dict(sorted(classes.items()))}
+        return {"files": len(rows), "errors": errors, "abstained": abstained, "classes": dict(sorted(classes.items()))}
 
 
 def predict_folder(folder: Path, job: Job, *, state: Path, abstain_below: float = 0.0) -> Predictions:

@@ -135,10 +135,19 @@ def _provenance(root: Path) -> dict[str, str]:
     tags = {"data_digest": sha256_file(root / "data/manifest.parquet"), "code_digest": snapshot.CODE_AT_START}
     lock = root / "dvc.lock"
     tags["dvc_lock"] = sha256_file(lock) if lock.is_file() else "none"
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    if git.returncode == 0:
-        tags |= {"mlflow.source.git.commit": git.stdout.strip(), "mlflow.source.name": "headstart"}  # shown together
+    commit = _git_commit(root)
+    if commit is not None:
+        tags |= {"mlflow.source.git.commit": commit, "mlflow.source.name": "headstart"}  # shown together
     return tags
+
+
+def _git_commit(root: Path) -> str | None:
+    """The checked-out commit; None without git, or outside a repository."""
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine, or one that cannot be run
+        return None
+    return git.stdout.strip() if git.returncode == 0 else None
 
 
 def _adopt(client: MlflowClient, root: Path, run_id: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -20,10 +22,12 @@ from mlflow.exceptions import MlflowException
 from headstart.core.files import no_space
 from headstart.core.liveness import dead, forget
 
+logger = logging.getLogger("headstart")
 EXPERIMENT = "headstart"
 ALIVE = "headstart.alive"  # a run's tag: the name its process is alive by (core/liveness.py)
 KIND = "mlflow"
 DISK_FULL = "database or disk is full"  # sqlite's words
+ELSEWHERE = os.environ.get("MLFLOW_TRACKING_URI")  # now: MLflow, given our own address, puts that there
 QUIET = ("alembic", "mlflow")
 
 
@@ -33,12 +37,23 @@ def store(root: Path) -> tuple[MlflowClient, str]:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # errors are told once, by us
     mlflow.set_tracking_uri(tracking_uri(root))  # MLflow's own code asks for it in places, whatever its client was given
+    mlflow.set_registry_uri(tracking_uri(root))
+    _say_where(root)
     client = MlflowClient(tracking_uri(root), registry_uri=tracking_uri(root))
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
         return client, experiment.experiment_id
     tags = {"mlflow.experimentKind": "custom_model_development"}  # opens on the runs, not on the GenAI page
     return client, client.create_experiment(EXPERIMENT, artifact_location=(root / "mlartifacts").as_uri(), tags=tags)
+
+
+@functools.cache
+def _say_where(root: Path) -> None:
+    """Once a process, where another MLflow is named: that it is not used."""
+    if ELSEWHERE and tracking_uri(root) != ELSEWHERE:
+        parts = urlsplit(ELSEWHERE)  # shown without the password that may be in it
+        shown = f"{parts.scheme}://{parts.hostname}" if parts.hostname else "set"
+        logger.warning("MLFLOW_TRACKING_URI (%s) is not used yet: runs and models are kept in %s", shown, root / "mlflow.db")
 
 
 @contextmanager

@@ -1,0 +1,100 @@
+"""`make clean`: list and delete what the stages wrote, and .headstart. What nobody but a user can have put there stays."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from headstart.core.errors import guarded
+from headstart.core.files import remove
+from headstart.core.params import Params, load_params
+from headstart.core.stages import command_line, load_graph
+from headstart.data.builtin import NAMES, foreign, is_dvcs_link
+from headstart.data.tree import printable
+from headstart.versioning import workspace
+
+from flows import PROJECT
+
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be deleted, and what stays beside it and why (empty: no stage writes there): paths relative to the project."""
+
+    delete: Sequence[str]
+    keep: Sequence[tuple[str, str]]
+
+
+def plan(root: Path, params: Params) -> Plan:
+    """Only outs of dvc.yaml, by name; a built-in set only where nothing else is in its folder; and .headstart.
+
+    A link is a user's, unless it leads into DVC's cache.
+    """
+    outs = [out for stage in load_graph(root, params).values() if stage.name != "fetch_data" for out in stage.outs]
+    delete: list[str] = []
+    keep: list[tuple[str, str]] = []
+    for path in [*outs, *(f"data/{name}" for name in NAMES), ".headstart"]:
+        if os.path.lexists(root / path):
+            reason = why_kept(root, path)
+            if reason:
+                keep.append((path, reason))
+            else:
+                delete.append(path)
+    told = {*delete, *(path for path, _ in keep)}
+    keep += [(path, "") for path in _beside(root) if path not in told]
+    return Plan(delete, keep)
+
+
+def why_kept(root: Path, path: str) -> str:
+    """Why what lies at an out's place is not the stage's; empty where it is the stage's."""
+    place = root / path
+    if place.is_symlink():
+        return "" if is_dvcs_link(place) else f"a link, to {os.readlink(place)}"
+    if place.parent != root / "data" or place.name not in NAMES:
+        return ""
+    if place.with_name(f"{place.name}.dvc").exists():
+        return "a snapshot"
+    own = foreign(place, place.name)
+    return f"holds files that fetch_data did not write: {', '.join(own[:3])}{', …' if len(own) > 3 else ''}" if own else ""
+
+
+def _beside(root: Path) -> Iterator[str]:
+    for top in ("data", "models", "reports"):
+        if (root / top).is_dir():
+            yield from (f"{top}/{name}" for name in sorted(os.listdir(root / top)))
+
+
+def listing(found: Plan, dry_run: bool) -> str:
+    """What is deleted and what stays, one screen."""
+    lines = [("would delete:" if dry_run else "deleting:") if found.delete else "nothing to delete"]
+    lines += [f"  {printable(path)}" for path in found.delete]
+    lines += [f"kept: {printable(path)}: {printable(reason)}" for path, reason in found.keep if reason]
+    others = [printable(path) for path, reason in found.keep if not reason]
+    if others:
+        more = f", … and {len(others) - SHOWN:,} more" if len(others) > SHOWN else ""
+        lines.append(f"kept, since no stage wrote them: {', '.join(others[:SHOWN])}{more}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.clean", description="Delete what the stages wrote, and .headstart.")
+    parser.add_argument("--dry-run", action="store_true", help="only list it")
+    dry_run = parser.parse_args(arguments).dry_run
+    params = load_params(PROJECT / "params.yaml")
+    with nullcontext() if dry_run else workspace(PROJECT):  # nothing of ours runs meanwhile
+        found = plan(PROJECT, params)
+        print(listing(found, dry_run), flush=True)  # noqa: T201
+        for path in () if dry_run else found.delete:
+            remove(PROJECT / path)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line()
+    sys.exit(guarded(main))
