@@ -1,0 +1,522 @@
+"""Rates of fine-tuning, and what keeps it from being worse than the head: `python -m bench.rates --seeds 5`.
+
+Seven sets, from digits to pictures with hardly a signal; on each, the head is trained once for a seed and fine-tuning starts
+from it with each setting, on the same pixels, views and order. Activations, pixels and heads are shared by all settings.
+Beside the fine-tuned network as it comes out: with the head as epoch 0 and a candidate (A), judged by
+log-loss or by log-loss after one temperature for each epoch; and with a collapse noticed within the first steps, and
+begun again at a third of the rates (B).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+
+from bench.data_sets import DIGITS, PHOTOS, divide, write_digits, write_textures
+from bench.sides import keyed
+from headstart.core.files import sha256_bytes
+from headstart.data.transforms import Augmentation, Preprocessing, augmented_view, normalise, resized, view_generator
+from headstart.models.backbones import Backbone, build_backbone
+from headstart.models.cuts import cut_body
+from headstart.models.heads import Classifier, adapt, build_head
+from headstart.runtime import configure, random_state, restore_random_state, training_precision
+from headstart.training.fine_tune import WARM_UP, Feed, Network, Stretch, cached_feed, live_feed, phase_of
+from headstart.training.head import Rows, endless, head_prepare, train_head
+from headstart.training.loop import Forward, Trainer, derive_seed, predict, scores
+from headstart.training.lr_search import range_test, suggest
+from headstart.training.optimizers import Loss
+from headstart.training.options import Options
+from headstart.training.schedules import OneCycle
+
+VIEWS = 2
+STEPS, LAST, SHARE, LEAST, THIRD, AGAIN = 20, 5, 0.3, 0.25, 3.0, 3  # of the collapse net, see `Outcome.collapsed`
+CPU = torch.device("cpu")
+STAMPS = Path("/usr/share/tuxpaint/stamps")  # real drawings: apt-get install tuxpaint-stamps-default
+Splits = dict[str, tuple[torch.Tensor, torch.Tensor]]  # pixels [n, 3, s, s] uint8, classes [n]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the network is fine-tuned; by default as in params.yaml."""
+
+    lr: float = 1e-3
+    lr_ratio: float = 1.0
+    div: float = 5.0
+    clip: float = math.inf
+    smoothing: float = 0.1
+
+    def says(self) -> str:
+        """In words."""
+        clip = "" if math.isinf(self.clip) else f", clipped at {self.clip:g}"
+        return f"{self.lr:.2g}, ratio {self.lr_ratio:g}, div {self.div:g}, smoothing {self.smoothing:g}{clip}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A set and what trains on it."""
+
+    name: str
+    size: int
+    make: Callable[[int, int], Splits]
+    augmentation: Augmentation = PHOTOS
+    batch_size: int = 32
+    unfreeze_from: str = "all"
+    head: str = "linear"
+    epochs: int = 6
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What all settings share: the trained head, and the inputs."""
+
+    task: Task
+    seed: int
+    backbone: Backbone
+    head: nn.Module
+    feed: Feed
+    y_train: torch.Tensor
+    y_valid: torch.Tensor
+    y_test: torch.Tensor
+    test: list[torch.Tensor]
+
+
+@dataclass
+class Outcome:
+    """What came out of a setting, from epoch 0 (the head) on; the epoch kept is that of the lowest validation log-loss.
+
+    Args:
+        valid, test: log-loss and accuracy by epoch.
+        tempered: the validation log-loss by epoch, at the temperature that is best there.
+        losses: of each step, before it.
+        guess: loss of the best constant guess, the entropy of the training labels.
+        above: (step, what the loss is above the starting network's on the same batch).
+    """
+
+    valid: list[dict[str, float]] = field(default_factory=list)
+    test: list[dict[str, float]] = field(default_factory=list)
+    tempered: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    above: list[tuple[int, float]] = field(default_factory=list)
+    guess: float = math.inf
+    seconds: float = 0.0
+
+    def kept(self, first: int) -> int:
+        """The best of the epochs from `first` on by log-loss, the last of equals."""
+        return min(range(len(self.valid) - 1, first - 1, -1), key=lambda epoch: self.valid[epoch]["log_loss"])
+
+    def kept_tempered(self) -> int:
+        """The best of all epochs, the head included, by the log-loss at each one's own temperature."""
+        return min(range(len(self.valid) - 1, -1, -1), key=lambda epoch: self.tempered[epoch])
+
+    def collapsed(self) -> bool:
+        """Whether, early on, the loss of a few steps running is far above the starting network's on the same batches.
+
+        Far is measured by what the starting network knows: the constant guess' loss less its own.
+        """
+        early = self.above[:STEPS]
+        for end in range(LAST, len(early) + 1):
+            rise = statistics.mean(above for _, above in early[end - LAST : end])
+            start = statistics.mean(self.losses[step] - above for step, above in early[end - LAST : end])
+            if rise > max(SHARE * (self.guess - start), LEAST):
+                return True
+        return False
+
+
+def from_folder(write: Callable[[Path], None], train: int) -> Callable[[int, int], Splits]:
+    """A set of `bench.data_sets`, at most 100 images to validate and 300 to test."""
+
+    def make(size: int, seed: int) -> Splits:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            write(folder)
+            files = keyed(folder)
+            names = sorted({path.split("/")[0] for path, _ in files})
+            most = {"train": train, "valid": 100 if train < 1000 else 150, "test": 250}
+            chosen = {split: rows[: most[split]] for split, rows in divide(files, train, seed).items()}
+            return {
+                split: (
+                    torch.stack([sized(Image.open(folder / files[i][0]), size) for i in rows]),
+                    torch.tensor([names.index(files[i][0].split("/")[0]) for i in rows]),
+                )
+                for split, rows in chosen.items()
+            }
+
+    return make
+
+
+def sized(picture: Image.Image, size: int) -> torch.Tensor:
+    """A picture as [3, s, s] uint8, what is transparent white, its sides made equal by white."""
+    shape = (max(picture.size),) * 2
+    square = Image.new("RGBA", shape, "white")
+    seen = picture.convert("RGBA")
+    square.alpha_composite(seen, tuple((shape[0] - side) // 2 for side in seen.size))  # type: ignore[arg-type]
+    return resized(np.array(square.convert("RGB")), Preprocessing(size, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3))  # type: ignore[arg-type]
+
+
+def shared_out(pixels: torch.Tensor, y: torch.Tensor, counts: dict[str, int]) -> Splits:
+    """So many images of each class to each split, in the order they come."""
+    found: dict[str, list[int]] = {split: [] for split in counts}
+    for label in y.unique().tolist():
+        rows = iter(torch.nonzero(y == label).flatten().tolist())
+        for split, count in counts.items():
+            found[split] += [row for _, row in zip(range(count), rows, strict=False)]
+    return {split: (pixels[rows], y[rows]) for split, rows in found.items()}
+
+
+def few(size: int, seed: int) -> Splits:
+    """13 classes of 8 crops each of photos and textures: some 20 steps in all. Training and test parts share no pixel."""
+    from skimage import data
+
+    names = "astronaut brick camera cat coffee grass gravel hubble_deep_field immunohistochemistry rocket coins moon page"
+    rng, splits = np.random.default_rng(seed), {}
+    pictures = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in names.split()]
+    for split, each in {"train": 8, "valid": 3, "test": 15}.items():
+        crops, y = [], []
+        for label, picture in enumerate(pictures):
+            middle, height = picture.width // 2, min(picture.height, 120)
+            low, high = (0, middle - height) if split == "train" else (middle, picture.width - height)
+            for _ in range(each):
+                left, top = int(rng.integers(low, max(low, high) + 1)), int(rng.integers(0, picture.height - height + 1))
+                crops.append(sized(picture.crop((left, top, left + height, top + height)), size))
+                y.append(label)
+        splits[split] = torch.stack(crops), torch.tensor(y)
+    return splits
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Drawings of a few shapes; a class is shapes and colours, its images are turned, moved and coloured a little."""
+
+    classes: int
+    counts: dict[str, int]
+
+    def __call__(self, size: int, seed: int) -> Splits:
+        return shared_out(*drawings(self.classes, sum(self.counts.values()), size, seed), self.counts)
+
+
+def drawings(classes: int, each: int, size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pixels and classes of `Shapes`."""
+    pixels, y = [], []
+    for label in range(classes):
+        own = np.random.default_rng([1, label])
+        shapes = own.uniform(-1, 1, (3, 5, 2)) * 0.45 + own.uniform(-1, 1, (3, 1, 2)) * 0.3
+        colours, back = own.uniform(0, 255, (3, 3)), own.uniform(0, 255, 3)
+        rng = np.random.default_rng([2, seed, label])
+        for _ in range(each):
+            angle, zoom, moved = rng.uniform(-0.6, 0.6), rng.uniform(0.7, 1.1), rng.uniform(-0.15, 0.15, 2)
+            turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]) * zoom
+            tint = rng.uniform(-60, 60, 3)
+            picture = Image.new("RGB", (96, 96), tuple(np.clip(back + tint, 0, 255).astype(int)))
+            draw = ImageDraw.Draw(picture)
+            for shape, colour in zip(shapes, colours, strict=True):
+                corners = ((shape + rng.normal(0, 0.08, shape.shape)) @ turn + moved + 0.5) * 96
+                draw.polygon([tuple(corner) for corner in corners], fill=tuple(np.clip(colour + tint, 0, 255).astype(int)))
+            pixels.append(sized(picture, size))
+            y.append(label)
+    return torch.stack(pixels), torch.tensor(y)
+
+
+def weak(size: int, seed: int, strength: float = 14.0) -> Splits:
+    """Noise with a faint pattern of the class in it."""
+    rng = np.random.default_rng([3, seed])
+    patterns = np.random.default_rng(3).normal(0, 1, (10, 3, 8, 8)).repeat(size // 8, 2).repeat(size // 8, 3)
+    splits = {}
+    for split, count in {"train": 1024, "valid": 200, "test": 300}.items():
+        y = rng.integers(0, 10, count)
+        noise = rng.normal(128, 50, (count, 3, size, size))
+        pixels = torch.from_numpy(np.clip(noise + strength * patterns[y], 0, 255).astype(np.uint8))
+        splits[split] = pixels, torch.from_numpy(y)
+    return splits
+
+
+def stamps(size: int, seed: int) -> Splits:
+    """Tux Paint's drawings, by subject: .7, .1 and .2 of each class."""
+    files = sorted(STAMPS.rglob("*.png"))
+    kept = [path for path in files if not path.stem.endswith("_mirror") and not path.stem.endswith("_flip")]
+    subjects = [path.relative_to(STAMPS).parts[0] for path in kept]
+    names = sorted({one for one in subjects if subjects.count(one) >= 5})
+    chosen: dict[str, list[Path]] = {"train": [], "valid": [], "test": []}
+    for name in names:
+        own = [path for path, one in zip(kept, subjects, strict=True) if one == name][:60]
+        own.sort(key=lambda path: sha256_bytes(f"{seed} {path}".encode()))
+        test, valid = max(1, round(0.2 * len(own))), max(1, round(0.1 * len(own)))
+        chosen["test"] += own[:test]
+        chosen["valid"] += own[test : test + valid]
+        chosen["train"] += own[test + valid :]
+    return {
+        split: (
+            torch.stack([sized(Image.open(path), size) for path in paths]),
+            torch.tensor([names.index(path.relative_to(STAMPS).parts[0]) for path in paths]),
+        )
+        for split, paths in chosen.items()
+    }
+
+
+TASKS = {
+    "digits": Task("digits, 256 to train", 96, from_folder(write_digits, 256), DIGITS),
+    "all digits": Task("digits, 1,258 to train", 96, from_folder(write_digits, 1258), DIGITS),
+    "photos": Task("photos and textures, 256 to train", 64, from_folder(write_textures, 256)),
+    "few": Task("13 classes of 8 images", 64, few),
+    "shapes": Task("13 classes of 6 drawings", 96, Shapes(13, {"train": 6, "valid": 3, "test": 12})),
+    "many": Task("400 classes of 3 drawings", 48, Shapes(400, {"train": 3, "valid": 1, "test": 1})),
+    "weak": Task("10 classes, weak signal, 1,024 to train, late half", 32, weak, batch_size=256, unfreeze_from="late"),
+    "stamps": Task("drawings of 16 subjects", 64, stamps),
+}
+
+
+def prepare(task: Task, seed: int) -> Ready:
+    """Pixels, activations and the trained head of a seed."""
+    backbone = build_backbone("tf_efficientnet_lite0", "packaged", task.size, crop_pct=1.0)
+    splits = task.make(task.size, seed)
+    y = {split: labels for split, (_, labels) in splits.items()}
+    pixels = {split: images for split, (images, _) in splits.items()}
+    views = torch.stack([pixels["train"], *(augmented(task, seed, pixels["train"], "view", v + 1) for v in range(VIEWS))])
+    activations = torch.stack([run(backbone.body, view, backbone.preprocessing) for view in views])
+    rows = rows_of(activations, y["train"])
+    valid = rows_of(run(backbone.body, pixels["valid"], backbone.preprocessing)[None], y["valid"])
+    head = trained_head(task, seed, rows, valid, backbone.width, int(y["train"].max()) + 1)
+    if task.unfreeze_from == "all":
+        feed = live(task, seed, backbone.preprocessing, splits)
+        test = [normalise(part, backbone.preprocessing) for part in pixels["test"].split(64)]
+    else:
+        front = cut_body(backbone.body, backbone.groups, "early")[0]
+        maps = torch.stack([run(front, view, backbone.preprocessing) for view in views])
+        held = {split: run(front, pixels[split], backbone.preprocessing) for split in ("valid", "test")}
+        feed = cached_feed("early", rows_of(maps, y["train"]), rows_of(held["valid"][None], y["valid"]), CPU)
+        test = list(held["test"].contiguous(memory_format=torch.channels_last).split(64))
+    return Ready(task, seed, backbone, head, feed, y["train"], y["valid"], y["test"], test)
+
+
+def augmented(task: Task, seed: int, pixels: torch.Tensor, kind: str, number: int) -> torch.Tensor:
+    """A view of every image."""
+    shown = Preprocessing(task.size, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    generators = (view_generator(seed, kind, str(row), number) for row in range(len(pixels)))
+    return torch.stack([augmented_view(x, shown, task.augmentation, rng) for x, rng in zip(pixels, generators, strict=True)])
+
+
+@torch.inference_mode()
+def run(part: nn.Module, pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """What a frozen part makes of images."""
+    return torch.cat([part(normalise(x, preprocessing)) for x in pixels.split(64)]).clone()
+
+
+def rows_of(values: torch.Tensor, y: torch.Tensor) -> Rows:
+    """Activations or maps [v, n, ...] as the trainers take them."""
+    return Rows(lambda images, views: values[views, images], len(values), y)
+
+
+def trained_head(task: Task, seed: int, rows: Rows, valid: Rows, width: int, classes: int) -> nn.Module:
+    """A head trained as the pipeline does, at the rate that the range test finds."""
+    options = Options()
+
+    def new(own: int) -> nn.Sequential:
+        head = build_head(task.head, width, classes, own)
+        adapt(head, rows.plain())
+        return head
+
+    def curve(number: int) -> Any:
+        own = derive_seed(seed, "find_lr", number)
+        loss, batches = options.loss(rows.y_n, CPU), endless(rows, options, own)
+        return range_test(
+            new(own), head_prepare(options, 3e-3), batches, loss=loss, lr_min=1e-7, lr_max=10, steps=100, seed=own
+        )
+
+    lr = suggest([curve(number) for number in range(5)], 3e-3).lr
+    head = new(derive_seed(seed, "head"))
+    train_head(head, rows, valid, epochs=20, lr=lr, seed=seed, log=lambda *_: None, options=options)
+    return head
+
+
+def live(task: Task, seed: int, preprocessing: Preprocessing, splits: Splits) -> Feed:
+    """Images in memory; an epoch's views are made once for all settings."""
+    (train, y_train), (valid, y_valid) = splits["train"], splits["valid"]
+    kept: dict[int, torch.Tensor] = {}
+
+    def load(epoch: int, row: int) -> torch.Tensor:
+        if epoch not in kept:
+            kept[epoch] = augmented(task, seed, train, "epoch", epoch)
+        return kept[epoch][row]
+
+    return live_feed((load, y_train), (lambda row: valid[row], y_valid), preprocessing, 1, CPU)
+
+
+class Watch:
+    """Sees each batch: its loss, and that of the network as it was before the first step, with the same dropout."""
+
+    def __init__(self, forward: Forward, before: Forward, loss: Loss, outcome: Outcome) -> None:
+        self.inner, self.before, self.inner_loss, self.outcome = forward, before, loss, outcome
+        self.start: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        step = len(self.outcome.losses)
+        self.start = None
+        if step < STEPS:
+            state = random_state()
+            with torch.no_grad():
+                self.start = self.before(x)
+            restore_random_state(state)
+        return self.inner(x)
+
+    def loss(self, logits_nc: torch.Tensor, y_n: torch.Tensor) -> torch.Tensor:
+        value = self.inner_loss(logits_nc, y_n)
+        if self.start is not None:
+            self.outcome.above.append(
+                (len(self.outcome.losses), float(value.detach()) - float(self.inner_loss(self.start, y_n)))
+            )
+        self.outcome.losses.append(float(value.detach()))
+        return value
+
+
+def network_of(ready: Ready) -> Network:
+    """The starting network."""
+    model = copy.deepcopy(Classifier(ready.backbone.body, ready.head))
+    return Network(model, ready.backbone.groups, True, training_precision("auto", CPU)[0])
+
+
+def tune(ready: Ready, setting: Setting) -> Outcome:
+    """Fine-tune from the trained head."""
+    start, outcome, task = time.monotonic(), Outcome(), ready.task
+    network, before = network_of(ready), network_of(ready)
+    options = Options(batch_size=task.batch_size, label_smoothing=setting.smoothing)
+    stretch = Stretch(task.unfreeze_from, task.epochs, setting.lr, setting.lr_ratio)
+    phase = phase_of(
+        network, stretch, ready.feed, y_train=ready.y_train, y_valid=ready.y_valid, options=options, seed=ready.seed,
+        progress=lambda batches, epoch, steps: batches,
+    )  # fmt: skip
+    before.prepare(ready.feed)
+    watch = Watch(phase.forward, before.forward(ready.feed), options.loss(ready.y_train, CPU), outcome)
+
+    def begin() -> torch.optim.Optimizer:
+        optimizer = network.unfreeze(stretch, options)
+        if math.isfinite(setting.clip):
+            every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+            def clip(*_: object) -> None:
+                nn.utils.clip_grad_norm_(every, setting.clip)
+
+            optimizer.register_step_pre_hook(clip)
+        return optimizer
+
+    def validate() -> dict[str, float]:
+        runner = network.runner(ready.feed)
+        logits = predict(runner, ready.feed.valid())
+        outcome.valid.append(scores(logits, ready.y_valid))
+        outcome.tempered.append(tempered(logits, ready.y_valid))
+        outcome.test.append(scores(predict(runner, ready.test), ready.y_test))
+        return outcome.valid[-1]
+
+    outcome.guess = entropy(ready.y_train)
+    validate()
+    phase = replace(
+        phase, begin=begin, forward=watch.forward, validate=validate,
+        schedule=OneCycle(phase.epochs * phase.steps, warm_up=WARM_UP, div=setting.div),
+    )  # fmt: skip
+    Trainer(network.model, watch.loss, ready.seed, lambda *_: None, "fine_tune").fit([phase])
+    outcome.seconds = time.monotonic() - start
+    return outcome
+
+
+def entropy(y_n: torch.Tensor) -> float:
+    """Of the classes' shares, nats."""
+    share = torch.bincount(y_n).double() / len(y_n)
+    return float(-(share * share.clamp_min(1e-12).log()).sum())
+
+
+def tempered(logits_nc: torch.Tensor, y_n: torch.Tensor) -> float:
+    """Log-loss at the temperature that is best for these."""
+    return min(scores(logits_nc / t, y_n)["log_loss"] for t in np.geomspace(0.2, 5, 41).tolist())
+
+
+SETTINGS = (  # of the table
+    Setting(),
+    Setting(lr=1e-3 / 3),
+    Setting(lr=1e-3 / 9),
+    Setting(lr_ratio=3),
+    Setting(lr_ratio=10),
+    Setting(div=25),
+    Setting(div=100),
+    Setting(clip=1.0),
+    Setting(smoothing=0),
+    Setting(lr_ratio=10, smoothing=0),
+    Setting(lr=1e-3 / 3, div=25),
+)
+
+
+@dataclass
+class Tried:
+    """The outcomes of one seed, each computed once."""
+
+    ready: Ready
+    found: dict[Setting, Outcome] = field(default_factory=dict)
+
+    def outcome(self, setting: Setting) -> Outcome:
+        """What comes of a setting."""
+        if setting not in self.found:
+            self.found[setting] = outcome = tune(self.ready, setting)
+            head, tuned = outcome.test[0]["accuracy"], outcome.test[outcome.kept(1)]["accuracy"]
+            name, seconds = f"{self.ready.task.name}, seed {self.ready.seed}, {setting.says()}", outcome.seconds
+            print(f"{name}: {head:.3f} -> {tuned:.3f}, {seconds:.0f} s", file=sys.stderr, flush=True)
+        return self.found[setting]
+
+    def after(self, setting: Setting) -> tuple[Outcome, int]:
+        """With B: begun again at a third of the rate while it collapses; and how often."""
+        for again in range(AGAIN + 1):
+            outcome = self.outcome(replace(setting, lr=setting.lr / THIRD**again))
+            if not outcome.collapsed():
+                break
+        return outcome, again
+
+
+def table(task: Task, seeds: Sequence[int], settings: Sequence[Setting]) -> None:
+    """Markdown, a row per setting; test accuracy, mean (range)."""
+    every = [Tried(prepare(task, seed)) for seed in seeds]
+    heads = [one.outcome(settings[0]).test[0]["accuracy"] for one in every]
+    print(f"\n## {task.name.capitalize()}, {task.size} px, {task.head} head, batches of {task.batch_size}\n")
+    print("| setting | fine-tuned | with A | with A, tempered | with that and B | its worst seed, less head | begun again |")
+    print(f"|---|---|---|---|---|---|---|\n| head | {spread(heads)} | | | | | |")
+    for setting in settings:
+        plain = [one.outcome(setting) for one in every]
+        again = [one.after(setting) for one in every]
+        tuned, with_a = ([one.test[one.kept(first)]["accuracy"] for one in plain] for first in (1, 0))
+        fair = [one.test[one.kept_tempered()]["accuracy"] for one in plain]
+        both = [one.test[one.kept_tempered()]["accuracy"] for one, _ in again]
+        worst = min(after - before for after, before in zip(both, heads, strict=True))
+        cells = [setting.says(), spread(tuned), spread(with_a), spread(fair), spread(both), f"{worst:+.3f}"]
+        print(f"| {' | '.join(cells)} | {', '.join(str(times) for _, times in again)} |", flush=True)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and range."""
+    return f"{statistics.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.rates", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--sets", nargs="+", choices=TASKS, default=list(TASKS))
+    arguments = parser.parse_args()
+    configure("auto", "cpu")
+    print("# Rates of fine-tuning: test accuracy, mean (range) over seeds")
+    for name in arguments.sets:
+        if name == "stamps" and not STAMPS.is_dir():
+            print(f"{STAMPS} is not there: apt-get install tuxpaint-stamps-default", file=sys.stderr)
+            continue
+        table(TASKS[name], range(arguments.seeds), SETTINGS)
+
+
+if __name__ == "__main__":
+    main()
