@@ -28,7 +28,7 @@ from headstart.core.errors import InputError, OfTheMachine, Unavailable, guarded
 from headstart.core.files import free_bytes, read_checked_json, remove
 from headstart.core.liveness import alive, dead, forget
 from headstart.core.param_edits import Edit, edit_params
-from headstart.core.params import Params, load_params
+from headstart.core.params import Backbone, Params, load_params
 from headstart.core.stages import Stage, checkpoints, command_line, last_record, load_graph, run_stage
 from headstart.data.builtin import is_source, refuse_foreign
 from headstart.data.tree import preflight
@@ -53,6 +53,7 @@ from flows import PROJECT, artifacts
 logger = logging.getLogger("headstart")
 MIN_FREE_BYTES = 300_000_000
 SECONDS_TO_ANSWER = 4.0
+BEFORE_THE_NETWORK = ("fetch_data", "link_data", "precompute")  # stages that may take long before a wrong size would show
 FRESH, RESTORED, RAN = "fresh", "restored", "ran"
 
 
@@ -90,6 +91,11 @@ def run_or_reuse(
     else:
         logger.info("%s: running", stage.name)
         start = time.monotonic()
+        if stage.name in BEFORE_THE_NETWORK:
+            sizes = tuple(
+                (f"fine_tune.gradual[{i}].image_size", one.image_size) for i, one in enumerate(params.fine_tune.gradual)
+            )
+            check_network(params.backbone, params.seed, sizes)
         # torch and its like are imported by the first stage that needs them, and are its own time
         module = importlib.import_module(f"tasks.{stage.name}")
         with watched(stage.name):
@@ -102,6 +108,24 @@ def run_or_reuse(
     if outcome.how == RAN:
         remove(checkpoints(root, stage.name))
     return outcome
+
+
+@functools.lru_cache(maxsize=1)
+def check_network(backbone: Backbone, seed: int, sizes: tuple[tuple[str, int | str], ...]) -> None:
+    """Refuse weights that cannot be had and image sizes that the network does not take before any image is read.
+
+    Args:
+        sizes: (parameter, size) of phases with an image size of their own.
+
+    Raises:
+        InputError: naming the parameter.
+    """
+    from headstart.models.backbones import build_backbone, refuse_size
+
+    built = build_backbone(**backbone.model_dump(), seed=seed)
+    for key, size in sizes:
+        if isinstance(size, int):
+            refuse_size(built, size, key)
 
 
 Runner = Callable[[Stage, Workspace, Path, Params, bool], Outcome]
@@ -272,6 +296,7 @@ def summary_text(root: Path, params: Params, outcomes: Sequence[Outcome], total:
         lines.append(f"  activations     {rate:,.0f} images/s, {views:,.0f} views/s{when}")
     abstained = " (default: the search abstained)" if found["abstained"] else ""
     lines.append(f"  suggested LR    {found['lr']:.2g}{abstained}")
+    lines.append(f"  kept            {json.loads((root / 'reports/fine_tune/kept.json').read_text())['sentence']}")
     lines.append(f"  test accuracy   of {results['n_test']:,} images")
     for key, name in artifacts.MODELS.items():
         lines.append(f"    {name:<17} {results[key]['accuracy']:.4f}   log-loss {results[key]['log_loss']:.4f}")

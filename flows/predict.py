@@ -18,6 +18,7 @@ from headstart.core.parallel import count
 from headstart.core.params import load_params
 from headstart.core.stages import command_line
 from headstart.data.tree import printable
+from headstart.models.classes import unknown_classes, warning
 from headstart.prediction.batch import Predictions, predict_folder, write_predictions
 from headstart.prediction.supervisor import Job
 from prefect import flow
@@ -51,6 +52,9 @@ def predict_images(
     params = load_params(PROJECT / "params.yaml")
     data, runtime = params.data, params.runtime
     file = model_of(model)
+    unknown = unknown_classes(file, PROJECT / "data/manifest.parquet")
+    if unknown:
+        logger.warning("  %s", printable(warning(unknown)))
     job = Job(
         model=file,
         digest=sha256_file(file),
@@ -132,7 +136,7 @@ def main() -> int:
     options = parser.parse_args()
     found = predict_images(options.images, options.out, options.model, options.format, options.top, options.abstain_below)
     summary = found.summary()
-    rate = f", {found.computed / found.seconds:,.0f} files/s" if found.computed else ""
+    rate = f", {found.rate:,.0f} files/s" if found.rate else ""
     logger.info(
         "%s files: %s classified now%s; %s with an error, %s abstained, %s of the system ignored; %s",
         f"{summary['files']:,}", f"{found.computed:,}", rate, f"{summary['errors']:,}", f"{summary['abstained']:,}",

@@ -9,6 +9,8 @@ import sys
 from headstart.core.arguments import number, port
 from headstart.core.errors import guarded
 from headstart.core.stages import command_line
+from headstart.data.tree import printable
+from headstart.models.classes import unknown_classes, warning
 from headstart.tracking.scoring import scoring_application
 from headstart.web import LOOPBACK, Gate
 
@@ -28,6 +30,9 @@ def main() -> int:
     import uvicorn
 
     application, version = scoring_application(PROJECT, options.model)
+    unknown = unknown_classes(version.file, PROJECT / "data/manifest.parquet")
+    if unknown:
+        logger.warning("  %s", printable(warning(unknown)))
     free = free_port(options.port)
     logger.info("version %s (%s…) on http://127.0.0.1:%s/invocations", version.number, version.digest[:12], free)
     gate = Gate(application, LOOPBACK, int(options.max_mb * 1e6))

@@ -119,3 +119,20 @@ def test_a_model_file_that_comes_back_as_another_network_is_refused(tmp_path):
     save_model(tmp_path / "m.safetensors", model, other)
     with pytest.raises(InputError, match="googlenet is another network: its logits are off by"):
         refuse_another(tmp_path / "m.safetensors", model, views_of(64))
+
+
+def test_classes_that_the_data_has_and_the_model_not_are_found(tmp_path):
+    from headstart.data.manifest import write_manifest
+    from headstart.models.classes import classes_of, unknown_classes, warning
+    from tests.conftest import scan_folder, write_shapes
+
+    model, _, card = trained("squeezenet1_1", 64, tmp_path / "weights.pth")
+    save_model(tmp_path / "m.safetensors", model, card)
+    assert classes_of(tmp_path / "m.safetensors") == ("a", "b", "c")
+    assert unknown_classes(tmp_path / "m.safetensors", tmp_path / "none.parquet") == []
+    write_manifest(tmp_path / "m.parquet", scan_folder(write_shapes(tmp_path / "images", classes=4)).manifest)
+    assert unknown_classes(tmp_path / "m.safetensors", tmp_path / "m.parquet") == ["d"]
+    assert "does not know 1 of the classes that the data has now: 'd'" in warning(["d"])
+    (tmp_path / "m.safetensors").write_bytes(b"no model")
+    with pytest.raises(InputError, match="not a model of this project"):
+        classes_of(tmp_path / "m.safetensors")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from headstart.core import snapshot
 from headstart.core.files import canonical_json, write_bytes
-from headstart.core.progress import track
+from headstart.core.progress import Pace, track
 from headstart.data.kinds import why_ignored
 from headstart.data.manifest import write_csv
 from headstart.data.scan_state import scan_state
@@ -42,13 +42,13 @@ class Predictions:
             error, which is empty where there is a prediction.
         computed: files that were read now, the others being known from before.
         ignored: a system's own files, which get no row.
-        seconds: of reading and classifying.
+        rate: files a second from the first answer on; 0 where it cannot be told.
     """
 
     rows: pd.DataFrame
     computed: int
     ignored: int
-    seconds: float
+    rate: float
 
     def summary(self) -> dict[str, Any]:
         """Files in all, with an error, abstained; and under `classes`, apart since a class may have any name, files of each."""
@@ -75,7 +75,7 @@ def predict_folder(folder: Path, job: Job, *, state: Path, abstain_below: float 
     root = check_folder(folder)
     found, errors, ignored = _listed(root)
     answers: dict[str, Answer] = {path: {"error": reason} for path, reason in errors.items()}
-    now_ns, start = time.time_ns(), time.monotonic()
+    now_ns, pace = time.time_ns(), Pace()
     with scan_state(state, _namespace(job)) as memory:
         known = memory.known((f"{root}/{path}", status) for path, status in found.items())
         answers |= {path: answer for path, answer in zip(found, known, strict=True) if answer is not None}
@@ -86,6 +86,7 @@ def predict_folder(folder: Path, job: Job, *, state: Path, abstain_below: float 
         try:
             for path, answer in track(_scored(root, missing, job), "classifying", len(missing), unit="files"):
                 answers[path] = answer
+                pace.add(1)
                 if answer.pop("final"):
                     fresh.append((f"{root}/{path}", found[path], answer))
                 if len(fresh) >= REMEMBER:
@@ -93,11 +94,12 @@ def predict_folder(folder: Path, job: Job, *, state: Path, abstain_below: float 
                     fresh.clear()
         finally:  # also when told to stop
             memory.remember(fresh, now_ns)
+    rate = pace.rate
     rows = [_row(path, answers[path], abstain_below) for path in sorted(answers)]
     columns = ["path", "sha256", "predicted", "confidence", "abstained"]
     columns += [f"{what}_{rank}" for rank in range(1, job.top + 1) for what in ("label", "probability")]
     frame = pd.DataFrame(rows, columns=[*columns, "error"])
-    return Predictions(frame, len(missing), ignored, time.monotonic() - start)
+    return Predictions(frame, len(missing), ignored, rate)
 
 
 def _listed(root: Path) -> tuple[dict[str, os.stat_result], dict[str, str], int]:
