@@ -107,6 +107,12 @@ def test_a_death_before_the_first_answer_says_what_was_said(code, wanted):
     assert "Traceback" not in str(error.value) and len(str(error.value).splitlines()) < 5
 
 
+def test_whoever_hangs_in_its_own_end_is_ended(monkeypatch):
+    monkeypatch.setattr(supervisor, "SECONDS_TO_END", 0.5)
+    with pytest.raises(InputError, match="SIGKILL"):
+        list(score_all(["x"], JOB, command(f"{START}\nconnection.close()\n{HANGS}")))
+
+
 def test_a_program_that_is_not_there_is_reported():
     with pytest.raises(Unavailable, match="could not be started: No such file"):
         list(score_all(["x"], JOB, ["/no/such/python"]))

@@ -39,7 +39,8 @@ def guard(root: Path) -> None:
     _guarded[:] = [os.getpid()]
     is_project = (root / "params.yaml").is_file()
     if is_project:
-        end_leftovers(root)
+        with contextlib.suppress(OSError):  # another user's
+            end_leftovers(root)
     token = f"{os.getpid()}-{secrets.token_hex(8)}"
     undo = contextlib.ExitStack()
     if is_project:

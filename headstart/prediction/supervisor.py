@@ -27,6 +27,7 @@ logger = logging.getLogger("headstart")
 # Seconds without an answer and without a change on the board after which a scorer is given up: one that uses no processor
 # meanwhile, as in a deadlock, and one that does, as in compiling a large network.
 IDLE_SECONDS, BUSY_SECONDS = 120.0, 3600.0
+SECONDS_TO_END = 30.0
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,10 @@ class _Scorer:
             raise Died(how, [], Unavailable(f"the process that classifies {how}, and was decoding no file", fix=fix))
 
     def _death(self) -> Died:
-        code = self.process.wait()
+        try:
+            code = self.process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:  # it has closed the connection, and hangs in its own end
+            code = kill(self.process)
         how = f"crashed ({ended(code)})" if code < 0 else f"ended ({ended(code)})"
         at = [index for index in self.board if index >= 0]
         return Died(how, at, not_started("classifies", ended(code), self.errors))
