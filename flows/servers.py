@@ -24,7 +24,7 @@ def free_port(wanted: int) -> int:
     Raises:
         InputError: all ten are taken.
     """
-    for port in range(wanted, wanted + 10):
+    for port in range(wanted, min(wanted + 10, 65536)):
         if not answers(port):
             return port
     raise InputError(f"ports {wanted} to {wanted + 9} of 127.0.0.1 are all taken", fix="name another")

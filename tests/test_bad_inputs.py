@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from headstart.core.errors import InputError
-from headstart.data.decode import decode
+from headstart.data.decode import Whites, decode
 from headstart.data.examine import Limits, Unreadable, examine
 from headstart.data.manifest import read_manifest, write_csv, write_manifest
 from headstart.data.reading import read_pixels
@@ -219,7 +219,7 @@ def test_accepted_and_normalised(shapes, kind):
     result = scan_folder(shapes)
     assert counts(result, shapes) == (61, 0, 0)
     row = result.manifest.set_index("path").loc[f"a/{name}"]
-    pixels = read_pixels(shapes, f"a/{name}", row["key"], 10_000)
+    pixels = read_pixels(shapes, f"a/{name}", row["key"], 10_000, Whites())
     assert right(pixels.astype(np.int64))
     assert (row["height"], row["width"]) == pixels.shape[:2]
     assert summarise(result)["normalised"] == ({told: 1} if told else {})
@@ -558,11 +558,11 @@ def test_a_file_changed_since_the_manifest_is_refused_by_whoever_reads_it(shapes
     row = scan_folder(shapes).manifest.iloc[0]
     (shapes / row["path"]).write_bytes(encode(picture(1, 999)))
     with pytest.raises(InputError, match=row["path"]) as error:
-        read_pixels(shapes, row["path"], row["key"], 10_000)
+        read_pixels(shapes, row["path"], row["key"], 10_000, Whites())
     assert "relink" in str(error.value)
     (shapes / row["path"]).unlink()
     with pytest.raises(InputError, match="though the manifest lists it"):
-        read_pixels(shapes, row["path"], row["key"], 10_000)
+        read_pixels(shapes, row["path"], row["key"], 10_000, Whites())
 
 
 def test_a_file_removed_during_the_scan_is_refused(shapes, monkeypatch):
@@ -677,4 +677,6 @@ def test_the_first_bytes_of_an_image_in_memory_are_what_the_file_has(shapes):
     (shapes / "a" / "x.JPG").write_bytes(data)
     row = scan_folder(shapes).manifest.set_index("path").loc["a/x.JPG"]
     assert (row["bytes"], row["format"], row["mode"], row["orientation"]) == (len(data), "JPEG", "RGB", 1)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), read_pixels(shapes, "a/x.JPG", row["key"], 10_000))
+    assert np.array_equal(
+        np.asarray(Image.open(io.BytesIO(data))), read_pixels(shapes, "a/x.JPG", row["key"], 10_000, Whites())
+    )

@@ -82,6 +82,7 @@ def page() -> str:
     alike = {"path": EVIL, "label": EVIL, "like": EVIL, "like_label": EVIL, "image": "", "like_image": ""}
     return report.render({
         "source": EVIL, "backbone": EVIL, "image_size": 1, "classes": [EVIL, "b"], "n_test": "1",
+        "copies": "2", "kept": EVIL,
         "results": [{"name": EVIL, **score}] * 4, "comparisons": [against | {"better": EVIL}],
         "galleries": {"most wrong": [item], "most right": [item], "most uncertain": []}, "by_class": {EVIL: [item]},
         "pictures": {"confusion_matrix": "", "calibration": "", "training": ""}, "confused": [(EVIL, EVIL, 1)],

@@ -53,13 +53,15 @@ def test_each_phase_trains_at_its_size_and_all_are_validated_at_the_full_one(pro
     assert sizes[1:] == [(3, 24, 24), (3, 16, 16), (3, 32, 32)]
     assert set(validated) == {sizes[0], (3, 32, 32)}
     history = (project / "reports/fine_tune/history.csv").read_text().splitlines()
-    assert [line.split(",")[1] for line in history[1:]] == ["late", "late", "all", "all", "all"]
+    assert [line.split(",")[1] for line in history[1:]] == ["as it came", "late", "late", "all", "all", "all"]
 
 
 def test_a_size_that_the_network_cannot_take_is_refused():
     backbone = build_backbone("vit_tiny_patch16_224", "random", 64)
     refuse_size(backbone, 64)
-    with pytest.raises(InputError, match="vit_tiny_patch16_224 refuses 48 pixels"):
-        refuse_size(backbone, 48)
+    with pytest.raises(InputError, match=r"fine_tune.gradual\[0\].image_size: vit_tiny_patch16_224 refuses 48 pixels"):
+        refuse_size(backbone, 48, "fine_tune.gradual[0].image_size")
+    with pytest.raises(InputError, match="fine_tune.gradual.* never seen"):
+        refuse_size(backbone, 50, "fine_tune.gradual[0].image_size")
     refuse_size(build_backbone("tf_efficientnet_lite0", "random", 64), 48)
     assert torch.is_grad_enabled()

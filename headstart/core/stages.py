@@ -221,6 +221,8 @@ def main(name: str, function: StageFunction, after: Callable[[Path, Params], obj
     """
 
     def run() -> int:
+        if len(sys.argv) > 1 and sys.argv[0].endswith(f"{name}.py") and name != "link_data":
+            raise InputError(f"tasks.{name}: unknown argument {sys.argv[1]!r}", wanted="none: params.yaml has all settings")
         root = Path.cwd()
         params = load_params(root / "params.yaml")
         record = run_stage(load_graph(root, params)[name], function, root, params)

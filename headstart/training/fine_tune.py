@@ -26,7 +26,7 @@ from headstart.training.optimizers import epoch_order
 from headstart.training.options import Options
 from headstart.training.schedules import OneCycle, group_rates, steps_per_epoch
 
-WARM_UP, DIV = 0.3, 5.0
+WARM_UP, DIV = 0.3, 25.0
 Groups = Mapping[str, tuple[str, ...]]
 Progress = Callable[[Iterator[Batch], int, int], Iterator[Batch]]
 
