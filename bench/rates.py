@@ -337,12 +337,9 @@ def tune(ready: Ready, setting: Setting) -> Outcome:
         log=lambda *_: None,
     )
     found = Outcome(head, accuracy(), int(history.best_epoch()["epoch"]), history.scale)
+    name, seconds = f"{task.name}, seed {ready.seed}, {setting.says()}", time.monotonic() - start
     said = f"{head:.3f} -> {found.accuracy:.3f}, epoch {found.epoch}, rates x {found.scale:.2g}"
-    print(
-        f"{task.name}, seed {ready.seed}, {setting.says()}: {said}, {time.monotonic() - start:.0f} s",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"{name}: {said}, {seconds:.0f} s", file=sys.stderr, flush=True)
     return found
 
 
@@ -378,10 +375,11 @@ def main() -> None:
     arguments = parser.parse_args()
     configure("auto", "cpu")
     print("# What fine-tuning adds to the trained head, by rate\n")
+    print(f"`python -m bench.rates --seeds {arguments.seeds} > docs/rates.md`. EfficientNet-lite0 with ImageNet weights,")
     print(
-        f"`python -m bench.rates --seeds {arguments.seeds} > docs/rates.md`. EfficientNet-lite0 with ImageNet weights, 2 views, 6 epochs;"
+        "2 augmented views, 6 epochs; the head is linear, at the range test's rate. Seeds share split, head, order and views across"
     )
-    print("the head is linear, at the range test's rate. Seeds share split, head, order and views across rows. mean (range).")
+    print("rows. Test accuracy, mean (range).")
     for name in arguments.sets:
         if name == "stamps" and not STAMPS.is_dir():
             print(f"{STAMPS} is not there: apt-get install tuxpaint-stamps-default", file=sys.stderr)

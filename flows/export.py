@@ -21,9 +21,9 @@ def main() -> int:
     parser.add_argument("--out", required=True, type=path, metavar="FILE.pt2")
     parser.add_argument("--model", default="champion", metavar="ALIAS|RUN|FILE")
     options = parser.parse_args()
+    check_out(options.out)
     if options.out.suffix != ".pt2":
         raise InputError(f"--out {options.out}", wanted="a file that ends in .pt2")
-    check_out(options.out)
     about = export(model_of(options.model), options.out)
     logger.info("%s: %s; checked against the model", options.out, about["input"])
     return 0

@@ -41,12 +41,12 @@ def predict_images(
         InputError: no such folder, model or format, or a file that could not be written.
     """
     check_images(images)
+    check_out(out)
     form = form or out.suffix.removeprefix(".")
     if form not in FORMS:
         raise InputError(
             f"{out}: the format cannot be told from the name", wanted="a name that ends in .parquet or .csv, or --format"
         )
-    check_out(out)
     if top < 1 or not 0 <= abstain_below <= 1:
         raise InputError(f"top {top}, abstain_below {abstain_below:g}", wanted="top of 1 or more, abstain_below from 0 to 1")
     params = load_params(PROJECT / "params.yaml")
