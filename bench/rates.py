@@ -376,10 +376,8 @@ def main() -> None:
     configure("auto", "cpu")
     print("# What fine-tuning adds to the trained head, by rate\n")
     print(f"`python -m bench.rates --seeds {arguments.seeds} > docs/rates.md`. EfficientNet-lite0 with ImageNet weights,")
-    print(
-        "2 augmented views, 6 epochs; the head is linear, at the range test's rate. Seeds share split, head, order and views across"
-    )
-    print("rows. Test accuracy, mean (range).")
+    print("2 augmented views, 6 epochs; the head is linear, at the range test's rate. Seeds share split, head, order and views")
+    print("across rows. Test accuracy, mean (range).")
     for name in arguments.sets:
         if name == "stamps" and not STAMPS.is_dir():
             print(f"{STAMPS} is not there: apt-get install tuxpaint-stamps-default", file=sys.stderr)
