@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,15 +21,16 @@ import torch
 from flows.predict import table_rows
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
+from headstart.core.params import load_params
 from headstart.data.decode import FORMATS
-from headstart.data.examine import Limits
 from headstart.data.labels import OWN, RESERVED
 from headstart.data.manifest import COLUMNS
 from headstart.data.transforms import normalise
-from headstart.models.trained import load_classifier
+from headstart.models.trained import load_card, load_classifier, save_model
 from headstart.prediction import batch
 from headstart.prediction.batch import Predictions, predict_folder, write_predictions
 from headstart.prediction.export import CARD, export
+from headstart.prediction.predictor import Predictor
 from headstart.prediction.supervisor import Job, score_all
 from headstart.tracking.registry import Registry
 from tests.conftest import encode, picture, scan_folder, write_shapes
@@ -36,13 +38,21 @@ from tests.projects import ENVIRONMENT, run
 
 
 @pytest.fixture(scope="module")
-def model(done) -> Path:
-    return done / "models/fine_tuned.safetensors"
+def model(done, tmp_path_factory) -> Path:
+    """The finished project's, trained with small limits."""
+    return limited(done / "models/fine_tuned.safetensors", tmp_path_factory.mktemp("model") / "m.safetensors", 10_000)
+
+
+def limited(model: Path, out: Path, max_pixels: int) -> Path:
+    """A model file with other limits in its card."""
+    network, card = load_classifier(model)
+    limits = {"max_pixels": max_pixels, "min_side": 4, "formats": list(FORMATS)}
+    save_model(out, network, dataclasses.replace(card, limits=limits))
+    return out
 
 
 def job(model: Path, **changes: object) -> Job:
-    limits = Limits(10_000, 4, FORMATS)
-    facts = {"model": model, "digest": sha256_file(model), "limits": limits, "top": 2, "timeout": 20.0}
+    facts = {"model": model, "digest": sha256_file(model), "top": 2, "timeout": 20.0}
     return Job(**facts | {"workers": 2, "threads": 1, "device": "cpu"} | changes)
 
 
@@ -126,7 +136,8 @@ def test_a_changed_file_model_or_limit_is_never_answered_from_before(folder, mod
     os.utime(folder / "a/000.png", ns=(1, 1))
     after = predict_folder(folder, job(model), state=state).rows.set_index("path")
     assert after.loc["a/000.png", "sha256"] == __import__("hashlib").sha256(encode(picture(2, 99))).hexdigest()
-    assert predict_folder(folder, job(model, limits=Limits(9_999, 4, ["PNG"])), state=state).computed == len(after)
+    other = limited(model, tmp_path / "other.safetensors", 9_999)
+    assert predict_folder(folder, job(other), state=state).computed == len(after)
     assert predict_folder(folder, job(model, top=1), state=state).computed == len(after)
 
 
@@ -310,3 +321,18 @@ def test_an_exported_model_runs_without_this_project(model, tmp_path):
         wanted = network(normalise(views, card.preprocessing)).softmax(1)
     assert torch.allclose(torch.load(tmp_path / "out", weights_only=True), wanted, atol=1e-5)
     assert CARD == "headstart.json"
+
+
+def test_the_limits_a_model_was_trained_with_hold_wherever_it_is_used(done, model, tmp_path):
+    """The server once had limits of its own: 50 megapixels, 8 px, all formats."""
+    card = load_card(done / "models/fine_tuned.safetensors")
+    data = load_params(done / "params.yaml").data
+    assert card.limits == {"max_pixels": data.max_pixels, "min_side": data.min_side, "formats": list(data.formats)}
+    predictor = Predictor(model)
+    assert predictor.limits.max_pixels == 10_000
+    with pytest.raises(InputError, match="101 x 101 pixels are more than 10,000"):
+        predictor.probabilities([encode(picture(0, 1, side=101))])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/large.png").write_bytes(encode(picture(0, 1, side=101)))
+    rows = predict_folder(tmp_path / "images", job(model), state=tmp_path / "s.sqlite").rows
+    assert "101 x 101 pixels are more than 10,000" in rows["error"][0]

@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 
 from headstart.core.errors import InputError, Unavailable
-from headstart.data.decode import FORMATS
-from headstart.data.examine import Limits
 from headstart.prediction import batch, supervisor
 from headstart.prediction.batch import predict_folder
 from headstart.prediction.supervisor import Job, score_all
 from tests.conftest import write_shapes
 
 IDLE = 4.0
-JOB = Job(Path("no model"), "", Limits(10_000, 4, FORMATS), 1, 0.5, 1, 1, "cpu")
+JOB = Job(Path("no model"), "", 1, 0.5, 1, 1, "cpu")
 # Fake scorers, which keep to the protocol. `start` gets the job; `answer` answers the file of an index.
 START = """
 import json, pathlib, socket, sys, time
