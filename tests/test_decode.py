@@ -1,6 +1,7 @@
 """One function turns a file into the pixels that every stage sees."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -180,3 +181,25 @@ def test_a_few_superfluous_bytes_are_got_over_and_told():
     assert np.array_equal(image.pixels, decode(data))
     with pytest.raises(DecodeError, match="2000 extraneous bytes"):
         decode(data[:tables] + bytes(2000) + data[tables:])
+
+
+class FakeHeif:
+    """pillow-heif, as far as it is called: files of a made-up format are HEIF then."""
+
+    registered = 0
+
+    def register_heif_opener(self) -> None:
+        FakeHeif.registered += 1
+
+
+def test_heic_is_read_where_it_is_asked_for_and_the_package_is_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    decode_module._open_heif.cache_clear()
+    with pytest.raises(DecodeError, match="pip install pillow-heif"):
+        decode_image(encode(RGB), formats=("PNG", "HEIF"))
+    assert decode_image(encode(RGB), formats=("PNG",)).format == "PNG", "nobody else needs it"
+    monkeypatch.setitem(sys.modules, "pillow_heif", FakeHeif())
+    for _ in range(2):
+        assert decode_image(encode(RGB), formats=("PNG", "HEIF")).format == "PNG"
+    assert FakeHeif.registered == 1
+    decode_module._open_heif.cache_clear()

@@ -24,6 +24,7 @@ from headstart.core.stages import load_graph, run_stage
 from headstart.data.images import ImageSource
 from headstart.data.transforms import Augmentation, normalise
 from headstart.models.trained import load_classifier
+from headstart.tracking.registry import NAME, Registry
 from headstart.training import checkpoints
 from headstart.versioning import workspace
 from tasks.evaluate import evaluate
@@ -472,3 +473,51 @@ def test_force_names_and_summary(done):
     text = summary_text(done, params, outcomes, 1.0)
     assert text.count("fresh") == len(ORDER)
     assert "when they were computed" in text
+
+
+def test_what_was_kept_is_said_in_log_report_mlflow_and_registry(done):
+    kept = json.loads((done / "reports/fine_tune/kept.json").read_text())
+    assert kept["epoch"] == 1 and kept["sentence"].startswith("The fine-tuned network is kept, as it is after epoch 1: ")
+    assert kept["sentence"] in (done / "run.log").read_text()
+    assert kept["sentence"] in (done / "reports/report.html").read_text()
+    parents = [one for one in mlflow_runs(done) if "mlflow.parentRunId" not in one.data.tags]
+    assert [one.data.tags["fine_tune.kept"] for one in parents] == [kept["sentence"]]
+    assert Registry(done).client.get_model_version(NAME, "1").tags["headstart.kept"] == kept["sentence"]
+
+
+def test_a_pipeline_s_run_lasts_from_its_first_stage_to_its_end(done):
+    """It was made at the end, and lasted 2.4 s of a pipeline of 69."""
+    runs = mlflow_runs(done)
+    (parent,) = [one for one in runs if "mlflow.parentRunId" not in one.data.tags]
+    children = [one for one in runs if one is not parent]
+    assert len(children) >= 3
+    assert parent.info.start_time <= min(child.info.start_time for child in children)
+    assert parent.info.end_time >= max(child.info.end_time for child in children)
+
+
+def test_images_are_images_and_views_are_views(done):
+    (parent,) = [one for one in mlflow_runs(done) if "mlflow.parentRunId" not in one.data.tags]
+    rates = parent.data.metrics
+    assert rates["precompute_views_per_second"] == pytest.approx(2 * rates["precompute_images_per_second"], rel=0.01)
+    log = (done / "run.log").read_text()
+    assert "activations: 0 of 120 views are cached, 120 to compute" in log
+    assert f"{rates['precompute_images_per_second']:,.0f} images/s" in log
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("backbone.name=vit_tiny_patch16_224", "backbone.image_size=100"), "a multiple of 16"),
+        (
+            ("backbone.name=vit_tiny_patch16_224", "backbone.image_size=32",
+             "fine_tune.gradual=[{unfreeze_from: all, epochs: 1, lr: 1.0e-3, image_size: 48}]"),
+            "fine_tune.gradual[0].image_size: vit_tiny_patch16_224 refuses 48 pixels",
+        ),
+        (("backbone.weights=none.pth",), "is no file"),
+    ],
+)  # fmt: skip
+def test_sizes_and_weights_are_refused_before_any_image_is_read(project, settings, said):
+    with pytest.raises(InputError) as error:
+        how(project, *settings)
+    assert said in str(error.value)
+    assert not (project / "data/manifest.parquet").exists()
