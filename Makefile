@@ -50,15 +50,16 @@ peers: ## make or update the benchmarks' environment from bench/requirements.loc
 	@PYTHON="$(PYTHON)" VENV="$(BENCH)" LOCK=bench/requirements.lock sh scripts/install.sh
 
 bench: peers ## every benchmark, the peers' too (about 3 hours)
-	@for name in precompute head recipe tail depthwise cache scan duplicates overhead predict serving; do $(BENCH)/bin/python -m bench.$$name || exit; done
+	@for name in precompute head recipe tail depthwise cache scan duplicates overhead neighbours predict serving; do $(BENCH)/bin/python -m bench.$$name || exit; done
 
 soak: install ## kill, damage, fill and crowd small projects, in random order, and see that nothing is lost (about 2 hours, as root)
 	@python -m bench.soak $(ARGS)
 
-evidence: install ## write docs/views.md, bn_freeze.md, recipe.md: accuracy over seeds (about 75 minutes)
+evidence: install ## write docs/views.md, bn_freeze.md, recipe.md, rates.md: accuracy over seeds (about 110 minutes)
 	@python -m bench.views --seeds 5 > docs/views.md
 	@python -m bench.bn_freeze > docs/bn_freeze.md
 	@python -m bench.steps > docs/recipe.md
+	@python -m bench.rates > docs/rates.md
 
 seeds: install ## test accuracy of the embedded default over 5 seeds (about 8 minutes)
 	@python -m bench.seeds

@@ -88,7 +88,7 @@ def killed(project: Path, rng: random.Random, api: str) -> str:
         else:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        return f"{command[-1].rpartition('.')[2]}{', its children live on' if alone and command is REPRO else ''}"
+        return f"{command[-1].rpartition('.')[2]}{', alone' if alone and command is REPRO else ''}"
     if process.returncode:
         raise Failure(f"a run that was not killed failed: {(project / 'killed.log').read_text()[-3000:]}")
     return "done before the kill"
