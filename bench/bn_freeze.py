@@ -24,8 +24,9 @@ from headstart.models.heads import Classifier, adapt, build_head
 from headstart.runtime import place
 from headstart.training.fine_tune import Network, Stretch, fine_tune, image_batches, live_feed
 from headstart.training.head import Rows, train_head
-from headstart.training.loop import derive_seed, predict, scores
+from headstart.training.loop import derive_seed
 from headstart.training.options import Options
+from headstart.training.validation import predict, scores
 
 NAMES, SIZES = tuple(f"tf_efficientnet_lite{n}" for n in range(3)), (64, 96)
 SETS = (

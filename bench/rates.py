@@ -34,9 +34,10 @@ from headstart.models.heads import Classifier, adapt, build_head
 from headstart.runtime import configure, training_precision
 from headstart.training.fine_tune import Feed, Network, Stretch, cached_feed, fine_tune, live_feed
 from headstart.training.head import Rows, endless, head_prepare, train_head
-from headstart.training.loop import derive_seed, predict, scores
+from headstart.training.loop import derive_seed
 from headstart.training.lr_search import range_test, suggest
 from headstart.training.options import Options
+from headstart.training.validation import predict, scores
 
 VIEWS = 2
 CPU = torch.device("cpu")

@@ -20,8 +20,9 @@ from bench.sides import Side, keyed, set_up
 from headstart.activations.store import Activations
 from headstart.models.heads import adapt, build_head
 from headstart.training.head import Rows, train_head
-from headstart.training.loop import derive_seed, predict, scores
+from headstart.training.loop import derive_seed
 from headstart.training.options import Options
+from headstart.training.validation import predict, scores
 
 KS, EPOCHS, LR, BATCH = (0, 1, 2, 4, 8), 20, {"linear": 3e-3, "mlp": 1e-3}, 64
 

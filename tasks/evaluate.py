@@ -30,7 +30,7 @@ from headstart.models.heads import Classifier
 from headstart.models.trained import Card, load_classifier, load_head
 from headstart.runtime import configure
 from headstart.tracking.record import record_pipeline
-from headstart.training.loop import predict
+from headstart.training.validation import predict
 
 logger = logging.getLogger("headstart")
 TUNED = "models/fine_tuned.safetensors"

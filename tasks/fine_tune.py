@@ -35,9 +35,10 @@ from headstart.training.bn_choice import Verdict, choose
 from headstart.training.checkpoints import Checkpoint, open_checkpoint
 from headstart.training.fine_tune import Feed, Network, Stretch
 from headstart.training.head import activations_of
-from headstart.training.loop import History, derive_seed, history_files, predict
+from headstart.training.loop import History, derive_seed, history_files
 from headstart.training.lr_search import Curve, range_test, suggest
 from headstart.training.options import options_of
+from headstart.training.validation import predict
 
 logger = logging.getLogger("headstart")
 ARMS = {True: "frozen", False: "moving"}

@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from headstart.training.checkpoints import Checkpoint
-from headstart.training.loop import Phase, Trainer, calibrated_log_loss, is_spoilt, predict, scores
+from headstart.training.loop import Phase, Trainer, is_spoilt
 from headstart.training.optimizers import build_optimizer, cross_entropy
 from headstart.training.options import Options
 from headstart.training.schedules import OneCycle
+from headstart.training.validation import calibrated_log_loss, predict, scores
 from tasks.fine_tune import what_was_kept
 
 STEPS = 12

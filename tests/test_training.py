@@ -19,10 +19,11 @@ from headstart.models.weights import state_digest
 from headstart.runtime import training_precision
 from headstart.training.fine_tune import Feed, Network, Stretch, cached_feed, fine_tune, live_feed
 from headstart.training.head import Rows, epoch_batches, train_head
-from headstart.training.loop import History, predict, scores, train_step
+from headstart.training.loop import History, train_step
 from headstart.training.optimizers import build_optimizer, class_weights, cross_entropy, epoch_order
 from headstart.training.options import Options
 from headstart.training.schedules import group_rates, steps_per_epoch
+from headstart.training.validation import predict, scores
 
 CPU = torch.device("cpu")
 

@@ -21,10 +21,11 @@ from headstart.models.heads import Classifier
 from headstart.runtime import autocast
 from headstart.training.checkpoints import Checkpoint
 from headstart.training.head import Rows, epoch_batches
-from headstart.training.loop import Batch, Forward, History, Log, Phase, Trainer, derive_seed, predict, scores
+from headstart.training.loop import Batch, Forward, History, Log, Phase, Trainer, derive_seed
 from headstart.training.optimizers import epoch_order
 from headstart.training.options import Options
 from headstart.training.schedules import OneCycle, group_rates, steps_per_epoch
+from headstart.training.validation import predict, scores
 
 WARM_UP, DIV = 0.3, 25.0
 Groups = Mapping[str, tuple[str, ...]]

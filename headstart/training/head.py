@@ -15,10 +15,11 @@ from torch import nn
 
 from headstart.activations.store import Activations
 from headstart.training.checkpoints import Checkpoint
-from headstart.training.loop import Batch, Forward, History, Log, Phase, Trainer, derive_seed, predict, scores
+from headstart.training.loop import Batch, Forward, History, Log, Phase, Trainer, derive_seed
 from headstart.training.optimizers import epoch_order
 from headstart.training.options import Options
 from headstart.training.schedules import OneCycle, steps_per_epoch
+from headstart.training.validation import predict, scores
 
 TAKE = 8192  # rows gathered at a time
 TAKE_VALUES = 1 << 25  # and values, where rows are large

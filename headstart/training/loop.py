@@ -17,9 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from scipy.optimize import minimize_scalar
 from torch import nn
-from torch.nn import functional as F
 
 from headstart.core.errors import InputError, told_to_stop
 from headstart.runtime import random_state, restore_random_state, scoped_seed
@@ -37,7 +35,6 @@ EXPLODED = 1000.0  # nats; a guess among c classes costs ln c
 WATCHED = 20  # steps of a phase in which a collapse is looked for, and images: 32 times as many
 RECENT = 5  # steps, and 32 times as many images, whose mean loss counts
 WORSE = 1.1  # times the loss of a guess
-HOTTEST = 8.0  # temperatures from 1/8 to 8: with few images that are all right, the best would be 0
 RETREAT, MOST_RETREATS = 3.0, 3  # what rates are divided by after a collapse, and how often
 FILES_NAMED = 8
 
@@ -327,44 +324,6 @@ def train_step(
     value.backward()
     optimizer.step()
     return number
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, batches: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Logits [n, c] of all batches, in eval mode; the model's mode is put back."""
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        return torch.cat([model(x).float().cpu() for x in batches])
-    finally:
-        for module, training in was_training.items():
-            module.training = training
-
-
-def scores(logits_nc: torch.Tensor, y_n: torch.Tensor) -> dict[str, float]:
-    """Log-loss (nats), log-loss after temperature scaling, and accuracy of logits against labels."""
-    return {
-        "log_loss": float(F.cross_entropy(logits_nc.double(), y_n)),
-        "calibrated_log_loss": calibrated_log_loss(logits_nc.double(), y_n),
-        "accuracy": float((logits_nc.argmax(1) == y_n).double().mean()),
-    }
-
-
-def calibrated_log_loss(logits_nc: torch.Tensor, y_n: torch.Tensor) -> float:
-    """The log-loss of logits divided by the temperature that suits these labels best: what a model knows, however sure it is.
-
-    Epochs are compared by it, as label smoothing and long training change how sure a network is more than what it knows.
-
-    Source: Guo et al. 2017, arXiv:1706.04599 (temperature); Berta et al. 2025, arXiv:2501.19195 (to choose epochs by).
-    """
-    if not logits_nc.isfinite().all():
-        return math.nan
-
-    def at(log_temperature: float) -> float:
-        return float(F.cross_entropy(logits_nc / math.exp(log_temperature), y_n))
-
-    most = math.log(HOTTEST)
-    return min(float(minimize_scalar(at, bounds=(-most, most), method="bounded", options={"xatol": 1e-3}).fun), at(0.0))
 
 
 def csv(rows: Sequence[Any], columns: list[str] | None = None) -> bytes:
