@@ -170,9 +170,11 @@ def test_resumed_at_any_step_it_ends_with_the_same_bits(tmp_path, stop_after):
         ([(2.09, 256), (2.15, 256), (2.09, 256), (2.06, 256), (2.09, 256)], math.log(10), False),  # and at a ninth
         ([(0.81, 32), (3.01, 32), (2.36, 32), (1.26, 32), (1.42, 32), (1.40, 32)], math.log(10), False),  # digits, to .98
         ([(1.68, 32), (3.36, 32), (3.22, 32), (2.15, 32), (2.18, 32), (2.94, 32)], math.log(400), False),
-        ([(9.0, 256)] * 4, math.log(10), False),  # too few steps to tell
-        ([(9.0, 8)] * 19, math.log(10), False),  # and too few images
-        ([(9.0, 8)] * 20, math.log(10), True),
+        ([(2.0, 256)] + [(9.0, 256)] * 3, math.log(10), False),  # too few steps to tell
+        ([(2.0, 8)] + [(9.0, 8)] * 18, math.log(10), False),  # and too few images
+        ([(2.0, 8)] + [(9.0, 8)] * 19, math.log(10), True),
+        ([(0.25, 32), (0.31, 32), (0.22, 32), (0.3, 32), (0.24, 32), (0.28, 32)], 0.2, False),  # 19 of 20 of one class
+        ([(0.25, 32)] + [(0.6, 32)] * 6, 0.2, True),
     ],
 )
 def test_a_collapse_is_a_loss_above_a_guess_s(losses, guess, spoilt):

@@ -34,7 +34,7 @@ TRACED = 50  # points of an epoch's loss curve
 EXPLODED = 1000.0  # nats; a guess among c classes costs ln c
 WATCHED = 20  # steps of a phase in which a collapse is looked for, and images: 32 times as many
 RECENT = 5  # steps, and 32 times as many images, whose mean loss counts
-WORSE = 1.1  # times the loss of a guess
+WORSE, FAR_WORSE = 1.1, 2.0  # times the loss of a guess; times its own loss where that was above a guess's to begin with
 RETREAT, MOST_RETREATS = 3.0, 3  # what rates are divided by after a collapse, and how often
 FILES_NAMED = 8
 
@@ -104,16 +104,21 @@ class Collapsed(Exception):
 def is_spoilt(losses: Sequence[tuple[float, int]], guess: float) -> bool:
     """Whether a network that was trained knows less than a guess now: its loss over the last steps is above a guess's.
 
+    One whose loss was above it at the first step already (sure of itself, of classes of very unequal size) is spoilt where
+    that doubles.
+
     Args:
-        losses: (mean loss, images) of the steps so far.
+        losses: (mean loss, images) of the steps so far, each before its step.
         guess: the loss of a constant answer, nats.
     """
+    first = losses[0][0] if losses else 0.0
+    limit = WORSE * guess if first < guess else FAR_WORSE * first
     steps = images = 0
     total = 0.0
     for loss, count in reversed(losses):
         steps, images, total = steps + 1, images + count, total + loss * count
         if steps >= RECENT and images >= 32 * RECENT:
-            return total / images > WORSE * guess
+            return total / images > limit
     return False
 
 
