@@ -165,8 +165,12 @@ def _refuse_a_running_stage(path: Path) -> None:
     """
     listed = _readers_and_writers(path)
     writing, reading = listed.get("write", {}).values(), listed.get("read", {}).values()
+    try:
+        written = path.stat().st_mtime
+    except FileNotFoundError:  # whoever was listed has ended just now
+        return
     for info in (*writing, *(info for infos in reading for info in infos)):
-        if info["pid"] != os.getpid() and _is_at_work(info["pid"], info["cmd"], path.stat().st_mtime):
+        if info["pid"] != os.getpid() and _is_at_work(info["pid"], info["cmd"], written):
             raise Unavailable(
                 f"a stage of another dvc command runs, process {info['pid']}", fix="wait until it has ended, then run again"
             )

@@ -26,6 +26,7 @@ from headstart.data.images import ImageSource, image_map
 from headstart.data.manifest import read_manifest, without_copies
 from headstart.data.transforms import Augmentation
 from headstart.evaluation.comparisons import FEWEST, compare, mcnemar
+from headstart.models.trained import Outdated, load_card
 from headstart.prediction.predictor import Predictor
 from headstart.runtime import configure
 from headstart.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
@@ -94,6 +95,12 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
     classes = sorted(set(manifest["label"]))
     if champion is None:
         return judge_first(root, params, version, fair, most_frequent(manifest))
+    try:
+        load_card(champion.file)
+    except Outdated:
+        by_hand = f"python -m tasks.register --champion {version.number}"
+        told = f"version {champion.number}, the champion, is of an earlier Headstart and cannot be asked; by hand: {by_hand}"
+        return Verdict(version.number, False, told)
     a_nc, b_nc = (aligned(*probabilities(root, params, one, fair), classes) for one in (champion, version))
     y_n = torch.tensor([classes.index(label) for label in fair["label"]])
     found = compare(a_nc, b_nc, y_n, params.seed)

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from headstart.data import decode as decode_module
-from headstart.data.decode import DecodeError, decode, decode_image
+from headstart.data.decode import DecodeError, Whites, decode, decode_image
+from headstart.data.examine import Limits, examine
+from headstart.data.reading import read_pixels
 from tests import images
 from tests.conftest import encode
 
@@ -184,12 +186,19 @@ def test_a_few_superfluous_bytes_are_got_over_and_told():
 
 
 class FakeHeif:
-    """pillow-heif, as far as it is called: files of a made-up format are HEIF then."""
+    """pillow-heif, as far as it is called: what it opens is a PNG behind HEIC's first 24 bytes."""
 
     registered = 0
 
     def register_heif_opener(self) -> None:
         FakeHeif.registered += 1
+
+        def opened(stream, name):
+            image = Image.open(io.BytesIO(stream.read()[24:]))
+            image.format = "HEIF"
+            return image
+
+        Image.register_open("HEIF", opened, lambda start: start[4:12] == b"ftypheic")
 
 
 def test_heic_is_read_where_it_is_asked_for_and_the_package_is_there(monkeypatch):
@@ -203,3 +212,21 @@ def test_heic_is_read_where_it_is_asked_for_and_the_package_is_there(monkeypatch
         assert decode_image(encode(RGB), formats=("PNG", "HEIF")).format == "PNG"
     assert FakeHeif.registered == 1
     decode_module._open_heif.cache_clear()
+    Image.OPEN.pop("HEIF", None)
+    Image.ID.remove("HEIF")
+
+
+def test_heic_that_the_scan_accepts_is_read_in_training_too(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pillow_heif", FakeHeif())
+    decode_module._open_heif.cache_clear()
+    start = images.heic()[:24]
+    (tmp_path / "a.heic").write_bytes(start + encode(RGB))
+    (tmp_path / "flat.heic").write_bytes(start + encode(np.full((12, 17, 3), 9, np.uint8)))
+    limits = Limits(10_000, 4, ["PNG", "HEIF"])
+    found, _ = examine(str(tmp_path / "a.heic"), limits)
+    assert (found["format"], found["notes"]) == ("HEIF", [])
+    assert [kind for kind, _ in examine(str(tmp_path / "flat.heic"), limits)[0]["notes"]] == ["constant"]
+    assert np.array_equal(read_pixels(tmp_path, "a.heic", found["key"], 10_000, Whites()), RGB)
+    decode_module._open_heif.cache_clear()
+    Image.OPEN.pop("HEIF", None)
+    Image.ID.remove("HEIF")

@@ -134,6 +134,15 @@ def test_float32_is_nearly_exact(engine):
     assert fidelity(found, backbone.body, backbone.preprocessing, images)["cosine_min"] > 0.99999
 
 
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_bfloat16_is_near_float32_or_is_float32(engine):
+    """OpenVINO computes in float32 where the processor has no bfloat16: that holds on all of them."""
+    backbone = build_backbone("resnet18", "random", 64)
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    found = engine_of(backbone.body, backbone.preprocessing, engine=engine, precision="bfloat16")
+    assert fidelity(found, backbone.body, backbone.preprocessing, images)["cosine_min"] > 0.99
+
+
 def test_fidelity_is_measured_against_plain_float32():
     """With an engine that is off by a known amount, whatever this machine computes in."""
     backbone = build_backbone("resnet18", "random", 64)

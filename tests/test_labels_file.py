@@ -86,8 +86,8 @@ def test_a_spreadsheets_table_has_all_of_it_at_once(shapes):
 PATHS: dict[str, tuple[Callable[[str], str], str]] = {
     "backslashes": (lambda path: path.replace("/", "\\"), r"backslashes for slashes in 60 paths: 'a\\000.png' is read as"),
     "no extension": (lambda path: path[:-4], "no extension in 60 paths: 'a/000' is read as 'a/000.png'"),
-    "other case": (lambda path: path.replace("png", "PNG"), "or small in 60 paths: 'a/000.PNG' is read as 'a/000.png'"),
-    "other case of a folder": (str.upper, "or small in 60 paths: 'A/000.PNG' is read as 'a/000.png'"),
+    "other case": (lambda path: path.replace("png", "PNG"), "another case in 60 paths: 'a/000.PNG' is read as 'a/000.png'"),
+    "other case of a folder": (str.upper, "another case in 60 paths: 'A/000.PNG' is read as 'a/000.png'"),
     "invisible characters": (lambda path: f"{path}\u200b", "white space or invisible characters in 60 paths:"),
     "blank at the end": (lambda path: f"{path} ", "white space or invisible characters in 60 paths:"),
     "the folder's own name": (lambda path: f"shapes/{path}", "the folder's own name in front in 60 paths:"),

@@ -169,7 +169,8 @@ def test_conflicts_are_those_of_comparing_all_bytes(tmp_path):
     assert conflicts(str(tmp_path), [*files, Labelled("gone", "a", 1), Labelled("none", "b", 1)], {}) == found
 
 
-OTHER_NAMES = [("Training", "Testing"), ("TRAIN", "Test"), ("train", "dev"), ("training", "VAL"), ("train ", "test")]
+OTHER_NAMES = [("Training", "Testing"), ("TRAIN", "Test"), ("train", "dev"), ("training", "VAL"), ("train ", "test"),
+               ("training_set", "test_set"), ("TrainSet", "Test Images"), ("train-data", "testset")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("first", "second"), OTHER_NAMES)
@@ -240,6 +241,18 @@ def test_a_flat_unlabelled_folder_beside_train_is_ignored_and_its_split_carved(t
     assert report["ignored"] == 30 and report["ignored_by_extension"] == {} and report["warned"] == {"layout": 1}
     ((path, _, text),) = remarks(result)
     assert path == name and "30 files" in text and "no labels" in text and "flows.predict" in text
+
+
+@pytest.mark.parametrize("inner", ["test", "unknown"])
+def test_a_folder_of_test_images_that_is_no_class_of_train_has_no_labels(tmp_path, inner):
+    write_shapes(tmp_path / "s/train")
+    (tmp_path / "s/test" / inner).mkdir(parents=True)
+    for number in range(30):
+        (tmp_path / "s/test" / inner / f"{number}.png").write_bytes(encode(picture(0, 500 + number)))
+    result = scan_folder(tmp_path / "s", max_quarantined=0.0)
+    assert set(result.manifest["label"]) == {"a", "b", "c"} and len(result.manifest) == 60
+    ((path, _, text),) = remarks(result)
+    assert path == "test" and "30 files have no labels" in text
 
 
 def test_one_problem_reads_as_before_and_tells_the_command(shapes):

@@ -1,5 +1,6 @@
 """Backbones, weights, heads, model files."""
 
+import json
 import socket
 
 import pytest
@@ -15,7 +16,7 @@ from headstart.data.transforms import Preprocessing
 from headstart.models import __main__ as table
 from headstart.models.backbones import bare_backbone, build_backbone
 from headstart.models.heads import Classifier, Standardise, adapt, build_head
-from headstart.models.trained import Card, load_card, load_classifier, load_head, save_model
+from headstart.models.trained import Card, Outdated, load_card, load_classifier, load_head, save_model
 from headstart.models.weights import state_digest
 from tests.test_families import FAMILIES
 
@@ -234,3 +235,14 @@ def test_bare_backbone_has_the_same_state_names():
     bare = bare_backbone("resnet18", preprocessing, {})
     assert bare.preprocessing == preprocessing
     assert bare.body.state_dict().keys() == build_backbone("resnet18", "random", 64).body.state_dict().keys()
+
+
+def test_a_model_of_an_earlier_version_is_said_to_be_one(tmp_path):
+    model, card = make_model(tmp_path)
+    earlier = {key: value for key, value in card.__dict__.items() if key not in ("options", "limits")}
+    earlier |= {"preprocessing": {key: value for key, value in card.preprocessing.as_dict().items() if key != "whites"}}
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    metadata = {"headstart": json.dumps(earlier | {"sha256": "x"})}
+    save_file(state, tmp_path / "m.safetensors", metadata)
+    with pytest.raises(Outdated, match="of an earlier version of Headstart"):
+        load_classifier(tmp_path / "m.safetensors")

@@ -127,6 +127,29 @@ def test_a_child_ends_with_a_parent_that_is_killed(root, child):
     until(lambda: not list((root / ".headstart/alive").iterdir()), SECONDS)
 
 
+ENDS = {
+    "at its end": "pass",
+    "by an exception": "raise ValueError('on purpose')",
+    "by an exit": "sys.exit(3)",
+    "by SIGTERM": "import os, signal; signal.signal(15, lambda *_: sys.exit(143)); os.kill(os.getpid(), 15); time.sleep(9)",
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_child_ends_with_a_parent_that_ends_by_itself(root, how):
+    code = f"{PARENT}import time\n{ENDS[how]}\n"
+    with started(sys.executable, "-c", code, str(root), "import time; time.sleep(600)", stdin=subprocess.PIPE,
+                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # fmt: skip
+        assert process.stdout.readline() == "started\n"
+        there = below(process)
+        assert any("sleep(600)" in " ".join(_words(one)) for one in there)
+        process.stdin.write("\n")
+        process.stdin.close()
+        process.wait(30)
+        assert gone(there)
+    assert not list((root / ".headstart/alive").iterdir())
+
+
 def test_a_grandchild_that_guards_itself_ends_too(root):
     with parent(root, ENDLESS, str(root), DEAF) as process:
         until(lambda: find(process, "-c", DEAF))

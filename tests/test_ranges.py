@@ -11,12 +11,15 @@ from PIL import Image
 
 from headstart.activations.store import Activations
 from headstart.core.errors import InputError
+from headstart.core.files import sha256_file
 from headstart.data.decode import DecodeError, Whites, decode_image, floating_white, integer_white
 from headstart.data.images import ImageSource, Kept
 from headstart.data.manifest import read_manifest, whites_of, without_copies, write_manifest
 from headstart.data.transforms import Augmentation, Preprocessing, plain_view, resized
 from headstart.models.trained import load_card
+from headstart.prediction.batch import predict_folder
 from headstart.prediction.predictor import Predictor
+from headstart.prediction.supervisor import Job
 from tests.conftest import encode, scan_folder, write_shapes
 from tests.images import png
 from tests.projects import how
@@ -100,9 +103,18 @@ def test_hounsfield_units_are_refused_with_what_to_do(tmp_path, kind):
     folder = source(tmp_path, {"a": 255, "b": 200})
     values = (np.linspace(-1024, 3071, 768).reshape(24, 32)).astype(kind)
     (folder / "a/ct.tif").write_bytes(deep(values))
-    with pytest.raises(InputError, match="1 images in .* have signed pixels") as error:
+    with pytest.raises(InputError, match="images with signed pixels: 1\n") as error:
         scan_folder(folder)
     assert "a/ct.tif" in str(error.value) and "apply a window" in str(error.value)
+
+
+def test_a_little_below_0_is_rounding():
+    values = gradient(1.0, np.float32)
+    values[0, 0] = -0.01
+    assert decode_image(deep(values)).pixels[0, 0, 0] == 0
+    values[0, 0] = -0.2
+    with pytest.raises(DecodeError, match="signed values"):
+        decode_image(deep(values))
 
 
 def test_values_that_are_no_numbers_are_still_quarantined():
@@ -121,12 +133,13 @@ def test_colours_of_16_bits_that_use_few_of_them_are_noted(tmp_path):
     assert row.path == "a/x.png" and "the brightest 6 of 255" in row.text
 
 
-def test_a_model_brings_the_range_it_was_trained_with(project):
+def test_a_model_brings_the_range_it_was_trained_with(project, tmp_path):
     """Through every stage: activations, fine-tuning, evaluation, and predictions of a single image."""
     folder = (project / "data/shapes").resolve()
     for path in folder.rglob("*.png"):
         gray = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16  # 12 bits
         path.write_bytes(deep(gray, "PNG"))
+    (folder / "a/long.png").write_bytes(encode(long_image(8, 1_200)))  # and an elongated image, through every stage
     how(project)
     card = load_card(project / "models/fine_tuned.safetensors")
     assert card.preprocessing.whites == Whites(4095.0, 1.0)
@@ -141,7 +154,12 @@ def test_a_model_brings_the_range_it_was_trained_with(project):
     assert torch.equal(seen, images.plain(row["path"], row["key"]))
     assert seen.max() > 200, "not near black"
     summary = json.loads((project / "reports/data/summary.json").read_text())
-    assert summary["warned"]["range"] == len(manifest)
+    assert summary["warned"]["range"] == len(manifest) - 1 and summary["warned"]["elongated"] == 1
+    job = Job(
+        project / "models/fine_tuned.safetensors", sha256_file(project / "models/fine_tuned.safetensors"), 1, 20.0, 1, 1, "cpu"
+    )
+    rows = predict_folder(folder, job, state=tmp_path / "s.sqlite").rows.set_index("path")
+    assert rows.loc["a/long.png", "error"] == "" and (rows["error"] == "").all()
 
 
 # elongated images

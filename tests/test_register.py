@@ -12,6 +12,8 @@ import torch
 
 from headstart.core.errors import InputError
 from headstart.core.params import load_params
+from headstart.data.manifest import read_manifest, write_manifest
+from headstart.models.trained import Outdated
 from headstart.tracking.registry import CHALLENGER, CHAMPION, NAME, Registry, find_model
 from tasks.register import aligned, crown, judge, register
 from tests.projects import ENVIRONMENT, how, run
@@ -190,6 +192,8 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from headstart.core.params import load_params
+from headstart.data.manifest import read_manifest, write_manifest
+from headstart.models.trained import Outdated
 from tasks.register import register
 name, when = sys.argv[1:]
 original = getattr(MlflowClient, name)
@@ -258,3 +262,30 @@ def test_classes_are_matched_by_name():
         [pytest.approx(0.8), pytest.approx(0.2), 0],
         [pytest.approx(0.4), pytest.approx(0.6), 0],
     ]
+
+
+def test_a_champion_of_an_earlier_version_blocks_nothing_and_it_is_said_what_to_do(mine, monkeypatch):
+    """Its file lacks what is needed to build its network; it cannot be asked, and running the pipeline again does not help."""
+    from tasks import register as module
+
+    champion, load = Registry(mine).holder(CHAMPION), module.load_card
+
+    def loaded(path):
+        if path == champion.file:
+            raise Outdated(f"{path}: a model of an earlier version of Headstart")
+        return load(path)
+
+    monkeypatch.setattr(module, "load_card", loaded)
+    how(mine, "fine_tune.lr=2e-3")
+    told = verdict(mine, 3)
+    assert told.startswith("version 3 stays challenger: version 2, the champion, is of an earlier Headstart")
+    assert "python -m tasks.register --champion 3" in told
+    assert holders(mine) == (2, 3)
+
+
+def test_what_a_version_was_trained_on_is_read_from_an_earlier_version_s_manifest(tmp_path):
+    frame = pd.DataFrame({"path": ["a", "b"], "key": ["k", "l"], "split": ["train", "test"], "label": ["x", "y"]})
+    write_manifest(tmp_path / "m.parquet", frame)
+    assert list(read_manifest(tmp_path / "m.parquet", ("key", "split"))["key"]) == ["k", "l"]
+    with pytest.raises(InputError, match="columns .*peak.* are missing"):
+        read_manifest(tmp_path / "m.parquet")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -30,12 +31,12 @@ X, Y = task()
 X_VALID, Y_VALID = task(seed=1)
 
 
-def good_model() -> nn.Module:
+def good_model(steps: int = 60) -> nn.Module:
     """A network that knows the task and is easily spoilt."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(60):
+    for _ in range(steps):
         optimizer.zero_grad()
         F.cross_entropy(model(X), Y).backward()
         optimizer.step()
@@ -104,7 +105,7 @@ def test_a_rate_that_spoils_the_network_is_lowered_and_it_is_said(caplog):
     lowered = round(math.log(1 / history.scale, 3))
     assert 1 <= lowered <= 3
     assert len(caplog.records) == lowered
-    assert "at a peak rate of 5 the first" in caplog.text and "again at 1.7" in caplog.text
+    assert "steps at a peak rate of 5 spoilt the network" in caplog.text and "again at a peak rate of 1.7" in caplog.text
     assert [row["epoch"] for row in history.epochs] == [0, 1, 2]
     assert len({point[0] for point in history.trace}) == len(history.trace), "no step is in the trace twice"
     assert max(point[1] for point in history.trace) <= 5 * history.scale * 1.001
@@ -160,6 +161,22 @@ def test_resumed_at_any_step_it_ends_with_the_same_bits(tmp_path, stop_after):
     history = fit(resumed, [phase(resumed, 5.0)], checkpoint=Checkpoint(tmp_path / "cut", "t"))
     assert same(state(resumed), state(whole))
     assert json.dumps(history.__dict__, sort_keys=True) == json.dumps(undisturbed.__dict__, sort_keys=True)
+
+
+@pytest.mark.parametrize("knows", [5, 20])
+@pytest.mark.parametrize("lr", [2.0, 3.0, 8.0])
+def test_with_few_steps_an_epoch_what_is_recorded_is_what_is_left(knows, lr, tmp_path, monkeypatch):
+    """A collapse after an epoch that was the best so far: that epoch is kept, and its row tells of its weights."""
+    monkeypatch.setattr(sys.modules[__name__], "STEPS", 4)
+    monkeypatch.setattr(sys.modules[__name__], "X", X[:128])
+    monkeypatch.setattr(sys.modules[__name__], "Y", Y[:128])
+    model = good_model(knows)
+    history = fit(model, [phase(model, lr, 6)], checkpoint=Checkpoint(tmp_path, "t"))
+    found = scores(predict(model, [X_VALID]), Y_VALID)
+    assert history.best_epoch()["valid_log_loss"] == pytest.approx(found["log_loss"])
+    assert [row["epoch"] for row in history.epochs] == list(range(7))
+    best = min(row["valid_calibrated_log_loss"] for row in history.epochs)
+    assert history.best_epoch()["valid_calibrated_log_loss"] == best
 
 
 @pytest.mark.parametrize(

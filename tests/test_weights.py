@@ -107,7 +107,8 @@ def test_two_networks_in_one_file_are_refused(path):
 @pytest.mark.parametrize(("saved", "said"), [({"epoch": 3}, "keys epoch"), ([1, 2], "a list"), ({}, "keys")])
 def test_a_file_without_a_state_dict_says_what_is_in_it(path, saved, said):
     text = refused("resnet18", saved, path)
-    assert "no state dict" in text and said in text
+    assert text.startswith(f"{path}: no state dict is in it: ") and said in text
+    assert "wanted: tensors by name" in text and "torch.save(model.state_dict(), PATH)" in text
 
 
 def test_position_embeddings_of_another_size_are_resampled_as_the_library_does(path):
@@ -150,8 +151,34 @@ def test_another_patch_is_another_network(path):
 def test_an_image_size_that_is_no_multiple_of_the_patch_is_refused_with_the_nearest(name, size, near):
     with pytest.raises(InputError, match="never seen") as error:
         build_backbone(name, "random", size)
-    assert f"--set backbone.image_size={near}" in str(error.value)
+    assert f"such as {near}" in str(error.value)
+    assert f"--set backbone.image_size={near.split()[0]}" in str(error.value)
 
 
-def test_convolutions_that_overlap_have_no_patch():
+def test_convolutions_that_overlap_have_no_patch(caplog):
     assert build_backbone("test_resnet", "random", 50).width > 0
+    assert "does not see" not in caplog.text
+
+
+@pytest.mark.parametrize(("name", "size", "unseen"), [("pit_ti_224", 230, 6), ("alexnet", 100, 3)])
+def test_an_edge_that_strides_leave_out_is_said(caplog, name, size, unseen):
+    with caplog.at_level("WARNING", logger="headstart"):
+        build_backbone(name, "random", size)
+    assert f"{name} does not see the last {unseen} of {size} pixels" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit_tiny_r_s16_p8_224", 232), ("mvitv2_tiny", 100)])
+def test_a_size_that_a_network_refuses_without_a_word_is_still_said(name, size):
+    with pytest.raises(InputError, match=f"backbone.image_size: {name} refuses {size} pixels: "):
+        build_backbone(name, "random", size)
+
+
+def test_8_bit_integers_are_no_weights(path):
+    state = {k: v.to(torch.int8) if v.is_floating_point() else v for k, v in tv.resnet18(weights=None).state_dict().items()}
+    assert "it lacks" in refused("resnet18", state, path)
+
+
+def test_an_empty_file_is_said_to_be_one(path):
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="not a readable weights file: "):
+        build_backbone("resnet18", str(path), 32, weights_sha256=sha256_file(path))

@@ -21,8 +21,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # All first-party code between a file's bytes and a stored row; tests/test_namespace.py holds it against the imports.
 CODE = (
     "activations/compute.py", "activations/engine.py", "data/containers.py", "data/decode.py", "data/images.py",
-    "data/reading.py", "data/transforms.py", "models/backbones.py", "models/cuts.py", "models/families.py", "models/folding.py",
-    "models/weights.py", "runtime.py",
+    "data/kinds.py", "data/reading.py", "data/transforms.py", "models/backbones.py", "models/cuts.py", "models/families.py",
+    "models/folding.py", "models/weights.py", "runtime.py",
 )  # fmt: skip
 
 

@@ -50,7 +50,13 @@ def guard(root: Path) -> None:
     with contextlib.suppress(OSError):
         _start(token, record(root, KIND, token) if is_project else None, undo)
     owner = os.getpid()
-    atexit.register(lambda: undo.close() if os.getpid() == owner else None)  # a fork of it has not ended it
+
+    def leave() -> None:
+        if os.getpid() == owner:  # a fork of it has not ended it
+            guardian.end_all(token)
+            undo.close()
+
+    atexit.register(leave)
 
 
 def end_leftovers(root: Path) -> None:

@@ -45,6 +45,7 @@ class DecodeError(ValueError):
     """The bytes are not an image we accept; the message is the reason, without the path."""
 
 
+NEARLY_0 = 0.05  # of the largest value
 SIGNED = "signed values"  # what the reason for such an image begins with
 
 
@@ -323,11 +324,11 @@ def _to_8_bits(image: Image.Image, whites: Whites | None) -> tuple[Image.Image, 
     if not np.isfinite(values).all():
         raise DecodeError("floating-point pixels that are no numbers (NaN or infinite)")
     lowest, peak = float(values.min()), float(values.max())
-    if lowest < 0:
+    if lowest < -NEARLY_0 * max(peak, 1e-9):  # rather more than rounding and resampling leave
         raise DecodeError(f"{SIGNED} from {lowest:,.6g} to {peak:,.6g}, such as Hounsfield units of a CT")
     own = Whites(integer_white(peak), floating_white(peak))
     white = (whites or own).floating if image.mode == "F" else (whites or own).integer
-    scaled = np.minimum(np.round(values / (white / 255)), 255)
+    scaled = np.clip(np.round(values / (white / 255)), 0, 255)
     gray = Image.fromarray(scaled.astype(np.uint8), mode="L")
     clear = image.info.get("transparency")
     if isinstance(clear, int):  # PNG: one gray value is transparent

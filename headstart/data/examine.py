@@ -193,7 +193,7 @@ def _notes(path: str, data: bytes, image: Decoded, limits: Limits) -> list[tuple
     if image.dim:
         text = f"16 bits a channel, the brightest {image.dim} of 255: does it use less than 16 bits? Scale it if so"
         notes.append(("dark", text))
-    if _is_constant(image.pixels) and _is_constant(decode_image(data, limits.max_pixels).pixels):
+    if _is_constant(image.pixels) and _is_constant(decode_image(data, limits.max_pixels, limits.formats).pixels):
         notes.append(("constant", "all pixels are equal"))
     return notes
 

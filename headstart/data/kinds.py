@@ -19,7 +19,7 @@ EXTENSIONS = {
 }
 IMAGE_EXTENSIONS = frozenset(extension for extensions in EXTENSIONS.values() for extension in extensions)
 
-RAW = "a camera's raw file"
+RAW, HEIC = "a camera's raw file", "HEIC"
 OTHER_EXTENSIONS = {
     ".heic": "HEIC", ".heif": "HEIC", ".jxl": "JPEG XL", ".jp2": "JPEG 2000", ".j2k": "JPEG 2000", ".psd": "Photoshop",
     ".ppm": "Netpbm", ".pgm": "Netpbm", ".pbm": "Netpbm", ".pnm": "Netpbm", ".tga": "Targa",

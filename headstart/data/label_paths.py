@@ -14,7 +14,7 @@ from headstart.data.spelling import clean
 from headstart.data.tree import Tree
 
 SPACES, BACKSLASHES, ABSOLUTE = "white space or invisible characters", "backslashes for slashes", "an absolute path"
-OWN_NAME, NO_EXTENSION, CASE = "the folder's own name in front", "no extension", "capital letters for small ones, or small"
+OWN_NAME, NO_EXTENSION, CASE = "the folder's own name in front", "no extension", "another case"
 NO_FOLDER = "a sub-folder left out"
 SHOWN = 3
 

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -56,8 +57,11 @@ def write_manifest(path: Path, frame: pd.DataFrame) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read_manifest(path: Path) -> pd.DataFrame:
+def read_manifest(path: Path, wanted: Sequence[str] = COLUMNS) -> pd.DataFrame:
     """Read a manifest written by `write_manifest` and check that it is whole.
+
+    Args:
+        wanted: columns that must be there; fewer for one that an earlier version may have written.
 
     Returns:
         Columns `COLUMNS`, then the source's own: key is the SHA-256 of the file's bytes, path is relative to
@@ -78,7 +82,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: damaged: {str(error).splitlines()[:1]}", fix=RELINK) from None
     if not whole:
         raise InputError(f"{path}: damaged, or not written by link_data: its checksum does not fit", fix=RELINK)
-    missing = set(COLUMNS) - set(frame.columns)
+    missing = set(wanted) - set(frame.columns)
     if missing:
         raise InputError(f"{path}: columns {', '.join(sorted(missing))} are missing", fix=RELINK)
     return frame

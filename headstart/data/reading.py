@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_bytes
-from headstart.data.decode import DecodeError, Whites, decode_image
+from headstart.data.decode import FORMATS, HEIF, DecodeError, Whites, decode_image
+from headstart.data.kinds import HEIC, other_image
 
 
 def read_pixels(
@@ -35,6 +36,7 @@ def read_pixels(
     if sha256_bytes(data) != key:
         raise InputError(f"{source / path}: its bytes changed since the manifest was made", fix=relink)
     try:
-        return decode_image(data, max_pixels, enough=enough, whites=whites).pixels
+        formats = (*FORMATS, HEIF) if other_image(data) == HEIC else FORMATS  # the scan has accepted what is listed
+        return decode_image(data, max_pixels, formats, enough=enough, whites=whites).pixels
     except DecodeError as error:
         raise InputError(f"{source / path}: {error}, though it was readable before", fix=relink) from None

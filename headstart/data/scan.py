@@ -165,7 +165,7 @@ def _refuse_signed(tree: Tree, found: Listing, answers: list[dict[str, Any]]) ->
     ]
     if signed:
         raise InputError(
-            f"{len(signed)} images in {tree.root} have signed pixels:\n    {listing(signed)}",
+            f"{tree.root}: images with signed pixels: {len(signed):,}\n    {listing(signed)}",
             wanted="0 (black) and up",
             fix=HOUNSFIELD,
         )

@@ -21,6 +21,7 @@ SPLIT_FOLDERS = {
     "train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
     "test": "test", "testing": "test",
 }  # fmt: skip
+SET = re.compile(r"[ _-]?(set|images|imgs|data)$")  # training_set, testset, train-images
 NONE = "none"
 LEADING_WORD = r"^.+?(?=[._ -]?\d)"  # cat.123.jpg, american_bulldog_12.jpg
 OUTSIDE_CLASSES = "a file outside the class folders"
@@ -160,7 +161,7 @@ def _entered(tree: Tree) -> str:
 
 def _split_of(folder: str) -> str | None:
     """The split that a folder's name stands for."""
-    return SPLIT_FOLDERS.get(clean(basename(folder)).lower())
+    return SPLIT_FOLDERS.get(SET.sub("", clean(basename(folder)).lower()))
 
 
 def _layout(tree: Tree, found: Listing, base: str) -> Layout:
@@ -173,7 +174,12 @@ def _layout(tree: Tree, found: Listing, base: str) -> Layout:
         if len(same) > 1:
             text = f"{tree.root}: both {' and '.join(map(printable, same))}"
             found.problems.append(Problem(text, fix=f"keep one folder of {split} images"))
-    flat = (folder for folder in splits if splits[folder] != "train" and not _folders_in(tree, f"{folder}/"))
+
+    def classes(split: str) -> set[str]:
+        return {clean(basename(one)) for folder in splits if splits[folder] == split for one in _folders_in(tree, f"{folder}/")}
+
+    # without labels: no class folders, or none that is a class of train (test/unknown/, test/test/)
+    flat = (folder for folder, split in splits.items() if split != "train" and not classes(split) & classes("train"))
     return Layout(base, splits, frozenset(flat))
 
 
@@ -220,7 +226,7 @@ def _by_folders(tree: Tree, found: Listing, layout: Layout, nested_folders: bool
             reason = f"outside {', '.join(layout.splits)}"
         if not reason and top in layout.flat:
             flat[top] += 1
-            reason = f"no label: there are no class folders in {top}"
+            reason = f"no label: no folder in {top} is a class of train"
         if reason:
             found.ignored.append((path, reason))
         elif len(folders) <= depth or not path.startswith(layout.base):
@@ -231,7 +237,7 @@ def _by_folders(tree: Tree, found: Listing, layout: Layout, nested_folders: bool
                 nested.append(path)
     _set_uncounted(found)
     for folder, number in sorted(flat.items()):
-        text = f"{number:,} files have no labels (no class folders): ignored, and {layout.splits[folder]} is carved from train"
+        text = f"{number:,} files have no labels (no class of train): ignored, and {layout.splits[folder]} is carved from train"
         found.remarks.append((folder, "layout", f"{text}; flows.predict --images can classify them later"))
     if nested and not nested_folders:
         found.problems.append(
@@ -260,7 +266,9 @@ def _check_empty_folders(tree: Tree, found: Listing, layout: Layout) -> None:
     for folder in tree.folders:
         parts = folder.split("/")
         is_class = len(parts) == depth + 1 and folder.startswith(layout.base)
-        if is_class and (not layout.splits or layout.top(folder) in layout.splits) and not why_ignored(parts, ""):
+        top = layout.top(folder)
+        of_split = not layout.splits or (top in layout.splits and top not in layout.flat)
+        if is_class and of_split and not why_ignored(parts, ""):
             empty += [folder] if folder not in filled else []
     if empty:
         lines = [f"class folder {folder} in {tree.root}: no images in it{_ignored_in(found, folder)}" for folder in empty]

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import orjson
 
-from headstart.core.errors import InputError, Unavailable
+from headstart.core.errors import InputError, OfTheMachine, Unavailable
 from headstart.core.parallel import chunks
 from headstart.data.examine import Limits
 
@@ -192,7 +192,7 @@ def not_started(what: str, how: str, errors: IO[bytes]) -> InputError:
     lines = [line for line in said.splitlines() if line.strip()]
     shown = lines[-1:] if "Traceback (most recent call last)" in said else lines[-5:]
     found = f"the process that {what} could not be started ({how}): {' / '.join(shown)[-1000:] or 'it said nothing'}"
-    error = InputError(found, wanted=_wanted_memory(), fix=ENOUGH)
+    error = OfTheMachine(found, wanted=_wanted_memory(), fix=ENOUGH)
     error.add_note(said)
     return error
 

@@ -5,6 +5,7 @@ Shape legend: n images, f features of the map, d activation width (2f for maps, 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from headstart.models import weights as weight_files
 from headstart.models.families import map_stages
 from headstart.runtime import scoped_seed
 
+logger = logging.getLogger("headstart")
 TORCHVISION = "torchvision"
 TIMM = "timm"
 
@@ -137,7 +139,25 @@ def build_backbone(
         model, preprocessing, fit = build(name, weights, image_size, weights_sha256, options)
     if crop_pct != "auto":
         preprocessing = replace(preprocessing, crop_pct=crop_pct)
-    return _backbone(name, model, preprocessing, options, fit)
+    backbone = _backbone(name, model, preprocessing, options, fit)
+    unseen = unseen_edge(backbone.body, image_size)
+    if unseen:
+        logger.warning("  %s does not see the last %s of %s pixels: another image_size may suit it", name, unseen, image_size)
+    return backbone
+
+
+def unseen_edge(body: nn.Module, size: int) -> int:
+    """How many pixels at the right or lower edge no output depends on: strides that do not divide the size leave some out."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, size, size, generator=generator).requires_grad_()
+    with torch.enable_grad():
+        y = body(x)
+        weights = torch.rand(y.shape, generator=generator)  # a plain sum behind a layer norm is always the same
+        (slope,) = torch.autograd.grad((y * weights).sum(), x)
+    seen_hw = slope.abs().amax((0, 1)) > 0
+    if not seen_hw.any():  # dead: nothing can be told
+        return 0
+    return max(size - 1 - int(seen_hw.any(dim).nonzero().max()) for dim in (0, 1))
 
 
 def bare_backbone(name: str, preprocessing: Preprocessing, options: Mapping[str, Any]) -> Backbone:
@@ -202,8 +222,8 @@ def refuse_part_of_a_patch(patch: int, name: str, size: int, key: str = "backbon
         raise InputError(
             f"{key}: {name} cuts its input into patches of {patch} x {patch} pixels;"
             f" of {size} pixels the last {size % patch} are never seen",
-            wanted=f"a multiple of {patch}",
-            fix=f"--set {key}={' or '.join(near)}" if key == "backbone.image_size" else f"set it to {' or '.join(near)}",
+            wanted=f"a multiple of {patch}, such as {' or '.join(near)}",
+            fix=f"--set {key}={near[0]}" if key == "backbone.image_size" else f"set it to {near[0]}",
         )
 
 
@@ -285,14 +305,15 @@ def _cut_timm(model: Any, name: str, size: int) -> nn.Module:
 def _forward(module: nn.Module, name: str, size: int, key: str = "backbone.image_size") -> torch.Tensor:
     try:
         output: torch.Tensor = module(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         raise _size_error(name, size, error, key) from None
     return output
 
 
 def _size_error(name: str, size: int, error: Exception, key: str = "backbone.image_size") -> InputError:
+    why = str(error).strip().partition("\n")[0] or "its own check of the size fails"
     return InputError(
-        f"{key}: {name} refuses {size} pixels: {str(error).splitlines()[0][:200]}",
+        f"{key}: {name} refuses {size} pixels: {why[:200]}",
         fix="take the size its weights were trained at (224 for most)",
     )
 

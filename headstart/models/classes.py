@@ -29,10 +29,12 @@ def classes_of(model: Path) -> tuple[str, ...]:
 
 
 def unknown_classes(model: Path, manifest: Path) -> list[str]:
-    """Classes that the project's images have now and a model was not trained on; none where there is no manifest."""
-    if not manifest.is_file():
+    """Classes that the project's images have now and a model was not trained on; none where no manifest can be read."""
+    try:
+        labels = read_manifest(manifest, ("label",))["label"]
+    except InputError:  # a prediction does not depend on it
         return []
-    return sorted(set(read_manifest(manifest)["label"]) - set(classes_of(model)))
+    return sorted(set(labels) - set(classes_of(model)))
 
 
 def warning(unknown: list[str]) -> str:

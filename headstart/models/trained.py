@@ -49,6 +49,10 @@ class Card:
     provenance: Mapping[str, str]
 
 
+class Outdated(InputError):
+    """A model file that an earlier version wrote: it lacks what is needed to build its network."""
+
+
 def save_model(path: Path, module: nn.Module, card: Card) -> None:
     """Write a module's state and its card atomically; equal models give equal bytes.
 
@@ -139,17 +143,17 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], Card]:
         raise InputError(f"{path}: no such file", fix="run the pipeline first") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: damaged: {error}", fix="delete it and run the pipeline again") from None
+    fields: dict[str, Any] = {}
     try:
-        fields: dict[str, Any] = json.loads(metadata["headstart"])
+        fields = json.loads(metadata["headstart"])
         checksum = fields.pop("sha256")
         sound = checksum == sha256_bytes(_file(state, fields))
         preprocessing = Preprocessing.from_dict(fields.pop("preprocessing"))
         card = Card(**(fields | {"preprocessing": preprocessing, "classes": tuple(fields["classes"])}))
     except (KeyError, TypeError, ValueError):
-        raise InputError(
-            f"{path}: a weights file, but not a model of this project, or one of another version of it",
-            fix="run the pipeline again",
-        ) from None
+        if fields.keys() & {"backbone", "classes"} and not fields.keys() >= {"options", "limits"}:
+            raise Outdated(f"{path}: a model of an earlier version of Headstart", fix="run the pipeline again") from None
+        raise InputError(f"{path}: a weights file, but not a model of this project") from None
     if not sound:
         raise InputError(f"{path}: its checksum does not match: damaged", fix="delete it and run the pipeline again")
     return state, card

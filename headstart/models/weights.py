@@ -195,12 +195,14 @@ def read_state(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        if path.suffix in (".pth", ".pt"):
-            return _contained(torch.load(path, weights_only=True, map_location="cpu"), path)
+        loaded = torch.load(path, weights_only=True, map_location="cpu") if path.suffix in (".pth", ".pt") else None
     except UNPICKLING_ERROR:
         raise InputError(f"{path}: holds more than weights, it is not unpickled", fix="save a plain state dict") from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a readable weights file: {str(error).splitlines()[0][:200]}") from None
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path}: not a readable weights file: {why[:200]}") from None
+    if path.suffix in (".pth", ".pt"):
+        return _contained(loaded, path)
     raise InputError(f"{path}: unknown kind of weights file", wanted=".safetensors, .pth or .pt")
 
 
@@ -275,10 +277,15 @@ def _is_patch(name: str) -> bool:
     return name.endswith(("patch_embed.proj.weight", "conv_proj.weight"))
 
 
+def _is_alike(own: torch.Tensor, value: torch.Tensor) -> bool:
+    """Of one shape, and both numbers that were trained or both not: 8-bit integers are no weights without their scales."""
+    return own.shape == value.shape and own.is_floating_point() == value.is_floating_point()
+
+
 def _fit(model: nn.Module, state: State, name: str) -> Fit:
     """Load all that fits; what of the body is missing is for `refuse_misfit` to find."""
     own = model.state_dict(keep_vars=True)
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    fitting = {key: value for key, value in state.items() if key in own and _is_alike(own[key], value)}
     loaded = OrderedDict(fitting)
     loaded._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # versions of layouts, which MNASNet asks for
     model.load_state_dict(loaded, strict=False)

@@ -128,7 +128,7 @@ class Registry:
                 f"what version {version.number} was trained on cannot be found: {error}",
                 fix=f"restore run {version.run_id}, or choose by hand: python -m tasks.register --champion VERSION",
             ) from None
-        manifest = read_manifest(Path(path))
+        manifest = read_manifest(Path(path), ("key", "split"))
         return frozenset(manifest.loc[manifest["split"].isin(["train", "valid"]), "key"])
 
     def tag(self, version: Version, **tags: str) -> None:

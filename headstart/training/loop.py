@@ -142,7 +142,7 @@ class Trainer:
         patience: a phase ends after so many epochs without a better one; 0: never.
         checkpoint: written after every epoch, and when the process is told to stop; a run before is gone on from.
         guess: given where the model is a trained one as it comes: a guess's loss (`Options.guess`). It is epoch 0 then, kept
-            if no epoch has a lower log-loss, and a phase whose first steps spoil it begins again with lower rates.
+            if each epoch has a higher log-loss, and a phase whose first steps spoil it begins again with lower rates.
     """
 
     model: nn.Module
@@ -215,8 +215,9 @@ class Trainer:
         history, optimizer = self.history, phase.begin()
         rate = optimizer.param_groups[-1]["peak"] * history.scale
         logger.warning(
-            "  %s: at a peak rate of %.2g the first %d steps spoilt the network (loss %.2f, of a guess %.2f): again at %.2g",
-            self.what, rate, len(history.watched), history.watched[-1][0], self.guess or 0.0, rate / RETREAT,
+            "  %s: the first %d steps at a peak rate of %.2g spoilt the network: its loss is %.2f, a constant answer's %.2f."
+            " The phase starts again at a peak rate of %.2g",
+            self.what, len(history.watched), rate, history.watched[-1][0], self.guess or 0.0, rate / RETREAT,
         )  # fmt: skip
         history.epochs = [row for row in history.epochs if row["epoch"] <= start]
         history.trace = [point for point in history.trace if point[0] <= start * phase.steps]
@@ -261,7 +262,7 @@ class Trainer:
         factor, momentum = phase.schedule.at(step)
         set_rates(optimizer, factor * self.history.scale, momentum)
         value = train_step(phase.forward, optimizer, x, y, self.loss, lambda loss: self._refuse(loss, optimizer, step, rows))
-        self._watch(step, value, len(y))
+        self._watch(step, phase.steps, value, len(y))
         history, every = self.history, math.ceil(phase.steps / TRACED)
         history.batch, history.total, history.count = history.batch + 1, history.total + value * len(y), history.count + len(y)
         history.part, history.parts = history.part + value, history.parts + 1
@@ -270,8 +271,8 @@ class Trainer:
             history.trace.append([number, optimizer.param_groups[-1]["lr"], history.part / history.parts])
             history.part, history.parts = 0.0, 0
 
-    def _watch(self, step: int, loss: float, images: int) -> None:
-        """Look for a collapse in the first steps of a phase.
+    def _watch(self, step: int, steps: int, loss: float, images: int) -> None:
+        """Look for a collapse in the first steps of a phase, as long as none of its epochs is the best so far.
 
         Raises:
             Collapsed: there was one, and rates may still be lowered.
@@ -281,6 +282,8 @@ class Trainer:
             history.watched = []
         watched = step < WATCHED or sum(count for _, count in history.watched) < 32 * WATCHED
         if self.guess is None or not watched or history.scale < RETREAT ** (0.5 - MOST_RETREATS):
+            return
+        if history.best_epoch()["epoch"] > history.done - step // steps:  # going back would lose that one
             return
         history.watched.append((loss, images))
         if is_spoilt(history.watched, self.guess):
