@@ -296,7 +296,7 @@ def summary_text(root: Path, params: Params, outcomes: Sequence[Outcome], total:
         lines.append(f"  activations     {rate:,.0f} images/s, {views:,.0f} views/s{when}")
     abstained = " (default: the search abstained)" if found["abstained"] else ""
     lines.append(f"  suggested LR    {found['lr']:.2g}{abstained}")
-    lines.append(f"  kept            {json.loads((root / 'reports/fine_tune/kept.json').read_text())['sentence']}")
+    lines.append(f"  fine-tuning     {json.loads((root / 'reports/fine_tune/kept.json').read_text())['sentence']}")
     lines.append(f"  test accuracy   of {results['n_test']:,} images")
     for key, name in artifacts.MODELS.items():
         lines.append(f"    {name:<17} {results[key]['accuracy']:.4f}   log-loss {results[key]['log_loss']:.4f}")

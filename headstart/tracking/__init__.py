@@ -1,4 +1,4 @@
 """MLflow: a parent run per pipeline execution, a child per trained stage, the model, the registry. No stage reads it back.
 
-design.md's tracking.py, in rooms of about 100 lines: no other folder of the library imports MLflow (tests/test_graph.py).
+In modules of about 100 lines; no other folder of the library imports MLflow (tests/test_graph.py).
 """
