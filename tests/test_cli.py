@@ -44,6 +44,17 @@ def test_progress_without_a_terminal_is_plain_lines_with_rate_and_time_left(monk
     assert len(lines) == 3
 
 
+def test_a_rate_leaves_out_what_comes_before_the_first_is_done(monkeypatch, caplog):
+    """ "0.055/s, 109 s left" for 7 files: processes were starting, and a network was compiled."""
+    clock = iter([0.0, 100.0, 101.0, 102.0, 107.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.logger, "propagate", True)
+    with caplog.at_level(logging.INFO, "headstart"):
+        list(progress.track(range(4), "classifying", 8, unit="files"))
+    lines = [record.message.strip() for record in caplog.records]
+    assert lines == ["classifying: 1 of 8 files", "classifying: 4 of 8 files, 0.43/s, 9 s left"]
+
+
 def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
     assert list(progress.track(range(4), "reading", 4)) == [0, 1, 2, 3]

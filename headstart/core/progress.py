@@ -52,18 +52,19 @@ class Pace:
 
     def __init__(self) -> None:
         self.done = self.first = 0
-        self.since = math.nan
+        self.since = self.last = math.nan
 
     def add(self, units: int) -> None:
         """So many units more are done."""
+        self.last = time.monotonic()
         if not self.done:
-            self.first, self.since = units, time.monotonic()
+            self.first, self.since = units, self.last
         self.done += units
 
     @property
     def rate(self) -> float:
-        """Units a second; 0 while it cannot be told yet."""
-        seconds = time.monotonic() - self.since
+        """Units a second, up to the last that were done; 0 while it cannot be told yet."""
+        seconds = self.last - self.since
         return (self.done - self.first) / seconds if self.done > self.first and seconds > 0 else 0.0
 
 
@@ -91,9 +92,8 @@ def _lines(items: Iterable[T], what: str, total: int, unit: str, weigh: Callable
     for item in items:
         yield item
         pace.add(weigh(item))
-        now = time.monotonic()
-        if now - said >= SECONDS_BETWEEN_LINES:
-            said = now
+        if pace.last - said >= SECONDS_BETWEEN_LINES:
+            said = pace.last
             observer = _observer.get()
             if observer is not None:
                 observer(what, pace.done, total)
