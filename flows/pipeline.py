@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import logging
+import signal
 import sys
 import time
 import uuid
@@ -247,9 +248,25 @@ def run_here(force: list[str]) -> list[Outcome]:
     ending their thread would take a second.
     """
     alone = PREFECT_API_URL.value() is None
+    if alone:
+        start_server()
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if alone else {}):
         outcomes: Any = headstart(force)
         return list(outcomes)
+
+
+def start_server() -> None:
+    """Start the server that Prefect would start for this process, deaf to Ctrl-C: a terminal sends that to both.
+
+    A run that is interrupted reports so to the server; where that had ended too, it tried for a minute.
+    """
+    from prefect.server.api.server import SubprocessASGIServer  # a second to import
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit it
+    try:
+        SubprocessASGIServer().start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
@@ -333,10 +350,22 @@ def main() -> int:
     check_inputs(PROJECT, edit.params, arguments.force)
     check_server()
     with undone_if_refused(edit, "--set" if arguments.set else "--recipe"), server_there():
-        params = edit.make()
+        params = make_alone(edit)
         outcomes = run_here(arguments.force)
     print(summary_text(PROJECT, params, outcomes, time.monotonic() - start))  # noqa: T201
     return 0
+
+
+def make_alone(edit: Edit) -> Params:
+    """Change params.yaml, but not under a run that reads it: that would be refused at the end of its stage.
+
+    Raises:
+        Unavailable: another run holds DVC's lock; params.yaml is as it was.
+    """
+    if edit.after == edit.before:
+        return edit.params
+    with workspace(PROJECT):
+        return edit.make()
 
 
 def recipe_file(name: str) -> Path:

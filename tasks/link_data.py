@@ -106,6 +106,11 @@ def tell(result: Scan, report: Mapping[str, Any]) -> None:
     for row in result.leaks.head(SHOWN).itertuples():
         path, of = map(printable, (str(row.path), str(row.of)))
         logger.warning("  near copy: %s (%s) of %s (%s)", path, row.split, of, row.of_split)
+    for split, does in (("test", "the test figures say nothing of them"), ("valid", "no epoch is chosen by them")):
+        lacking = report[f"classes_without_{split}"]
+        if lacking:
+            shown = printable(", ".join(lacking[:SHOWN])) + (", …" if len(lacking) > SHOWN else "")
+            logger.warning("  classes without an image in %s: %s (%s); %s", split, f"{len(lacking):,}", shown, does)
     if result.rescued:
         logger.warning("  kept in train, having no other image there: %s", printable(", ".join(result.rescued[:SHOWN])))
 

@@ -92,23 +92,29 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
     fair = test[~test["key"].isin(seen)]
     if len(fair) < FEWEST:
         return Verdict(version.number, False, undecidable(len(fair), version.number))
-    classes = sorted(set(manifest["label"]))
-    if champion is None:
-        return judge_first(root, params, version, fair, most_frequent(manifest))
+    classes, guess = sorted(set(manifest["label"])), most_frequent(manifest)
+    answers = probabilities(root, params, version, fair)
+    beats_guess, told = against_guess(answers, fair["label"], guess, params.promote.level)
+    if champion is None or not beats_guess:
+        return Verdict(version.number, beats_guess, f"it is the first; {told}" if champion is None else told)
     try:
         load_card(champion.file)
     except Outdated:
         by_hand = f"python -m tasks.register --champion {version.number}"
         told = f"version {champion.number}, the champion, is of an earlier Headstart and cannot be asked; by hand: {by_hand}"
         return Verdict(version.number, False, told)
-    a_nc, b_nc = (aligned(*probabilities(root, params, one, fair), classes) for one in (champion, version))
+    a_nc, b_nc = (aligned(*found, classes) for found in (probabilities(root, params, champion, fair), answers))
     y_n = torch.tensor([classes.index(label) for label in fair["label"]])
     found = compare(a_nc, b_nc, y_n, params.seed)
     gain = (found.only_b - found.only_a) / found.images
     level, margin = params.promote.level, params.promote.margin
+    lacking = sorted(set(classes) - set(load_card(champion.file).classes))
+    lacks = (
+        f"; that one does not know {', '.join(map(repr, lacking[:3]))}{', …' if len(lacking) > 3 else ''}" if lacking else ""
+    )
     told = (
         f"of {found.images:,} test images it alone has {found.only_b} right, version {champion.number} alone {found.only_a}:"
-        f" {gain:+.2%}, p = {found.p_value:.2g} (wanted above 0, at least {margin:.2%}, p below {level:g})"
+        f" {gain:+.2%}, p = {found.p_value:.2g} (wanted above 0, at least {margin:.2%}, p below {level:g}){lacks}"
     )
     return Verdict(version.number, gain > 0 and gain >= margin and found.p_value < level, told)
 
@@ -126,22 +132,26 @@ def most_frequent(manifest: pd.DataFrame) -> str:
     return str(manifest.loc[manifest["split"] == "train", "label"].mode()[0])
 
 
-def judge_first(root: Path, params: Params, version: Version, fair: pd.DataFrame, guess: str) -> Verdict:
-    """Whether the first model is to be champion: it must beat whoever always says the most frequent class.
+def against_guess(
+    answers: tuple[torch.Tensor, tuple[str, ...]], labels: pd.Series, guess: str, level: float
+) -> tuple[bool, str]:
+    """Whether a model beats always saying the most frequent class, beyond chance, and the figures in words.
 
     Args:
-        fair: test images that it did not learn from, each once.
+        answers: probabilities [n, c] of test images that it did not learn from, and its classes.
+        labels: of these images.
         guess: that class.
+        level: of McNemar's test.
     """
-    p_nc, classes = probabilities(root, params, version, fair)
+    p_nc, classes = answers
     said = [classes[i] for i in p_nc.argmax(1).tolist()]
-    right, guessed = (fair["label"] == said).to_numpy(), (fair["label"] == guess).to_numpy()
+    right, guessed = (labels == said).to_numpy(), (labels == guess).to_numpy()
     p_value = mcnemar(int((guessed & ~right).sum()), int((right & ~guessed).sum()))
     told = (
-        f"it is the first; of {len(fair):,} test images it has {int(right.sum()):,} right, always saying {guess!r} has"
-        f" {int(guessed.sum()):,} (McNemar p = {p_value:.2g}, wanted below {params.promote.level:g})"
+        f"of {len(labels):,} test images it has {int(right.sum()):,} right, always saying {guess!r} has"
+        f" {int(guessed.sum()):,} (McNemar p = {p_value:.2g}, wanted below {level:g})"
     )
-    return Verdict(version.number, bool(right.sum() > guessed.sum()) and p_value < params.promote.level, told)
+    return bool(right.sum() > guessed.sum()) and p_value < level, told
 
 
 def probabilities(root: Path, params: Params, version: Version, test: pd.DataFrame) -> tuple[torch.Tensor, tuple[str, ...]]:

@@ -60,7 +60,7 @@ def train_head(job: Job) -> Summary:
         backbone=meta["backbone"],
         options=meta["options"],
         preprocessing=Preprocessing.from_dict(meta["preprocessing"]),
-        limits=params.data.model_dump(include={"max_pixels", "min_side", "formats"}),
+        limits={"max_pixels": params.data.max_pixels, "min_side": params.data.min_side, "formats": list(params.data.formats)},
         head=settings.head,
         width=activations.width,
         classes=tuple(classes),

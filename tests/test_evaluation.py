@@ -65,7 +65,8 @@ def test_pictures_are_the_same_bytes_each_time():
 
 EVIL = "<script>alert(1)</script>"
 DATA = {
-    "sentence": EVIL, "classes_kept_in_train": [EVIL], "rows": [(EVIL, "1")], "near_total": 1,
+    "sentence": EVIL, "classes_kept_in_train": [EVIL], "classes_without_test": [EVIL], "classes_without_valid": [],
+    "rows": [(EVIL, "1")], "near_total": 1,
     "near": [{"path": EVIL, "label": EVIL, "split": "train", "of": EVIL, "of_label": EVIL, "of_split": "test"}],
     "unusual_shares": [{"class": EVIL, "split": "test", "images": 1, "expected": 9.0}],
     "pictures": {"samples": "", "classes": "", "sizes": ""},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,10 +16,12 @@ from headstart.core.errors import InputError
 from headstart.core.param_edits import set_params
 from headstart.data import conflicts as conflicts_module
 from headstart.data.conflicts import Labelled, conflicts
+from headstart.data.manifest import read_manifest
 from headstart.data.problems import Problem, accepting, refuse
 from headstart.data.summary import summarise
 from headstart.evaluation.report import data_section
 from tests.conftest import encode, picture, scan_folder, write_shapes
+from tests.projects import run
 from tests.test_link import link_data
 
 
@@ -253,6 +257,33 @@ def test_a_folder_of_test_images_that_is_no_class_of_train_has_no_labels(tmp_pat
     assert set(result.manifest["label"]) == {"a", "b", "c"} and len(result.manifest) == 60
     ((path, _, text),) = remarks(result)
     assert path == "test" and "30 files have no labels" in text
+
+
+def test_labels_that_are_one_number_are_noted(tmp_path):
+    folder = write_shapes(tmp_path / "s")
+    for old, new in zip("abc", ("1", "1.0", "01"), strict=True):
+        (folder / old).rename(folder / new)
+    notes = scan_folder(folder).notes
+    assert sorted(text for kind, text in zip(notes["kind"], notes["text"], strict=True) if kind == "label twin") == [
+        "its label and another, '1' and '01', are one number",
+        "its label and another, '1.0' and '01', are one number",
+    ]
+
+
+def test_classes_that_nothing_judges_are_said(project):
+    source = (project / "data/shapes").resolve()
+    (source / "rare").mkdir()
+    for number in range(2):
+        (source / "rare" / f"{number}.png").write_bytes(encode(picture(1, 700 + number)))
+    run(project, sys.executable, "-m", "tasks.fetch_data")
+    log = run(project, sys.executable, "-m", "tasks.link_data")
+    summary = json.loads((project / "reports/data/summary.json").read_text())
+    manifest = read_manifest(project / "data/manifest.parquet")
+    for split in ("valid", "test"):
+        wanted = sorted(set(manifest["label"]) - set(manifest.loc[manifest["split"] == split, "label"]))
+        assert summary[f"classes_without_{split}"] == wanted
+        assert (f"classes without an image in {split}: {len(wanted)}" in log) == bool(wanted)
+    assert "rare" in summary["classes_without_valid"] + summary["classes_without_test"]
 
 
 def test_one_problem_reads_as_before_and_tells_the_command(shapes):

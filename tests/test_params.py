@@ -75,7 +75,7 @@ def test_set_of_nothing_writes_nothing(path):
         ("no.such=3", ["no.such", "train_head"]),
         ("data.label_pattern=(", ["data.label_pattern = '('", "regular expression"]),
         ("data.fold=5", ["fold must be none, or 0 to 4"]),
-        ("data.formats=[JPEG, SVG]", ["data.formats.1 = 'SVG'", "TIFF or AVIF"]),
+        ("data.formats=[JPEG, SVG]", ["data.formats.1 = 'SVG'", "AVIF or HEIF"]),
         ("data.formats=[]", ["data.formats", "at least 1"]),
         ("data.file_timeout=0", ["data.file_timeout", "greater than 0"]),
         ("seed", ["no '='"]),

@@ -15,7 +15,7 @@ from headstart.core.params import load_params
 from headstart.data.manifest import read_manifest, write_manifest
 from headstart.models.trained import Outdated
 from headstart.tracking.registry import CHALLENGER, CHAMPION, NAME, Registry, find_model
-from tasks.register import aligned, crown, judge, register
+from tasks.register import against_guess, aligned, crown, judge, register
 from tests.projects import ENVIRONMENT, how, run
 
 # a head that has hardly trained
@@ -184,6 +184,19 @@ def test_below_30_test_images_nothing_is_decided_and_a_person_may(done, tmp_path
     assert Registry(project).holder(CHAMPION) is None
     assert crown(project, 1).promoted and holders(project) == (1, 1)
     assert again(project).promoted, "and stays it"
+
+
+def test_whoever_replaces_a_champion_must_beat_the_most_frequent_class_too():
+    """A champion without the data's classes cannot be right, and its successor was right on half of one class alone."""
+    labels = pd.Series(["ok"] * 65)
+    poor = torch.tensor([[0.9, 0.1]] * 32 + [[0.1, 0.9]] * 33)
+    assert against_guess((poor, ("ok", "defect")), labels, "ok", 0.05)[0] is False
+    perfect = torch.tensor([[0.9, 0.1]] * 65)
+    found, told = against_guess((perfect, ("ok", "defect")), labels, "ok", 0.05)
+    assert found is False and "it has 65 right, always saying 'ok' has 65" in told, "no better than that"
+    labels = pd.Series(["ok"] * 35 + ["defect"] * 30)
+    good = torch.tensor([[0.9, 0.1]] * 35 + [[0.1, 0.9]] * 30)
+    assert against_guess((good, ("ok", "defect")), labels, "ok", 0.05)[0] is True
 
 
 DYING = """

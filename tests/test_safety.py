@@ -192,6 +192,7 @@ def test_with_few_steps_an_epoch_what_is_recorded_is_what_is_left(knows, lr, tmp
         ([(2.0, 8)] + [(9.0, 8)] * 19, math.log(10), True),
         ([(0.25, 32), (0.31, 32), (0.22, 32), (0.3, 32), (0.24, 32), (0.28, 32)], 0.2, False),  # 19 of 20 of one class
         ([(0.25, 32)] + [(0.6, 32)] * 6, 0.2, True),
+        ([(0.2, 32)] + [(0.35, 32)] * 6, 0.24, False),
     ],
 )
 def test_a_collapse_is_a_loss_above_a_guess_s(losses, guess, spoilt):

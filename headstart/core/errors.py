@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 import sys
 from collections.abc import Callable
 
@@ -83,7 +84,7 @@ def refuse_optimised() -> None:
 
 
 def guarded(main: Callable[[], int]) -> int:
-    """Run a command's `main`; errors a user can mend become one message on stderr and exit code 2."""
+    """Run a command's `main`; errors a user can mend become one message on stderr and exit code 2, Ctrl-C 130."""
     try:
         refuse_optimised()
         return main()
@@ -93,3 +94,6 @@ def guarded(main: Callable[[], int]) -> int:
             raise
         sys.stderr.write(f"error: {text}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: finished stages and epochs are kept, the same command goes on from there\n")
+        return 128 + signal.SIGINT

@@ -22,6 +22,7 @@ SPLIT_FOLDERS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 SET = re.compile(r"[ _-]?(set|images|imgs|data)$")  # training_set, testset, train-images
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 NONE = "none"
 LEADING_WORD = r"^.+?(?=[._ -]?\d)"  # cat.123.jpg, american_bulldog_12.jpg
 OUTSIDE_CLASSES = "a file outside the class folders"
@@ -339,6 +340,11 @@ def _check_classes(tree: Tree, found: Listing, folders: bool) -> None:
             found.problems.append(Problem(text, fix="rename one, or put their images together"))
         else:
             found.warned.append((first[label], "label twin", f"its label and another, {_distinct(label, twin)}, {how}"))
+    numbers: dict[float, str] = {}
+    for label in sorted(label for label in first if NUMBER.fullmatch(label)):
+        twin = numbers.setdefault(float(label), label)
+        if twin != label:
+            found.warned.append((first[label], "label twin", f"its label and another, {label!r} and {twin!r}, are one number"))
 
 
 def _distinct(one: str, other: str) -> str:

@@ -69,6 +69,7 @@ def summarise(scan: Scan) -> dict[str, Any]:
         "near_copies_in_train": len(near),
         "near_copies_in_valid": len(scan.leaks) - len(near),
         "near_copies_with_another_label": int((scan.leaks["label"] != scan.leaks["of_label"]).sum()),
+        **{f"classes_without_{split}": without(manifest, split) for split in ("valid", "test")},
         "classes_kept_in_train": scan.rescued[:LISTED],
         "unusual_shares": unusual[:LISTED],
     }
@@ -79,6 +80,11 @@ def _sidecars(notes: pd.DataFrame) -> dict[str, int]:
     ignored = notes[notes["kind"] == "ignored"]
     pairs = zip(ignored["path"].tolist(), ignored["text"].tolist(), strict=True)
     return dict(sorted(extensions(path for path, text in pairs if text == why_sidecar(basename(path))).items()))
+
+
+def without(manifest: pd.DataFrame, split: str) -> list[str]:
+    """Classes of which no image is in a split: nothing chooses, or judges, what the model makes of them."""
+    return sorted(set(manifest["label"]) - set(manifest.loc[manifest["split"] == split, "label"]))
 
 
 def _normalised(manifest: pd.DataFrame) -> dict[str, int]:

@@ -102,7 +102,7 @@ def library_of(name: str) -> str:
         return TIMM
     import difflib
 
-    known = [*tv.list_models(module=tv), *timm.list_models()]
+    known = list(dict.fromkeys([*tv.list_models(module=tv), *timm.list_models()]))
     near = ", ".join(difflib.get_close_matches(name, known, n=6, cutoff=0.4)) or "none"
     raise InputError(
         f"backbone.name: {name!r} is neither a torchvision nor a timm classification model",

@@ -34,7 +34,8 @@ TRACED = 50  # points of an epoch's loss curve
 EXPLODED = 1000.0  # nats; a guess among c classes costs ln c
 WATCHED = 20  # steps of a phase in which a collapse is looked for, and images: 32 times as many
 RECENT = 5  # steps, and 32 times as many images, whose mean loss counts
-WORSE, FAR_WORSE = 1.1, 2.0  # times the loss of a guess; times its own loss where that was above a guess's to begin with
+WORSE, LEAST = 1.1, 0.25  # times the loss of a guess, and so many nats above it at least: classes of unequal size make noise
+FAR_WORSE = 2.0  # times its own loss, where that was above a guess's to begin with
 RETREAT, MOST_RETREATS = 3.0, 3  # what rates are divided by after a collapse, and how often
 FILES_NAMED = 8
 
@@ -112,7 +113,7 @@ def is_spoilt(losses: Sequence[tuple[float, int]], guess: float) -> bool:
         guess: the loss of a constant answer, nats.
     """
     first = losses[0][0] if losses else 0.0
-    limit = WORSE * guess if first < guess else FAR_WORSE * first
+    limit = max(WORSE * guess, guess + LEAST, FAR_WORSE * first if first > guess else 0.0)
     steps = images = 0
     total = 0.0
     for loss, count in reversed(losses):
