@@ -18,6 +18,7 @@ from headstart.models.backbones import bare_backbone, build_backbone
 from headstart.models.heads import Classifier, Standardise, adapt, build_head
 from headstart.models.trained import Card, Outdated, load_card, load_classifier, load_head, save_model
 from headstart.models.weights import state_digest
+from headstart.training.checkpoints import Checkpoint, Saved
 from tests.test_families import FAMILIES
 
 
@@ -246,3 +247,17 @@ def test_a_model_of_an_earlier_version_is_said_to_be_one(tmp_path):
     save_file(state, tmp_path / "m.safetensors", metadata)
     with pytest.raises(Outdated, match="of an earlier version of Headstart"):
         load_classifier(tmp_path / "m.safetensors")
+
+
+def test_layers_that_share_their_weights_are_saved_and_stay_shared(tmp_path):
+    """CoaT has such; saving it ended in a traceback after the training."""
+    first = nn.Linear(4, 4)
+    model = nn.Sequential(first, first, nn.Linear(4, 2))
+    path = Checkpoint(tmp_path, "t").path
+    Checkpoint(tmp_path, "t").save(Saved(model.state_dict(), {}, {}, {}, {}))
+    assert path.is_file()
+    saved = Checkpoint(tmp_path, "t").load().model
+    assert torch.equal(saved["0.weight"], saved["1.weight"])
+    card = Card("x", {}, Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3), {}, "linear", 4, ("a", "b"), {})
+    save_model(tmp_path / "m.safetensors", model, card)
+    assert load_card(tmp_path / "m.safetensors") == card

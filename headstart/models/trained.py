@@ -19,6 +19,7 @@ from headstart.core.files import canonical_json, sha256_bytes, write_bytes
 from headstart.data.transforms import Preprocessing, normalise
 from headstart.models.backbones import bare_backbone
 from headstart.models.heads import Classifier, build_head
+from headstart.models.weights import unshared
 
 SAME = 1e-3  # of the largest logit: memory layouts differ, and with them last bits
 
@@ -58,7 +59,7 @@ def save_model(path: Path, module: nn.Module, card: Card) -> None:
 
     A checksum of tensors and card goes into the metadata and is verified on load.
     """
-    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    state = unshared(module.state_dict())
     fields = card.__dict__ | {"preprocessing": card.preprocessing.as_dict()}
     write_bytes(path, _file(state, fields | {"sha256": sha256_bytes(_file(state, fields))}))
 

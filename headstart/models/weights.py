@@ -293,6 +293,17 @@ def _fit(model: nn.Module, state: State, name: str) -> Fit:
     return Fit(name, own, frozenset(fitting), tuple(key for key in state if key not in own), other)
 
 
+def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors on the CPU, contiguous, each in memory of its own: safetensors takes no others, and CoaT has layers that share."""
+    seen: set[int] = set()
+    found: dict[str, torch.Tensor] = {}
+    for name, value in tensors.items():
+        own = value.detach().cpu().contiguous()
+        found[name] = own.clone() if own.numel() and own.data_ptr() in seen else own
+        seen.add(own.data_ptr())
+    return found
+
+
 def state_digest(module: nn.Module) -> str:
     """Hex SHA-256 of a module's parameters and buffers, with their names, types and shapes."""
     digest = hashlib.sha256()

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from headstart.activations.namespace import hardware, library_versions
 from headstart.core import snapshot
 from headstart.core.files import atomic_path, canonical_json, no_space, remove, sha256_bytes, write_json
+from headstart.models.weights import unshared
 
 logger = logging.getLogger("headstart")
 Tensors = dict[str, torch.Tensor]
@@ -106,9 +107,7 @@ class Checkpoint:
             InputError: the disk is full.
         """
         parts = {"model": saved.model, "best": saved.best, "optimizer": saved.optimizer, "random": saved.random}
-        flat = {
-            f"{part}/{name}": value.detach().cpu().contiguous() for part, own in parts.items() for name, value in own.items()
-        }
+        flat = unshared({f"{part}/{name}": value for part, own in parts.items() for name, value in own.items()})
         metadata = {"headstart": canonical_json({"progress": saved.progress, "xxh128": checksum(flat)})}
         try:
             with atomic_path(self.path) as temporary:
