@@ -294,7 +294,7 @@ def _fit(model: nn.Module, state: State, name: str) -> Fit:
 
 
 def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors on the CPU, contiguous, each in memory of its own: safetensors takes no others, and CoaT has layers that share."""
+    """Tensors on the CPU, contiguous, each in memory of its own: safetensors takes no others, and CoaT's layers share some."""
     seen: set[int] = set()
     found: dict[str, torch.Tensor] = {}
     for name, value in tensors.items():
