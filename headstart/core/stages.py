@@ -165,9 +165,19 @@ def last_record(root: Path, stage: Stage) -> Record | None:
 
 
 def _look_of(root: Path, stage: Stage) -> str:
-    """A digest of names, sizes and times of a stage's outs: DVC's links keep them, a copy from its cache does not."""
-    files_of_outs = (file for out in stage.outs for file in _walk(root / out))
-    return _digest((file.relative_to(root), file.stat().st_size, file.stat().st_mtime_ns) for file in files_of_outs)
+    """A digest of a stage's outs: of files by content, of folders by names, sizes and times.
+
+    DVC writes a file out again when it commits it, and leaves a folder's files alone.
+    """
+
+    def facts(out: Path) -> Iterator[tuple[object, ...]]:
+        if out.is_file():
+            yield out.relative_to(root), files.sha256_file(out)
+            return
+        for file in _walk(out):
+            yield file.relative_to(root), file.stat().st_size, file.stat().st_mtime_ns
+
+    return _digest(fact for out in stage.outs for fact in facts(root / out))
 
 
 def refuse_changes(root: Path, params: Params, name: str) -> None:
