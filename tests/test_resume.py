@@ -65,7 +65,7 @@ def test_a_training_killed_again_and_again_goes_on_to_the_same_bits(tmp_path, un
     assert run(tmp_path).stdout == undisturbed
 
 
-@pytest.mark.parametrize(("point", "epochs", "batches"), [("term 3", 0, 3), ("term 8", 1, 3), ("term-validate 3", 2, 5)])
+@pytest.mark.parametrize(("point", "epochs", "batches"), [("term 3", 0, 3), ("term 8", 1, 3), ("term-validate 4", 2, 5)])
 def test_sigterm_saves_the_step_it_is_in_and_exits_with_143(tmp_path, undisturbed, point, epochs, batches):
     told = run(tmp_path, point)
     assert told.returncode == 143, told.stderr
