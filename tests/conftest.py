@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,16 @@ def scan_folder(
         expected=(expected or {}) if verify else None,
         **rest,
     )
+
+
+@pytest.fixture(autouse=True)
+def own_logger() -> Iterator[None]:
+    """Our logger as it was: commands run in this process give it handlers, and Prefect's logging does."""
+    logger = logging.getLogger("headstart")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture

@@ -341,9 +341,10 @@ def _by_child(model: nn.Module, prefix: str) -> list[list[str]]:
 def _layers(body: nn.Module) -> list[list[str]]:
     stages: Any = body.stages
     if isinstance(stages, TimmFeatures):
-        if not hasattr(stages.model, "group_matcher"):
+        try:
+            by_layer = group_parameters(stages.model, stages.model.group_matcher(coarse=True))
+        except (AttributeError, AssertionError, NotImplementedError):  # it tells no layers, or no coarse ones
             return _by_child(stages.model, "stages.model.")
-        by_layer = group_parameters(stages.model, stages.model.group_matcher(coarse=True))
         return [[f"stages.model.{name}" for name in by_layer[layer]] for layer in sorted(by_layer)]
     if isinstance(stages, nn.Sequential):
         return [[f"stages.{name}.{leaf}" for leaf, _ in stage.named_parameters()] for name, stage in stages.named_children()]

@@ -55,6 +55,7 @@ class Fit:
         filled: names of those that the state dict holds in the right shape.
         left_over: names in the state dict that the model has no place for.
         other_shapes: the shape in the state dict of each of the model's tensors that has another one.
+        classifier: what the library calls the model's classifier.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Fit:
     filled: frozenset[str]
     left_over: tuple[str, ...]
     other_shapes: Mapping[str, tuple[int, ...]]
+    classifier: tuple[str, ...]
 
 
 def refuse_misfit(fit: Fit, body: nn.Module) -> None:
@@ -85,7 +87,8 @@ def refuse_misfit(fit: Fit, body: nn.Module) -> None:
             fix="check backbone.name against where the weights come from",
         )
     own = {name.partition(".")[0] for one, name in names.items() if one in inside}
-    foreign = [name for name in fit.left_over if name.partition(".")[0] in own and not name.endswith(NOT_TRAINED)]
+    harmless = (*NOT_TRAINED, *(f"{name}.{part}" for name in fit.classifier for part in ("weight", "bias")))
+    foreign = [name for name in fit.left_over if name.partition(".")[0] in own and not name.endswith(harmless)]
     if foreign:
         raise InputError(
             f"{fit.name} does not fit the backbone, which has no place for {len(foreign)} tensors:\n    {_shown(foreign, fit)}",
@@ -290,7 +293,9 @@ def _fit(model: nn.Module, state: State, name: str) -> Fit:
     loaded._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # versions of layouts, which MNASNet asks for
     model.load_state_dict(loaded, strict=False)
     other = {key: tuple(value.shape) for key, value in state.items() if key in own and key not in fitting}
-    return Fit(name, own, frozenset(fitting), tuple(key for key in state if key not in own), other)
+    left_over = tuple(key for key in state if key not in own)
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()  # timm's
+    return Fit(name, own, frozenset(fitting), left_over, other, (named,) if isinstance(named, str) else tuple(named))
 
 
 def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
