@@ -98,7 +98,7 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
     if champion is None or not beats_guess:
         return Verdict(version.number, beats_guess, f"it is the first; {told}" if champion is None else told)
     try:
-        load_card(champion.file)
+        known = load_card(champion.file).classes
     except Outdated:
         by_hand = f"python -m tasks.register --champion {version.number}"
         told = f"version {champion.number}, the champion, is of an earlier Headstart and cannot be asked; by hand: {by_hand}"
@@ -108,7 +108,7 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
     found = compare(a_nc, b_nc, y_n, params.seed)
     gain = (found.only_b - found.only_a) / found.images
     level, margin = params.promote.level, params.promote.margin
-    lacking = sorted(set(classes) - set(load_card(champion.file).classes))
+    lacking = sorted(set(classes) - set(known))
     lacks = (
         f"; that one does not know {', '.join(map(repr, lacking[:3]))}{', …' if len(lacking) > 3 else ''}" if lacking else ""
     )
