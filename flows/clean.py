@@ -46,8 +46,8 @@ def plan(root: Path, params: Params) -> Plan:
                 keep.append((path, reason))
             else:
                 delete.append(path)
-    told = {*delete, *(path for path, _ in keep)}
-    keep += [(path, "") for path in _beside(root) if path not in told]
+    listed = {*delete, *(path for path, _ in keep)}
+    keep += [(path, "") for path in _beside(root) if path not in listed]
     return Plan(delete, keep)
 
 

@@ -101,8 +101,8 @@ def model_of(name: str) -> Path:
 def table_rows(found: Predictions) -> list[dict[str, str | int]]:
     """Prefect's table of a prediction: first what became of the files, then a row per class."""
     summary = found.summary()
-    told = {"files": "all", "errors": "with an error", "abstained": "abstained"}
-    rows: list[dict[str, str | int]] = [{"what": text, "class": "", "files": summary[key]} for key, text in told.items()]
+    names = {"files": "all", "errors": "with an error", "abstained": "abstained"}
+    rows: list[dict[str, str | int]] = [{"what": text, "class": "", "files": summary[key]} for key, text in names.items()]
     return rows + [{"what": "predicted", "class": name, "files": number} for name, number in summary["classes"].items()]
 
 

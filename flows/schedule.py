@@ -29,8 +29,8 @@ def prefect(*arguments: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        told = f"prefect {' '.join(arguments)} did not end within {SECONDS} s"
-        raise InputError(told, fix=f"see {PROJECT / '.headstart/logs/prefect.log'}, then start again") from None
+        found = f"prefect {' '.join(arguments)} did not end within {SECONDS} s"
+        raise InputError(found, fix=f"see {PROJECT / '.headstart/logs/prefect.log'}, then start again") from None
     if done.returncode:
         raise InputError(f"prefect {' '.join(arguments)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
