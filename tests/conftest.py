@@ -100,12 +100,14 @@ def scan_folder(
 
 @pytest.fixture(autouse=True)
 def own_logger() -> Iterator[None]:
-    """Our logger as it was: commands run in this process give it handlers, and Prefect's logging does."""
-    logger = logging.getLogger("headstart")
+    """Our logger as it was: commands run in this process give it handlers, and Prefect's logging does. The root logger is no
+    one's to change: a library that silences it would take other libraries' warnings away."""
+    logger, root_level = logging.getLogger("headstart"), logging.root.level
     before = (list(logger.handlers), logger.level, logger.propagate)
     yield
     logger.handlers[:], logger.propagate = before[0], before[2]
     logger.setLevel(before[1])
+    assert logging.root.level == root_level
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ of cores.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -225,7 +227,8 @@ def openvino_forward(
             warnings.simplefilter("ignore")  # torch calls its tracing deprecated
             # left to itself OpenVINO traces twice, to compare: a second for what guard.py has proved already
             traced = torch.jit.freeze(torch.jit.trace(whole, example, check_trace=False))
-            model = openvino.convert_model(traced, example_input=example, input=list(shape))
+            with _root_logger_kept():
+                model = openvino.convert_model(traced, example_input=example, input=list(shape))
     except _conversion_failures() as error:
         why = [line for line in str(error).splitlines() if line.strip()]
         raise InputError(
@@ -252,6 +255,19 @@ def openvino_forward(
         return forward
 
     return compiled
+
+
+@contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """Undo what OpenVINO does to the root logger: while it converts it lets only errors through, and where it fails it leaves
+    that so, which would silence the warnings of every library of this process."""
+    root = logging.getLogger()
+    before = (root.level, list(root.filters), list(root.handlers))
+    try:
+        yield
+    finally:
+        root.setLevel(before[0])
+        root.filters[:], root.handlers[:] = before[1], before[2]
 
 
 @functools.cache
