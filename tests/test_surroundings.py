@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import json
 import os
@@ -18,7 +19,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import pipeline
 from flows.pipeline import check_server, server_there
-from headstart.core.errors import Unavailable
+from headstart.core.errors import Unavailable, guarded
 from headstart.tracking import record, store
 from tests.conftest import REPOSITORY, make_project
 from tests.projects import ENVIRONMENT, mlflow_runs, run
@@ -223,8 +224,45 @@ SURROUNDINGS = {
         ENVIRONMENT | {"MLFLOW_TRACKING_URI": CLOSED, "MLFLOW_REGISTRY_URI": CLOSED, "MLFLOW_RUN_ID": "x"},
     ),
     "another user than root": ([*somebody(), *PIPELINE], ENVIRONMENT | {"HOME": "/nonexistent"}),
-    "an address space of 6 GB": (["sh", "-c", 'ulimit -v 6000000 && exec "$@"', "sh", *PIPELINE], ENVIRONMENT),
 }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("_pava.so: failed to map segment from shared object"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_no_memory_left_is_one_screen(error, capsys):
+    def main() -> int:
+        raise error
+
+    assert guarded(main) == 2
+    said = capsys.readouterr().err
+    assert "no memory is left" in said and "ulimit -v" in said and "Traceback" not in said
+
+
+def test_a_bug_keeps_its_traceback():
+    def main() -> int:
+        raise RuntimeError("no such thing")
+
+    with pytest.raises(RuntimeError):
+        guarded(main)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("gigabytes", [1, 2, 4, 6, 8])
+def test_a_limit_of_address_space_is_kept_to_or_said(gigabytes, tmp_path):
+    project = make_project(tmp_path / "project")
+    command = ["sh", "-c", f'ulimit -v {gigabytes}000000 && exec "$@"', "sh", *PIPELINE]
+    done = subprocess.run(command, cwd=project, env=ENVIRONMENT, capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode == 0 or (done.returncode == 2 and "ulimit -v" in done.stderr), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    run(project, *PIPELINE)  # nothing is lost: without the limit it goes on
 
 
 @pytest.mark.e2e

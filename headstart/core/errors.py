@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -52,6 +53,17 @@ def is_transient(error: BaseException | None) -> bool:
     return isinstance(error, Unavailable) or (isinstance(error, OSError) and error.errno in PASSING)
 
 
+# How libraries, the loader of shared libraries and threads say that no memory, or no address space, is left.
+NO_MEMORY = ("failed to map", "cannot allocate memory", "can't allocate memory", "not enough memory", "start new thread")
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (ImportError, OSError, RuntimeError)) and any(words in said for words in NO_MEMORY)
+    )
+
+
 def told_to_stop(kind: type[BaseException] | None) -> bool:
     """Whether what ended a block is a wish to stop (SystemExit, KeyboardInterrupt, Prefect's TerminationSignal), no error."""
     return kind is not None and not issubclass(kind, Exception)
@@ -65,6 +77,14 @@ def explain(error: BaseException) -> str | None:
         return (
             f"cannot write or read {error.filename or 'a file of this project'}: {error.strerror}\n"
             "  to do:  free space or mend the permissions, then run again; finished stages are kept"
+        )
+    if _lacks_memory(error):
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        here = "without a limit" if limit == resource.RLIM_INFINITY else f"{limit / 1e9:.1f} GB"
+        return (
+            f"no memory is left for this process (`ulimit -v`: {here}): {str(error)[-200:] or 'MemoryError'}\n"
+            "  wanted: memory for the network (`free -h`), and no limit of address space (libraries reserve much)\n"
+            "  to do:  ulimit -v unlimited, or a smaller batch_size; then run again: finished stages are kept"
         )
     return None
 
@@ -88,7 +108,7 @@ def guarded(main: Callable[[], int]) -> int:
     try:
         refuse_optimised()
         return main()
-    except (InputError, OSError) as error:
+    except Exception as error:
         text = explain(error)
         if text is None:
             raise
