@@ -94,15 +94,15 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
         return Verdict(version.number, False, undecidable(len(fair), version.number))
     classes, guess = sorted(set(manifest["label"])), most_frequent(manifest)
     answers = probabilities(root, params, version, fair)
-    beats_guess, told = against_guess(answers, fair["label"], guess, params.promote.level)
+    beats_guess, sentence = against_guess(answers, fair["label"], guess, params.promote.level)
     if champion is None or not beats_guess:
-        return Verdict(version.number, beats_guess, f"it is the first; {told}" if champion is None else told)
+        return Verdict(version.number, beats_guess, f"it is the first; {sentence}" if champion is None else sentence)
     try:
         known = load_card(champion.file).classes
     except Outdated:
         by_hand = f"python -m tasks.register --champion {version.number}"
-        told = f"version {champion.number}, the champion, is of an earlier Headstart and cannot be asked; by hand: {by_hand}"
-        return Verdict(version.number, False, told)
+        earlier = f"version {champion.number}, the champion, is of an earlier Headstart and cannot be asked; by hand: {by_hand}"
+        return Verdict(version.number, False, earlier)
     a_nc, b_nc = (aligned(*found, classes) for found in (probabilities(root, params, champion, fair), answers))
     y_n = torch.tensor([classes.index(label) for label in fair["label"]])
     found = compare(a_nc, b_nc, y_n, params.seed)
@@ -112,11 +112,11 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
     lacks = (
         f"; that one does not know {', '.join(map(repr, lacking[:3]))}{', …' if len(lacking) > 3 else ''}" if lacking else ""
     )
-    told = (
+    sentence = (
         f"of {found.images:,} test images it alone has {found.only_b} right, version {champion.number} alone {found.only_a}:"
         f" {gain:+.2%}, p = {found.p_value:.2g} (wanted above 0, at least {margin:.2%}, p below {level:g}){lacks}"
     )
-    return Verdict(version.number, gain > 0 and gain >= margin and found.p_value < level, told)
+    return Verdict(version.number, gain > 0 and gain >= margin and found.p_value < level, sentence)
 
 
 def undecidable(images: int, number: int) -> str:
@@ -147,11 +147,11 @@ def against_guess(
     said = [classes[i] for i in p_nc.argmax(1).tolist()]
     right, guessed = (labels == said).to_numpy(), (labels == guess).to_numpy()
     p_value = mcnemar(int((guessed & ~right).sum()), int((right & ~guessed).sum()))
-    told = (
+    sentence = (
         f"of {len(labels):,} test images it has {int(right.sum()):,} right, always saying {guess!r} has"
         f" {int(guessed.sum()):,} (McNemar p = {p_value:.2g}, wanted below {level:g})"
     )
-    return bool(right.sum() > guessed.sum()) and p_value < level, told
+    return bool(right.sum() > guessed.sum()) and p_value < level, sentence
 
 
 def probabilities(root: Path, params: Params, version: Version, test: pd.DataFrame) -> tuple[torch.Tensor, tuple[str, ...]]:

@@ -67,10 +67,10 @@ def again(project: Path):
 
 def test_a_better_model_is_promoted_and_the_numbers_are_told(judged):
     assert holders(judged) == (2, 2)
-    told = verdict(judged, 2)
-    assert told.startswith("version 2 is the champion: of ") and "it alone has" in told and "p = " in told
+    sentence = verdict(judged, 2)
+    assert sentence.startswith("version 2 is the champion: of ") and "it alone has" in sentence and "p = " in sentence
     manifest = pd.read_parquet(judged / "data/manifest.parquet")
-    assert f"of {(manifest['split'] == 'test').sum()} test images" in told, "neither saw any of them"
+    assert f"of {(manifest['split'] == 'test').sum()} test images" in sentence, "neither saw any of them"
 
 
 def test_a_model_that_is_no_better_stays_challenger(mine):
@@ -135,8 +135,8 @@ def test_images_that_the_champion_learned_from_are_not_asked(mine):
     test = manifest[manifest["split"] == "test"]
     fair = (~test["key"].isin(seen)).sum()
     assert 0 < fair < len(test)
-    told = verdict(mine, 3)
-    assert f"of {fair} test images" in told
+    sentence = verdict(mine, 3)
+    assert f"of {fair} test images" in sentence
 
 
 def test_models_are_found_by_alias_number_and_run(judged):
@@ -178,9 +178,10 @@ def test_below_30_test_images_nothing_is_decided_and_a_person_may(done, tmp_path
     shutil.copytree(done, project, symlinks=True)
     _forget_models(project)
     how(project, "data.test_fraction=0.3")
-    told = verdict(project, 1)
-    assert told.startswith("version 1 stays challenger: of ") and "nothing can be decided, at least 30 are needed" in told
-    assert "python -m tasks.register --champion 1" in told
+    sentence = verdict(project, 1)
+    assert sentence.startswith("version 1 stays challenger: of ")
+    assert "nothing can be decided, at least 30 are needed" in sentence
+    assert "python -m tasks.register --champion 1" in sentence
     assert Registry(project).holder(CHAMPION) is None
     assert crown(project, 1).promoted and holders(project) == (1, 1)
     assert again(project).promoted, "and stays it"
@@ -192,8 +193,8 @@ def test_whoever_replaces_a_champion_must_beat_the_most_frequent_class_too():
     poor = torch.tensor([[0.9, 0.1]] * 32 + [[0.1, 0.9]] * 33)
     assert against_guess((poor, ("ok", "defect")), labels, "ok", 0.05)[0] is False
     perfect = torch.tensor([[0.9, 0.1]] * 65)
-    found, told = against_guess((perfect, ("ok", "defect")), labels, "ok", 0.05)
-    assert found is False and "it has 65 right, always saying 'ok' has 65" in told, "no better than that"
+    found, sentence = against_guess((perfect, ("ok", "defect")), labels, "ok", 0.05)
+    assert found is False and "it has 65 right, always saying 'ok' has 65" in sentence, "no better than that"
     labels = pd.Series(["ok"] * 35 + ["defect"] * 30)
     good = torch.tensor([[0.9, 0.1]] * 35 + [[0.1, 0.9]] * 30)
     assert against_guess((good, ("ok", "defect")), labels, "ok", 0.05)[0] is True
@@ -290,9 +291,9 @@ def test_a_champion_of_an_earlier_version_blocks_nothing_and_it_is_said_what_to_
 
     monkeypatch.setattr(module, "load_card", loaded)
     how(mine, "fine_tune.lr=2e-3")
-    told = verdict(mine, 3)
-    assert told.startswith("version 3 stays challenger: version 2, the champion, is of an earlier Headstart")
-    assert "python -m tasks.register --champion 3" in told
+    sentence = verdict(mine, 3)
+    assert sentence.startswith("version 3 stays challenger: version 2, the champion, is of an earlier Headstart")
+    assert "python -m tasks.register --champion 3" in sentence
     assert holders(mine) == (2, 3)
 
 

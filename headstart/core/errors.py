@@ -53,15 +53,20 @@ def is_transient(error: BaseException | None) -> bool:
     return isinstance(error, Unavailable) or (isinstance(error, OSError) and error.errno in PASSING)
 
 
+EXPLAINED = (InputError, OSError, MemoryError, ImportError, RuntimeError)  # of which `explain` knows some
 # How libraries, the loader of shared libraries and threads say that no memory, or no address space, is left.
 NO_MEMORY = ("failed to map", "cannot allocate memory", "can't allocate memory", "not enough memory", "start new thread")
 
 
+def address_space_limit() -> str:
+    """The limit of this process's address space (`ulimit -v`), as in "6.1 GB", or nothing where there is none."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return "" if limit == resource.RLIM_INFINITY else f"{limit / 1e9:.2g} GB"
+
+
 def _lacks_memory(error: BaseException) -> bool:
     said = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, (ImportError, OSError, RuntimeError)) and any(words in said for words in NO_MEMORY)
-    )
+    return isinstance(error, MemoryError) or (isinstance(error, EXPLAINED) and any(words in said for words in NO_MEMORY))
 
 
 def told_to_stop(kind: type[BaseException] | None) -> bool:
@@ -79,10 +84,9 @@ def explain(error: BaseException) -> str | None:
             "  to do:  free space or mend the permissions, then run again; finished stages are kept"
         )
     if _lacks_memory(error):
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        here = "without a limit" if limit == resource.RLIM_INFINITY else f"{limit / 1e9:.1f} GB"
+        limit = address_space_limit() or "none"
         return (
-            f"no memory is left for this process (`ulimit -v`: {here}): {str(error)[-200:] or 'MemoryError'}\n"
+            f"no memory is left for this process (`ulimit -v`: {limit}): {str(error)[-200:] or 'MemoryError'}\n"
             "  wanted: memory for the network (`free -h`), and no limit of address space (libraries reserve much)\n"
             "  to do:  ulimit -v unlimited, or a smaller batch_size; then run again: finished stages are kept"
         )
@@ -104,11 +108,11 @@ def refuse_optimised() -> None:
 
 
 def guarded(main: Callable[[], int]) -> int:
-    """Run a command's `main`; errors a user can mend become one message on stderr and exit code 2, Ctrl-C 130."""
+    """Run a command's `main`; errors that a user can put right become one message on stderr and exit code 2, Ctrl-C 130."""
     try:
         refuse_optimised()
         return main()
-    except Exception as error:
+    except EXPLAINED as error:
         text = explain(error)
         if text is None:
             raise

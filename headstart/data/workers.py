@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import resource
 import signal
 import socket
 import subprocess
@@ -22,7 +21,7 @@ from typing import IO, Any
 
 import orjson
 
-from headstart.core.errors import InputError, OfTheMachine, Unavailable
+from headstart.core.errors import InputError, OfTheMachine, Unavailable, address_space_limit
 from headstart.core.parallel import chunks
 from headstart.data.examine import Limits
 
@@ -199,10 +198,8 @@ def not_started(what: str, how: str, errors: IO[bytes]) -> InputError:
 
 def _wanted_memory() -> str:
     """What address space a child wants, where there is a limit to it."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY:
-        return ""
-    return f"no limit of address space, or a wider one: it is {limit / 1e9:.2g} GB here (`ulimit -v`)"
+    limit = address_space_limit()
+    return f"no limit of address space, or a wider one: it is {limit} here (`ulimit -v`)" if limit else ""
 
 
 def child_environment() -> dict[str, str]:
