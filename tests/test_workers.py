@@ -134,7 +134,7 @@ def test_a_worker_keeps_to_a_limit_of_address_space_that_is_there(shapes, limits
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no limit is set elsewhere")
 def test_a_limit_too_low_for_a_worker_is_named(monkeypatch):
-    monkeypatch.setattr(workers.resource, "getrlimit", lambda what: (100 << 20, 100 << 20))
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (100 << 20, 100 << 20))
     command = ("sh", "-c", f'ulimit -v 102400; exec {sys.executable} -m headstart.data.worker "$@"', "sh")
     with pytest.raises(
         InputError, match=r"no limit of address space, or a wider one: it is 0\.1 GB here \(`ulimit -v`\)"
