@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from headstart.core.files import sha256_bytes
-from headstart.data.transforms import Augmentation
+from headstart.images.transforms import Augmentation
 
 PHOTOS = Augmentation("side_on", True, 10, 1.1, 0.05)  # the lesson's
 DIGITS = Augmentation("side_on", False, 10, 1.1, 0.1)  # as in params.yaml
@@ -33,7 +33,7 @@ class Set:
 
 def write_digits(folder: Path) -> None:
     """The 1,797 digits."""
-    from headstart.data.builtin import write_digits
+    from headstart.datasets.builtin import write_digits
 
     write_digits(folder)
 

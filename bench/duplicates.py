@@ -24,9 +24,9 @@ from sklearn.datasets import load_digits
 
 from headstart.core import parallel
 from headstart.core.files import sha256_bytes
-from headstart.data.decode import decode_image
-from headstart.data.examine import LOOK_SIDE, look
-from headstart.data.near_duplicates import near_duplicates
+from headstart.images.decode import decode_image
+from headstart.images.examine import LOOK_SIDE, look
+from headstart.ingest.near_duplicates import near_duplicates
 
 NAMES = (
     "astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field",

@@ -17,9 +17,9 @@ from fastai.callback import schedule
 
 from headstart.activations.store import Activations
 from headstart.core.params import load_params
-from headstart.data.images import ImageSource
-from headstart.data.manifest import read_manifest
-from headstart.data.transforms import Augmentation
+from headstart.images.loader import ImageSource
+from headstart.images.transforms import Augmentation
+from headstart.manifest import read_manifest
 from headstart.models.backbones import build_backbone
 from headstart.models.heads import Classifier, adapt, build_head
 from headstart.models.trained import load_head

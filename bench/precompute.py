@@ -133,7 +133,7 @@ def bare(name: str, size: int) -> float:
 
     from bench.sides import BATCH, set_up
     from headstart.core.parallel import count
-    from headstart.data.images import image_map
+    from headstart.images.loader import image_map
 
     engine = set_up(Path(), name, size).engine
     images, workers = torch.zeros(BATCH, 3, size, size, dtype=torch.uint8), count("auto")

@@ -19,7 +19,7 @@ from bench.precompute import measure, write_photos
 from bench.sides import said
 from headstart.core.files import sha256_file
 from headstart.core.parallel import count
-from headstart.data.decode import FORMATS
+from headstart.images.decode import FORMATS
 
 CASES = (("tf_efficientnet_lite0", 224, (500, 375), 3000), ("tf_efficientnet_lite0", 96, (500, 375), 6000))
 

@@ -27,7 +27,7 @@ from torch import nn
 from bench.data_sets import DIGITS, PHOTOS, divide, write_digits, write_textures
 from bench.sides import keyed
 from headstart.core.files import sha256_bytes
-from headstart.data.transforms import Augmentation, Preprocessing, augmented_view, normalise, resized, view_generator
+from headstart.images.transforms import Augmentation, Preprocessing, augmented_view, normalise, resized, view_generator
 from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.cuts import cut_body
 from headstart.models.heads import Classifier, adapt, build_head

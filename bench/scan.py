@@ -3,7 +3,7 @@
 Both sides in alternation, each in fresh processes of the same number, their start included, over the same files: JPEG
 photos of 500 x 375 and PNG of the same size, as `bench.precompute` writes them.
 - decode alone: read each file and decode it to RGB with the function that all stages use.
-- scan: `headstart.data.scan` from nothing: also the hash of the bytes, the perceptual hash and thumbnail, the checks,
+- scan: `headstart.ingest.scan` from nothing: also the hash of the bytes, the perceptual hash and thumbnail, the checks,
   the local state, labels, splits, and the search for near copies.
 - rescan: the same once more, nothing changed.
 """
@@ -22,16 +22,16 @@ from pathlib import Path
 
 from bench.precompute import write_photos
 from headstart.core.parallel import count
-from headstart.data.decode import FORMATS
-from headstart.data.examine import Limits
-from headstart.data.scan import Scan, SplitRule, scan
-from headstart.data.sources import list_source
-from headstart.data.tree import preflight
+from headstart.images.decode import FORMATS
+from headstart.images.examine import Limits
+from headstart.ingest.layouts import list_source
+from headstart.ingest.scan import Scan, SplitRule, scan
+from headstart.ingest.tree import preflight
 
 DECODE = """
 import json, sys
 from pathlib import Path
-from headstart.data.decode import decode
+from headstart.images.decode import decode
 for path in json.load(sys.stdin):
     decode(Path(path).read_bytes())
 """

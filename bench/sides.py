@@ -15,8 +15,8 @@ from headstart.activations.engine import Engine, build_engine
 from headstart.activations.store import write_shards
 from headstart.core.files import sha256_file
 from headstart.core.parallel import count
-from headstart.data.images import ImageSource
-from headstart.data.transforms import Augmentation
+from headstart.images.loader import ImageSource
+from headstart.images.transforms import Augmentation
 from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.cuts import output_shape
 from headstart.runtime import configure

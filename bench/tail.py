@@ -21,7 +21,7 @@ from bench.depthwise import BATCH, rounds, trained
 from bench.precompute import write_photos
 from bench.sides import keyed, said
 from headstart.core.parallel import count
-from headstart.data.images import KEPT_BYTES, ImageSource, Kept
+from headstart.images.loader import KEPT_BYTES, ImageSource, Kept
 from headstart.models.backbones import build_backbone
 from headstart.models.cuts import cut_body
 from headstart.runtime import configure

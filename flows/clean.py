@@ -14,8 +14,8 @@ from headstart.core.errors import guarded
 from headstart.core.files import remove
 from headstart.core.params import Params, load_params
 from headstart.core.stages import command_line, load_graph
-from headstart.data.builtin import NAMES, foreign, is_dvcs_link
-from headstart.data.tree import printable
+from headstart.datasets.builtin import NAMES, foreign, is_dvcs_link
+from headstart.ingest.tree import printable
 from headstart.versioning import workspace
 
 from flows import PROJECT

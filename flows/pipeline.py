@@ -31,8 +31,8 @@ from headstart.core.liveness import alive, dead, forget
 from headstart.core.param_edits import Edit, edit_params
 from headstart.core.params import Backbone, Params, load_params
 from headstart.core.stages import Stage, checkpoints, command_line, last_record, load_graph, run_stage
-from headstart.data.builtin import is_source, refuse_foreign
-from headstart.data.tree import preflight
+from headstart.datasets.builtin import is_source, refuse_foreign
+from headstart.ingest.tree import preflight
 from headstart.versioning import Workspace, cache_folders, workspace
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE

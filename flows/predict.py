@@ -17,7 +17,7 @@ from headstart.core.liveness import alive
 from headstart.core.parallel import count
 from headstart.core.params import load_params
 from headstart.core.stages import command_line
-from headstart.data.tree import printable
+from headstart.ingest.tree import printable
 from headstart.models.classes import unknown_classes, warning
 from headstart.prediction.batch import Predictions, predict_folder, write_predictions
 from headstart.prediction.supervisor import Job

@@ -9,7 +9,7 @@ import sys
 from headstart.core.arguments import number, port
 from headstart.core.errors import guarded
 from headstart.core.stages import command_line
-from headstart.data.tree import printable
+from headstart.ingest.tree import printable
 from headstart.models.classes import unknown_classes, warning
 from headstart.tracking.scoring import scoring_application
 from headstart.web import LOOPBACK, Gate

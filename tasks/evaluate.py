@@ -20,12 +20,12 @@ from headstart.core.files import sha256_file, write_bytes, write_json, write_tex
 from headstart.core.parallel import chunks, count
 from headstart.core.progress import track
 from headstart.core.stages import Job, Summary, main
-from headstart.data.images import KEPT_BYTES, ImageSource, Kept, image_map
-from headstart.data.manifest import read_manifest, without_copies, write_csv
-from headstart.data.transforms import Augmentation
 from headstart.evaluation import galleries, metrics, plots, report
 from headstart.evaluation.galleries import Judged
 from headstart.evaluation.look_alikes import BLOCK, look_alikes
+from headstart.images.loader import KEPT_BYTES, ImageSource, Kept, image_map
+from headstart.images.transforms import Augmentation
+from headstart.manifest import read_manifest, without_copies, write_csv
 from headstart.models.heads import Classifier
 from headstart.models.trained import Card, load_classifier, load_head
 from headstart.runtime import configure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from headstart.core.stages import Job, Summary, main
-from headstart.data.builtin import is_source, refuse_foreign, write_digits, write_oxford_pets
+from headstart.datasets.builtin import is_source, refuse_foreign, write_digits, write_oxford_pets
 
 logger = logging.getLogger("headstart")
 

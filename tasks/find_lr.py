@@ -7,8 +7,8 @@ import logging
 import torch
 from headstart.activations.store import Activations
 from headstart.core.stages import Job, Summary, main
-from headstart.data.manifest import read_manifest
 from headstart.evaluation.searches import write_search
+from headstart.manifest import read_manifest
 from headstart.models.heads import adapt, build_head
 from headstart.runtime import configure
 from headstart.tracking.runs import stage_run

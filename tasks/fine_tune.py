@@ -18,10 +18,10 @@ from headstart.core.parallel import count
 from headstart.core.params import Stretch as Phase
 from headstart.core.progress import track
 from headstart.core.stages import Job, Summary, main
-from headstart.data.images import KEPT_BYTES, ImageSource, Kept
-from headstart.data.manifest import read_manifest, without_copies
-from headstart.data.transforms import Augmentation
 from headstart.evaluation.searches import write_search
+from headstart.images.loader import KEPT_BYTES, ImageSource, Kept
+from headstart.images.transforms import Augmentation
+from headstart.manifest import read_manifest, without_copies
 from headstart.models.backbones import build_backbone, refuse_size
 from headstart.models.cuts import cut_body
 from headstart.models.freezing import has_batch_norm

@@ -18,16 +18,16 @@ from headstart.core.files import write_bytes, write_json
 from headstart.core.parallel import count
 from headstart.core.params import Data, load_params
 from headstart.core.stages import Job, Summary, command_line, load_graph, main
-from headstart.data.conflicts import Labelled, as_problems, conflicts, seen_as_images
-from headstart.data.examine import Limits
-from headstart.data.kinds import why_sidecar
-from headstart.data.link import check_name, link
-from headstart.data.manifest import read_manifest, write_csv, write_manifest
-from headstart.data.problems import Problem, described, refuse
-from headstart.data.scan import Scan, SplitRule, scan
-from headstart.data.sources import Listing, extensions, list_source, shown_kinds
-from headstart.data.summary import pictures, summarise
-from headstart.data.tree import Tree, check_folder, preflight, printable
+from headstart.images.examine import Limits
+from headstart.images.kinds import why_sidecar
+from headstart.ingest.conflicts import Labelled, as_problems, conflicts, seen_as_images
+from headstart.ingest.layouts import Listing, extensions, list_source, shown_kinds
+from headstart.ingest.link import check_name, link
+from headstart.ingest.problems import Problem, described, refuse
+from headstart.ingest.scan import Scan, SplitRule, scan
+from headstart.ingest.summary import pictures, summarise
+from headstart.ingest.tree import Tree, check_folder, preflight, printable
+from headstart.manifest import read_manifest, write_csv, write_manifest
 from headstart.versioning import cache_folders
 from headstart.versioning import snapshot as take_snapshot
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from headstart.core.errors import guarded
 from headstart.core.params import load_params
 from headstart.core.stages import command_line
-from headstart.data.builtin import refuse_foreign
+from headstart.datasets.builtin import refuse_foreign
 from headstart.versioning import workspace
 
 

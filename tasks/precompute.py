@@ -12,9 +12,9 @@ from headstart.activations.cache import open_root, record_use, row_bytes
 from headstart.activations.compute import File
 from headstart.core.parallel import count
 from headstart.core.stages import Job, Summary, main
-from headstart.data.images import KEPT_BYTES, ImageSource, Kept
-from headstart.data.manifest import read_manifest, whites_of
-from headstart.data.transforms import Augmentation
+from headstart.images.loader import KEPT_BYTES, ImageSource, Kept
+from headstart.images.transforms import Augmentation
+from headstart.manifest import read_manifest, whites_of
 from headstart.models.backbones import build_backbone
 from headstart.models.cuts import cut_body, output_shape
 from headstart.runtime import configure

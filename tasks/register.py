@@ -22,10 +22,10 @@ from headstart.core.parallel import chunks, count
 from headstart.core.params import Params, load_params
 from headstart.core.progress import track
 from headstart.core.stages import command_line
-from headstart.data.images import ImageSource, image_map
-from headstart.data.manifest import read_manifest, without_copies
-from headstart.data.transforms import Augmentation
 from headstart.evaluation.comparisons import FEWEST, compare, mcnemar
+from headstart.images.loader import ImageSource, image_map
+from headstart.images.transforms import Augmentation
+from headstart.manifest import read_manifest, without_copies
 from headstart.models.trained import Outdated, load_card
 from headstart.prediction.predictor import Predictor
 from headstart.runtime import configure

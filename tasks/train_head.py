@@ -7,8 +7,8 @@ import logging
 from headstart.activations.store import Activations
 from headstart.core.files import read_checked_json, sha256_file, write_bytes
 from headstart.core.stages import Job, Summary, main
-from headstart.data.manifest import class_order, read_manifest, without_copies
-from headstart.data.transforms import Preprocessing
+from headstart.images.transforms import Preprocessing
+from headstart.manifest import class_order, read_manifest, without_copies
 from headstart.models.heads import adapt, build_head
 from headstart.models.trained import Card, save_model
 from headstart.runtime import configure

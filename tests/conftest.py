@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.data.decode import FORMATS
-from headstart.data.examine import Limits
-from headstart.data.scan import Scan, SplitRule, scan
-from headstart.data.sources import list_source
-from headstart.data.tree import preflight
+from headstart.images.decode import FORMATS
+from headstart.images.examine import Limits
+from headstart.ingest.layouts import list_source
+from headstart.ingest.scan import Scan, SplitRule, scan
+from headstart.ingest.tree import preflight
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")

@@ -28,12 +28,12 @@ else:
 with instrumented:
     from headstart.core.errors import InputError
     from headstart.core.params import load_params
-    from headstart.data.containers import trailing_bytes
-    from headstart.data.decode import Decoded, DecodeError, decode_image
-    from headstart.data.examine import LOOK_SIDE, look
-    from headstart.data.labels import read_labels
-    from headstart.data.manifest import COLUMNS, read_manifest, write_manifest
-    from headstart.data.tree import preflight
+    from headstart.images.containers import trailing_bytes
+    from headstart.images.decode import Decoded, DecodeError, decode_image
+    from headstart.images.examine import LOOK_SIDE, look
+    from headstart.ingest.labels import read_labels
+    from headstart.ingest.tree import preflight
+    from headstart.manifest import COLUMNS, read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_PIXELS = 200_000

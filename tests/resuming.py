@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from headstart.core.stages import command_line
-from headstart.data.transforms import Augmentation, augmented_view, view_generator
+from headstart.images.transforms import Augmentation, augmented_view, view_generator
 from headstart.models.backbones import build_backbone
 from headstart.models.heads import Classifier, build_head
 from headstart.models.weights import state_digest

@@ -13,8 +13,8 @@ from headstart.activations.cache import Block, checksum, open_root, places
 from headstart.activations.store import Activations, write_shards
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.data.images import ImageSource, image_map
-from headstart.data.transforms import Augmentation
+from headstart.images.loader import ImageSource, image_map
+from headstart.images.transforms import Augmentation
 from headstart.models.backbones import build_backbone
 from headstart.models.cuts import cut_body
 
@@ -148,7 +148,7 @@ def test_openvino_too_gives_the_same_bytes_whatever_the_order_and_the_workers(pr
 
 
 def test_the_map_at_a_boundary_is_cached_and_the_tail_goes_on_from_it(shapes, tmp_path):
-    from headstart.data.transforms import normalise
+    from headstart.images.transforms import normalise
 
     backbone, images, files = images_and_files(shapes)
     keys = [key for _, key in files]

@@ -22,13 +22,13 @@ import pytest
 from PIL import Image
 
 from headstart.core.errors import InputError
-from headstart.data.decode import Whites, decode
-from headstart.data.examine import Limits, Unreadable, examine
-from headstart.data.manifest import read_manifest, write_csv, write_manifest
-from headstart.data.reading import read_pixels
-from headstart.data.scan import Scan
-from headstart.data.summary import summarise
-from headstart.data.tree import preflight
+from headstart.images.decode import Whites, decode
+from headstart.images.examine import Limits, Unreadable, examine
+from headstart.images.reading import read_pixels
+from headstart.ingest.scan import Scan
+from headstart.ingest.summary import summarise
+from headstart.ingest.tree import preflight
+from headstart.manifest import read_manifest, write_csv, write_manifest
 from tests import images
 from tests.conftest import encode, picture, scan_folder, write_shapes
 from tests.images import BIG, RGB, save
@@ -566,7 +566,7 @@ def test_a_file_changed_since_the_manifest_is_refused_by_whoever_reads_it(shapes
 
 
 def test_a_file_removed_during_the_scan_is_refused(shapes, monkeypatch):
-    from headstart.data import scan as module
+    from headstart.ingest import scan as module
 
     real = module.examine_all
 

@@ -12,9 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from headstart.core.errors import InputError
-from headstart.data import downloads
-from headstart.data.builtin import write_digits, write_oxford_pets
-from headstart.data.downloads import Archive, Caps, download, unpack
+from headstart.datasets import downloads
+from headstart.datasets.builtin import write_digits, write_oxford_pets
+from headstart.datasets.downloads import Archive, Caps, download, unpack
 from tests.conftest import encode, picture
 
 

@@ -17,7 +17,7 @@ from headstart.activations.cache import TAG, Cache, open_cache, open_root, place
 from headstart.core.errors import InputError, guarded
 from headstart.core.param_edits import set_params
 from headstart.core.params import load_params
-from headstart.data.transforms import Augmentation
+from headstart.images.transforms import Augmentation
 from tests.conftest import REPOSITORY, make_project, write_shapes
 from tests.test_activations import built, images_and_files
 

@@ -10,7 +10,7 @@ import pytest
 from flows import clean
 from headstart.core.params import load_params
 from headstart.core.stages import load_graph
-from headstart.data.builtin import write_digits
+from headstart.datasets.builtin import write_digits
 from headstart.versioning import workspace
 from tests.conftest import write_shapes
 from tests.projects import run

@@ -10,10 +10,10 @@ import pytest
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.data.manifest import read_manifest, write_csv, write_manifest
-from headstart.data.splits import HELD_OUT, share_and_fold, split_share, unusual_shares
-from headstart.data.summary import pictures, summarise
-from headstart.data.tree import preflight
+from headstart.ingest.splits import HELD_OUT, share_and_fold, split_share, unusual_shares
+from headstart.ingest.summary import pictures, summarise
+from headstart.ingest.tree import preflight
+from headstart.manifest import read_manifest, write_csv, write_manifest
 from tests.conftest import encode, picture, scan_folder, write_shapes
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.data import decode as decode_module
-from headstart.data.decode import DecodeError, Whites, decode, decode_image
-from headstart.data.examine import Limits, examine
-from headstart.data.reading import read_pixels
+from headstart.images import decode as decode_module
+from headstart.images.decode import DecodeError, Whites, decode, decode_image
+from headstart.images.examine import Limits, examine
+from headstart.images.reading import read_pixels
 from tests import images
 from tests.conftest import encode
 

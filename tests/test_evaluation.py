@@ -134,8 +134,8 @@ def test_the_report_is_accessible():
 
 def judged(p: list[list[float]], y: list[int], folder) -> galleries.Judged:
     from headstart.core.files import sha256_bytes
-    from headstart.data.images import ImageSource
-    from headstart.data.transforms import Augmentation, Preprocessing
+    from headstart.images.loader import ImageSource
+    from headstart.images.transforms import Augmentation, Preprocessing
 
     preprocessing = Preprocessing(20, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
     rows = []
@@ -186,8 +186,8 @@ def test_the_predictor_takes_bytes_only_and_sees_what_training_saw(tmp_path):
     probabilities = predictor.probabilities(files)
     assert probabilities.shape == (40, 3)
     assert torch.allclose(probabilities.sum(1), torch.ones(40), atol=1e-5)
-    from headstart.data.decode import decode
-    from headstart.data.transforms import normalise, plain_view
+    from headstart.images.decode import decode
+    from headstart.images.transforms import normalise, plain_view
 
     x = normalise(plain_view(decode(files[7]), card.preprocessing)[None], card.preprocessing)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from headstart.core.errors import InputError
 from headstart.core.param_edits import set_params
 from headstart.core.params import load_params
 from headstart.core.stages import load_graph, run_stage
-from headstart.data.builtin import NAMES, foreign, is_source, write_digits, write_oxford_pets
+from headstart.datasets.builtin import NAMES, foreign, is_source, write_digits, write_oxford_pets
 from headstart.versioning import workspace
 from tasks.fetch_data import fetch_data
 from tests.conftest import encode, make_project, picture, write_shapes

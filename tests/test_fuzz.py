@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headstart.data.labels import read_labels
-from headstart.data.spelling import clean
+from headstart.ingest.labels import read_labels
+from headstart.ingest.spelling import clean
 from tests.conftest import REPOSITORY
 from tests.fuzz import SCRATCH, TARGETS, TREE, labels_csv, params, seeds
 

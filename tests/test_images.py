@@ -10,9 +10,9 @@ from PIL import Image
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.data import images as module
-from headstart.data.images import ImageSource, Kept
-from headstart.data.transforms import Augmentation, Preprocessing
+from headstart.images import loader as module
+from headstart.images.loader import ImageSource, Kept
+from headstart.images.transforms import Augmentation, Preprocessing
 from headstart.training.fine_tune import image_batches
 
 PRE = Preprocessing(16, 1.0, "bilinear", (0.5,) * 3, (0.2,) * 3)

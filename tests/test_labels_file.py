@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from headstart.core.errors import InputError
-from headstart.data.labels import read_labels
-from headstart.data.scan import Scan
-from headstart.data.tree import File, preflight
+from headstart.ingest.labels import read_labels
+from headstart.ingest.scan import Scan
+from headstart.ingest.tree import File, preflight
 from tests.conftest import encode, picture, scan_folder, write_shapes
 
 

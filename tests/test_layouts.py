@@ -14,12 +14,12 @@ from PIL import Image
 
 from headstart.core.errors import InputError
 from headstart.core.param_edits import set_params
-from headstart.data import conflicts as conflicts_module
-from headstart.data.conflicts import Labelled, conflicts
-from headstart.data.manifest import read_manifest
-from headstart.data.problems import Problem, accepting, refuse
-from headstart.data.summary import summarise
 from headstart.evaluation.report import data_section
+from headstart.ingest import conflicts as conflicts_module
+from headstart.ingest.conflicts import Labelled, conflicts
+from headstart.ingest.problems import Problem, accepting, refuse
+from headstart.ingest.summary import summarise
+from headstart.manifest import read_manifest
 from tests.conftest import encode, picture, scan_folder, write_shapes
 from tests.projects import run
 from tests.test_link import link_data
@@ -99,7 +99,7 @@ def spoil(folder: Path) -> None:
 
 
 def test_all_problems_are_told_at_once_before_anything_is_decoded(shapes, monkeypatch):
-    from headstart.data import scan as module
+    from headstart.ingest import scan as module
 
     spoil(shapes)
     (shapes / "empty").mkdir()
@@ -343,7 +343,7 @@ def test_a_pattern_of_another_source_is_named_as_the_cause(project, tmp_path):
 
 
 def test_nothing_is_decoded_by_linking(project, tmp_path, monkeypatch):
-    from headstart.data import scan as module
+    from headstart.ingest import scan as module
     from tasks.link_data import link_source
 
     photos = write_shapes(tmp_path / "photos")

@@ -215,7 +215,7 @@ def test_verify_refuses_what_changed_since_the_manifest(project):
 def test_an_edit_in_place_that_keeps_the_times_stops_the_stage(project, monkeypatch):
     from headstart.core import stages
     from headstart.core.params import load_params
-    from headstart.data import scan as module
+    from headstart.ingest import scan as module
     from tasks.link_data import link_data as stage
 
     real = module.examine_all

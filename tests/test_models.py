@@ -12,7 +12,7 @@ from torchvision import models as tv
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.data.transforms import Preprocessing
+from headstart.images.transforms import Preprocessing
 from headstart.models import __main__ as table
 from headstart.models.backbones import bare_backbone, build_backbone
 from headstart.models.heads import Classifier, Standardise, adapt, build_head
@@ -27,7 +27,7 @@ def test_packaged_weights_are_imagenets(name, crop_pct):
     """The package's weights in timm's architecture tell a real photo's class (scikit-image ships the cat)."""
     from skimage import data
 
-    from headstart.data.transforms import normalise, plain_view
+    from headstart.images.transforms import normalise, plain_view
     from headstart.models.weights import create_timm
 
     model = create_timm(f"tf_efficientnet_{name}", "packaged", {}, "none")[0].eval()

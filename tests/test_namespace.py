@@ -8,8 +8,8 @@ import pytest
 
 from headstart.activations import namespace
 from headstart.activations.engine import Plan
-from headstart.data.decode import Whites
-from headstart.data.transforms import Augmentation, Preprocessing
+from headstart.images.decode import Whites
+from headstart.images.transforms import Augmentation, Preprocessing
 from tests.conftest import REPOSITORY
 from tests.machines import MACHINES, pretend
 from tests.test_graph import closure
@@ -103,7 +103,7 @@ def test_the_list_of_our_own_code_is_complete():
     behind = set()
     for module in (
         "headstart.activations.compute",
-        "headstart.data.images",
+        "headstart.images.loader",
         "headstart.models.backbones",
         "headstart.models.cuts",
     ):

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 from skimage import data as pictures
 
-from headstart.data.near_duplicates import leaks, near_duplicates
-from headstart.data.splits import HELD_OUT
-from headstart.data.summary import summarise
+from headstart.ingest.near_duplicates import leaks, near_duplicates
+from headstart.ingest.splits import HELD_OUT
+from headstart.ingest.summary import summarise
 from tests.conftest import encode, picture, scan_folder
 from tests.images import save
 
@@ -72,7 +72,7 @@ def test_they_stay_if_wanted_and_are_listed_all_the_same(photos):
 
 
 def test_digits_that_look_alike_are_strangers(tmp_path):
-    from headstart.data.builtin import write_digits
+    from headstart.datasets.builtin import write_digits
 
     write_digits(tmp_path / "digits")
     assert scan_folder(tmp_path / "digits").leaks.empty
@@ -88,7 +88,7 @@ def test_flat_images_are_strangers_unless_they_are_the_same(tmp_path):
 
 
 def test_blocks_give_what_all_pairs_at_once_give(monkeypatch):
-    from headstart.data import near_duplicates as module
+    from headstart.ingest import near_duplicates as module
 
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 1 << 12, 200).astype(np.uint64)

@@ -238,7 +238,7 @@ SCAN = """
 import functools, sys
 from tasks.link_data import link_data
 from headstart.core.stages import main
-from headstart.data import scan
+from headstart.ingest import scan
 scan.examine_all = functools.partial(scan.examine_all, command=[sys.executable, "-c", sys.argv[1]])
 main("link_data", link_data)
 """
@@ -310,7 +310,7 @@ def hanging(project: Path) -> None:
     """Have the stage link_data start a worker that hangs."""
     path = project / "tasks/link_data.py"
     line = "meddled.examine_all = functools.partial(meddled.examine_all, command=[sys.executable, '-c', WORKER])\n"
-    meddling = f"from headstart.data import scan as meddled\nWORKER = {WORKER!r}\n{line}\n"
+    meddling = f"from headstart.ingest import scan as meddled\nWORKER = {WORKER!r}\n{line}\n"
     path.write_text(path.read_text().replace("\nlogger =", f"\n{meddling}\nlogger =", 1))
 
 

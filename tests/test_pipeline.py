@@ -21,8 +21,8 @@ from headstart.core.errors import InputError
 from headstart.core.param_edits import set_params
 from headstart.core.params import load_params
 from headstart.core.stages import load_graph, run_stage
-from headstart.data.images import ImageSource
-from headstart.data.transforms import Augmentation, normalise
+from headstart.images.loader import ImageSource
+from headstart.images.transforms import Augmentation, normalise
 from headstart.models.trained import load_classifier
 from headstart.tracking.registry import NAME, Registry
 from headstart.training import checkpoints

@@ -22,10 +22,10 @@ from flows.predict import table_rows
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.core.params import load_params
-from headstart.data.decode import FORMATS
-from headstart.data.labels import OWN, RESERVED
-from headstart.data.manifest import COLUMNS
-from headstart.data.transforms import normalise
+from headstart.images.decode import FORMATS
+from headstart.images.transforms import normalise
+from headstart.ingest.labels import OWN, RESERVED
+from headstart.manifest import COLUMNS
 from headstart.models.trained import load_card, load_classifier, save_model
 from headstart.prediction import batch
 from headstart.prediction.batch import Predictions, predict_folder, write_predictions
@@ -99,8 +99,8 @@ def test_every_file_gets_a_row_and_reasons_are_those_of_training(folder, model, 
 def test_predictions_are_those_of_the_model(folder, model, tmp_path):
     rows = predict_folder(folder, job(model, top=3), state=tmp_path / "s.sqlite").rows
     network, card = load_classifier(model)
-    from headstart.data.decode import decode
-    from headstart.data.transforms import plain_view
+    from headstart.images.decode import decode
+    from headstart.images.transforms import plain_view
 
     for row in rows[rows["error"] == ""].itertuples():
         x = normalise(plain_view(decode((folder / row.path).read_bytes()), card.preprocessing)[None], card.preprocessing)

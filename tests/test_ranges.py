@@ -12,10 +12,10 @@ from PIL import Image
 from headstart.activations.store import Activations
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.data.decode import DecodeError, Whites, decode_image, floating_white, integer_white
-from headstart.data.images import ImageSource, Kept
-from headstart.data.manifest import read_manifest, whites_of, without_copies, write_manifest
-from headstart.data.transforms import Augmentation, Preprocessing, plain_view, resized
+from headstart.images.decode import DecodeError, Whites, decode_image, floating_white, integer_white
+from headstart.images.loader import ImageSource, Kept
+from headstart.images.transforms import Augmentation, Preprocessing, plain_view, resized
+from headstart.manifest import read_manifest, whites_of, without_copies, write_manifest
 from headstart.models.trained import load_card
 from headstart.prediction.batch import predict_folder
 from headstart.prediction.predictor import Predictor

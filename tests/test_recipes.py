@@ -14,7 +14,7 @@ from headstart.core.errors import InputError
 from headstart.core.param_edits import edit_params
 from headstart.core.params import load_params
 from headstart.core.stages import load_graph, run_stage
-from headstart.data import builtin
+from headstart.datasets import builtin
 from tests.conftest import REPOSITORY, SMALL
 from tests.test_builtin import pets_archives, site  # noqa: F401 (a fixture)
 

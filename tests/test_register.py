@@ -12,7 +12,7 @@ import torch
 
 from headstart.core.errors import InputError
 from headstart.core.params import load_params
-from headstart.data.manifest import read_manifest, write_manifest
+from headstart.manifest import read_manifest, write_manifest
 from headstart.models.trained import Outdated
 from headstart.tracking.registry import CHALLENGER, CHAMPION, NAME, Registry, find_model
 from tasks.register import against_guess, aligned, crown, judge, register
@@ -206,7 +206,7 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from headstart.core.params import load_params
-from headstart.data.manifest import read_manifest, write_manifest
+from headstart.manifest import read_manifest, write_manifest
 from headstart.models.trained import Outdated
 from tasks.register import register
 name, when = sys.argv[1:]

@@ -8,7 +8,7 @@ from torchvision import models as tv
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.data.transforms import normalise
+from headstart.images.transforms import normalise
 from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.heads import Classifier, build_head
 from headstart.models.trained import Card, load_classifier, refuse_another, save_model
@@ -122,7 +122,7 @@ def test_a_model_file_that_comes_back_as_another_network_is_refused(tmp_path):
 
 
 def test_classes_that_the_data_has_and_the_model_not_are_found(tmp_path):
-    from headstart.data.manifest import write_manifest
+    from headstart.manifest import write_manifest
     from headstart.models.classes import classes_of, unknown_classes, warning
     from tests.conftest import scan_folder, write_shapes
 

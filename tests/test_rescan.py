@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from headstart.core.errors import InputError
-from headstart.data.scan_state import COARSE_NS, FINE_NS, scan_state
+from headstart.ingest.scan_state import COARSE_NS, FINE_NS, scan_state
 from tests.conftest import encode, picture, scan_folder
 
 
@@ -124,7 +124,7 @@ def test_another_table_in_the_state_is_made_anew(scanned):
 
 
 def test_a_state_that_another_process_holds_is_left_alone(scanned, monkeypatch):
-    monkeypatch.setattr("headstart.data.scan_state.SECONDS_TO_WAIT", 0.1)
+    monkeypatch.setattr("headstart.ingest.scan_state.SECONDS_TO_WAIT", 0.1)
     path = scanned.parent / "scan.sqlite"
     inode = path.stat().st_ino
     with closing(sqlite3.connect(path)) as database:
@@ -136,7 +136,7 @@ def test_a_state_that_another_process_holds_is_left_alone(scanned, monkeypatch):
 
 def test_a_file_that_could_not_be_read_is_tried_again(scanned, monkeypatch):
     """Access depends on the reader, not on the file: nothing is remembered."""
-    from headstart.data import scan as module
+    from headstart.ingest import scan as module
 
     real = module.examine_all
 

@@ -21,7 +21,7 @@ from headstart.core.files import no_space
 from headstart.core.param_edits import edit_params, set_params
 from headstart.core.params import load_params
 from headstart.core.stages import load_graph
-from headstart.data.link import check_name
+from headstart.ingest.link import check_name
 from headstart.versioning import workspace
 from tasks import link_data
 from tests.conftest import REPOSITORY, write_shapes

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.core.errors import InputError
-from headstart.data.spelling import clean, fold
-from headstart.data.summary import summarise
+from headstart.ingest.spelling import clean, fold
+from headstart.ingest.summary import summarise
 from tests.conftest import encode, picture, scan_folder, write_shapes
 from tests.test_labels_file import noted
 

@@ -60,7 +60,7 @@ def entries() -> list[str]:
 
 
 def test_every_entry_is_looked_at():
-    assert {"tasks.precompute", "flows.pipeline", "headstart.data.worker", "headstart.prediction.scorer"} < set(entries())
+    assert {"tasks.precompute", "flows.pipeline", "headstart.ingest.worker", "headstart.prediction.scorer"} < set(entries())
 
 
 @pytest.mark.parametrize("entry", entries())

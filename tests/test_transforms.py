@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.data.transforms import (
+from headstart.images.transforms import (
     Augmentation,
     Preprocessing,
     augmented_view,
@@ -84,7 +84,7 @@ def test_only_what_the_crop_needs_is_turned_and_it_makes_no_difference():
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional as tv
 
-    from headstart.data.transforms import _turn, centre
+    from headstart.images.transforms import _turn, centre
 
     smooth = np.kron(np.random.default_rng(0).integers(60, 200, (6, 9, 3)), np.ones((10, 10, 1))).astype(np.uint8)
     image = resized(smooth, PRE)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from headstart.core.errors import InputError
-from headstart.data.tree import check_folder, preflight, walk
+from headstart.ingest.tree import check_folder, preflight, walk
 from headstart.prediction.batch import _listed
 from tests.conftest import encode, picture, write_shapes
 from tests.test_bad_inputs import as_nobody

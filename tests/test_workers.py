@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from headstart.core.errors import InputError, Unavailable
-from headstart.data import scan as scan_module
-from headstart.data import workers
-from headstart.data.examine import Limits
-from headstart.data.workers import examine_all
+from headstart.images.examine import Limits
+from headstart.ingest import scan as scan_module
+from headstart.ingest import workers
+from headstart.ingest.workers import examine_all
 from tests.conftest import scan_folder
 from tests.test_rescan import settle
 
@@ -22,7 +22,7 @@ LIMITS = Limits(10_000, 4, ("PNG",))
 TROUBLED = """
 import json, os, sys, time
 from pathlib import Path
-from headstart.data import worker
+from headstart.ingest import worker
 real = worker.examine
 def examine(path, limits):
     name = Path(path).name
@@ -77,7 +77,7 @@ def test_no_worker_outlives_its_caller(shapes):
     answers = examine_all(paths, LIMITS, 20, 2)
     next(answers)
     answers.close()
-    assert not [child for child in children() if "headstart.data.worker" in Path(f"/proc/{child}/cmdline").read_text()]
+    assert not [child for child in children() if "headstart.ingest.worker" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 def test_stopping_the_scan_does_not_wait_for_a_hanging_file(shapes):
@@ -125,7 +125,7 @@ def test_a_worker_keeps_to_a_limit_of_address_space_that_is_there(shapes, limits
         "set_limit = resource.setrlimit\n"
         "def within(what, pair):\n    assert pair[0] <= soft and pair[1] == hard; set_limit(what, pair)\n"
         "resource.setrlimit = within\n"
-        "runpy.run_module('headstart.data.worker', run_name='__main__')"
+        "runpy.run_module('headstart.ingest.worker', run_name='__main__')"
     )
     command = (sys.executable, "-c", code, *map(str, limits))
     (answer,) = examine_all([str(shapes / "a/000.png")], Limits(50_000_000, 4, ("PNG",)), 20, 1, command=command)
@@ -135,7 +135,7 @@ def test_a_worker_keeps_to_a_limit_of_address_space_that_is_there(shapes, limits
 @pytest.mark.skipif(sys.platform != "linux", reason="no limit is set elsewhere")
 def test_a_limit_too_low_for_a_worker_is_named(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda what: (100 << 20, 100 << 20))
-    command = ("sh", "-c", f'ulimit -v 102400; exec {sys.executable} -m headstart.data.worker "$@"', "sh")
+    command = ("sh", "-c", f'ulimit -v 102400; exec {sys.executable} -m headstart.ingest.worker "$@"', "sh")
     with pytest.raises(
         InputError, match=r"no limit of address space, or a wider one: it is 0\.1 GB here \(`ulimit -v`\)"
     ) as error:

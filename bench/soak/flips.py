@@ -23,7 +23,7 @@ from bench.soak.project import check, clean, new, outs
 from headstart.activations.store import Activations
 from headstart.core.errors import InputError
 from headstart.core.files import read_checked_json
-from headstart.data.manifest import read_manifest
+from headstart.manifest import read_manifest
 from headstart.models.trained import Card, load_classifier, load_head
 from tests.projects import how
 

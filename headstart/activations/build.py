@@ -22,8 +22,8 @@ from headstart.activations.store import write_shards
 from headstart.core.errors import InputError
 from headstart.core.files import free_bytes
 from headstart.core.progress import track
-from headstart.data.images import ImageSource, alone
-from headstart.data.transforms import normalise
+from headstart.images.loader import ImageSource, alone
+from headstart.images.transforms import normalise
 from headstart.models.backbones import Backbone
 from headstart.models.cuts import output_shape
 

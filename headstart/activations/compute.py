@@ -14,7 +14,7 @@ from headstart.activations.cache import BLOCK_BYTES, Block, Cache, places, split
 from headstart.activations.engine import Engine
 from headstart.core.errors import InputError
 from headstart.core.parallel import chunks
-from headstart.data.images import ImageSource, image_map
+from headstart.images.loader import ImageSource, image_map
 
 logger = logging.getLogger("headstart")
 File = tuple[str, str]  # path, key

@@ -26,8 +26,8 @@ from torch import nn
 
 from headstart.core.errors import InputError
 from headstart.core.parallel import count
-from headstart.data.images import alone
-from headstart.data.transforms import Preprocessing, normalise
+from headstart.images.loader import alone
+from headstart.images.transforms import Preprocessing, normalise
 from headstart.models.folding import fold_batch_norms
 from headstart.runtime import place
 

@@ -13,15 +13,16 @@ import torch
 
 from headstart.activations.engine import Plan
 from headstart.core.files import canonical_json, sha256_bytes, sha256_file
-from headstart.data.transforms import Augmentation, Preprocessing
+from headstart.images.transforms import Augmentation, Preprocessing
 
 LIBRARIES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "openvino")
 OPTIONAL = ("pillow-heif",)
 PACKAGE = Path(__file__).resolve().parents[1]
 # All first-party code between a file's bytes and a stored row; tests/test_namespace.py holds it against the imports.
 CODE = (
-    "activations/compute.py", "activations/engine.py", "data/containers.py", "data/decode.py", "data/images.py",
-    "data/kinds.py", "data/reading.py", "data/transforms.py", "models/backbones.py", "models/cuts.py", "models/families.py",
+    "activations/compute.py", "activations/engine.py", "images/containers.py", "images/decode.py", "images/loader.py",
+    "images/kinds.py", "images/reading.py", "images/transforms.py", "models/backbones.py", "models/cuts.py",
+    "models/families.py",
     "models/folding.py", "models/weights.py", "runtime.py",
 )  # fmt: skip
 

@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from headstart.data.images import ImageSource
 from headstart.evaluation.report import base64_text, encoded
+from headstart.images.loader import ImageSource
 from headstart.plotting import label as short
 
 SHOWN = 12

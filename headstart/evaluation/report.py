@@ -21,9 +21,9 @@ from PIL import Image
 
 from headstart.core.files import read_checked_json
 from headstart.core.params import Params
-from headstart.data.labels import SPLITS
 from headstart.evaluation.comparisons import compare
 from headstart.evaluation.plots import Course
+from headstart.manifest import SPLITS
 
 NEAR_SHOWN = 20
 

@@ -19,7 +19,7 @@ from torch import nn
 from torchvision import models as tv
 
 from headstart.core.errors import InputError
-from headstart.data.transforms import Preprocessing
+from headstart.images.transforms import Preprocessing
 from headstart.models import weights as weight_files
 from headstart.models.families import map_stages
 from headstart.runtime import scoped_seed

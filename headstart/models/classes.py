@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from headstart.core.errors import InputError
-from headstart.data.manifest import read_manifest
+from headstart.manifest import read_manifest
 
 LENGTH_BYTES, MOST_BYTES = 8, 100_000_000  # of a safetensors file's header: its length comes first
 

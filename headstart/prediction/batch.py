@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 from headstart.core import snapshot
 from headstart.core.files import canonical_json, write_bytes
 from headstart.core.progress import Pace, track
-from headstart.data.kinds import why_ignored
-from headstart.data.manifest import write_csv
-from headstart.data.scan_state import scan_state
-from headstart.data.tree import check_folder, printable, walk
+from headstart.images.kinds import why_ignored
+from headstart.ingest.scan_state import scan_state
+from headstart.ingest.tree import check_folder, printable, walk
+from headstart.manifest import write_csv
 from headstart.prediction.supervisor import Answer, Job, score_all
 
 logger = logging.getLogger("headstart")

@@ -10,9 +10,9 @@ import torch
 
 from headstart.activations.engine import build_engine
 from headstart.core.errors import InputError
-from headstart.data.decode import Decoded, DecodeError
-from headstart.data.examine import Limits, accepted
-from headstart.data.transforms import plain_view
+from headstart.images.decode import Decoded, DecodeError
+from headstart.images.examine import Limits, accepted
+from headstart.images.transforms import plain_view
 from headstart.models.trained import load_classifier
 
 

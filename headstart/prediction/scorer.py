@@ -22,8 +22,8 @@ import torch
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.core.parallel import chunks
-from headstart.data.examine import Gone, Unreadable, Unusable, usable
-from headstart.data.images import image_map
+from headstart.images.examine import Gone, Unreadable, Unusable, usable
+from headstart.images.loader import image_map
 from headstart.prediction.board import Board
 from headstart.prediction.predictor import Predictor
 from headstart.runtime import configure

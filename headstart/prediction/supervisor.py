@@ -18,7 +18,7 @@ import orjson
 import psutil
 
 from headstart.core.errors import InputError, Unavailable
-from headstart.data.workers import ENOUGH, child_environment, ended, kill, not_started
+from headstart.ingest.workers import ENOUGH, child_environment, ended, kill, not_started
 from headstart.prediction.board import Board, new_board
 
 COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.prediction.scorer")

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.data.manifest import read_manifest
+from headstart.manifest import read_manifest
 from headstart.tracking.model import DIGEST
 from headstart.tracking.store import store
 

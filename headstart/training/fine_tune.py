@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from headstart.core.parallel import chunks
-from headstart.data.images import image_map
-from headstart.data.transforms import Preprocessing, normalise
+from headstart.images.loader import image_map
+from headstart.images.transforms import Preprocessing, normalise
 from headstart.models.cuts import cut_body
 from headstart.models.depthwise import fast_grouped
 from headstart.models.folding import shared_copy, training_view

@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from posixpath import basename, dirname, normpath, splitext
 
-from headstart.data.kinds import is_named_as_image, why_ignored
-from headstart.data.spelling import clean
-from headstart.data.tree import Tree
+from headstart.images.kinds import is_named_as_image, why_ignored
+from headstart.ingest.spelling import clean
+from headstart.ingest.tree import Tree
 
 SPACES, BACKSLASHES, ABSOLUTE = "white space or invisible characters", "backslashes for slashes", "an absolute path"
 OWN_NAME, NO_EXTENSION, CASE = "the folder's own name in front", "no extension", "another case"

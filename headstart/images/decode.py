@@ -19,7 +19,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from headstart.data.containers import png_chunks, png_end
+from headstart.images.containers import png_chunks, png_end
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 HEIF = "HEIF"  # iPhones' photos; accepted where data.formats has it and pillow-heif is installed

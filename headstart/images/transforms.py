@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from headstart.core.files import sha256_bytes
-from headstart.data.decode import MOST_ELONGATED, Whites
+from headstart.images.decode import MOST_ELONGATED, Whites
 
 
 @dataclass(frozen=True)

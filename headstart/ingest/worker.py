@@ -1,4 +1,4 @@
-"""A process that examines files: `python -m headstart.data.worker DESCRIPTOR LIMITS`, see `workers.py`.
+"""A process that examines files: `python -m headstart.ingest.worker DESCRIPTOR LIMITS`, see `workers.py`.
 
 It gets lines of JSON, a list of paths each, over the socket at DESCRIPTOR and answers a line of JSON per path, in order:
 what `examine` and `look` found, or {"reason": …, "key": …} (`Unusable`), or {"failed": …} (`Unreadable`), or {"gone": true}.
@@ -18,8 +18,8 @@ from typing import Any
 
 import orjson
 
-from headstart.data.decode import Decoded
-from headstart.data.examine import Gone, Limits, Unreadable, Unusable, examine, look
+from headstart.images.decode import Decoded
+from headstart.images.examine import Gone, Limits, Unreadable, Unusable, examine, look
 
 SECONDS_OF_SILENCE = 0.02
 BASE_BYTES, BYTES_PER_PIXEL = 3 << 30, 60  # of address space: a decoder that wants more gets a MemoryError

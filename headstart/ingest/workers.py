@@ -23,9 +23,9 @@ import orjson
 
 from headstart.core.errors import InputError, OfTheMachine, Unavailable, address_space_limit
 from headstart.core.parallel import chunks
-from headstart.data.examine import Limits
+from headstart.images.examine import Limits
 
-COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.data.worker")
+COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.ingest.worker")
 START_SECONDS = 120.0
 SECONDS_TO_DIE = 5.0  # after SIGKILL; a process that a dead file system holds takes for ever
 CHUNK = 32  # files sent to a worker at once

@@ -12,8 +12,8 @@ from typing import TypeVar
 import torch
 
 from headstart.core.parallel import ordered_map
-from headstart.data.reading import read_pixels
-from headstart.data.transforms import Augmentation, Preprocessing, augmented_view, centre, resized, view_generator
+from headstart.images.reading import read_pixels
+from headstart.images.transforms import Augmentation, Preprocessing, augmented_view, centre, resized, view_generator
 
 A = TypeVar("A")
 B = TypeVar("B")

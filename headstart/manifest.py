@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 
 from headstart.core.errors import InputError
 from headstart.core.files import write_bytes
-from headstart.data.decode import Whites, floating_white, integer_white
+from headstart.images.decode import Whites, floating_white, integer_white
 
 COLUMNS = (
     "key", "path", "label", "class_index", "split", "group", "fold", "width", "height", "format", "mode", "orientation",
     "bytes", "phash", "peak",
 )  # fmt: skip
+SPLITS = ("train", "valid", "test")
 CHECKSUM = b"headstart.checksum"
 RELINK = "python -m flows.pipeline --force link_data"
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headstart.core.files import sha256_bytes
-from headstart.data.containers import trailing_bytes
-from headstart.data.decode import MOST_ELONGATED, Decoded, DecodeError, Whites, decode_image
-from headstart.data.kinds import EXTENSIONS, OTHER_EXTENSIONS, RAW, advice, extension, other_image
+from headstart.images.containers import trailing_bytes
+from headstart.images.decode import MOST_ELONGATED, Decoded, DecodeError, Whites, decode_image
+from headstart.images.kinds import EXTENSIONS, OTHER_EXTENSIONS, RAW, advice, extension, other_image
 
 THUMB_SIDE = 8
 HASH_SIDE = 32

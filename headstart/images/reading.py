@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_bytes
-from headstart.data.decode import FORMATS, HEIF, DecodeError, Whites, decode_image
-from headstart.data.kinds import HEIC, other_image
+from headstart.images.decode import FORMATS, HEIF, DecodeError, Whites, decode_image
+from headstart.images.kinds import HEIC, other_image
 
 
 def read_pixels(

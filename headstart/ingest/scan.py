@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 
 from headstart.core.errors import InputError
 from headstart.core.progress import track
-from headstart.data import splits
-from headstart.data.conflicts import Labelled, as_problems, conflicts
-from headstart.data.decode import SIGNED, Whites, floating_white, integer_white
-from headstart.data.examine import Limits
-from headstart.data.manifest import COLUMNS, class_order, whites_of
-from headstart.data.near_duplicates import leaks
-from headstart.data.problems import Problem, refuse
-from headstart.data.scan_state import ScanState, scan_state
-from headstart.data.sources import Listing
-from headstart.data.tree import SHOWN, Tree, listing, printable
-from headstart.data.workers import examine_all
+from headstart.images.decode import SIGNED, Whites, floating_white, integer_white
+from headstart.images.examine import Limits
+from headstart.ingest import splits
+from headstart.ingest.conflicts import Labelled, as_problems, conflicts
+from headstart.ingest.layouts import Listing
+from headstart.ingest.near_duplicates import leaks
+from headstart.ingest.problems import Problem, refuse
+from headstart.ingest.scan_state import ScanState, scan_state
+from headstart.ingest.tree import SHOWN, Tree, listing, printable
+from headstart.ingest.workers import examine_all
+from headstart.manifest import COLUMNS, class_order, whites_of
 
 REMEMBER = 2_000  # answers kept in one transaction: what a killed scan need not repeat
 FIELDS = ("key", "width", "height", "bytes", "format", "mode", "orientation", "phash", "peak")

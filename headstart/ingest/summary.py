@@ -14,14 +14,13 @@ from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from headstart.data.decode import Whites
-from headstart.data.kinds import why_sidecar
-from headstart.data.labels import SPLITS
-from headstart.data.manifest import whites_of
-from headstart.data.reading import read_pixels
-from headstart.data.scan import Scan
-from headstart.data.sources import extensions
-from headstart.data.splits import HELD_OUT, unusual_shares
+from headstart.images.decode import Whites
+from headstart.images.kinds import why_sidecar
+from headstart.images.reading import read_pixels
+from headstart.ingest.layouts import extensions
+from headstart.ingest.scan import Scan
+from headstart.ingest.splits import HELD_OUT, unusual_shares
+from headstart.manifest import SPLITS, whites_of
 from headstart.plotting import ACCENT, QUIET, label, plain_frame, png
 
 NORMALISED = {

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from headstart.core.errors import InputError
-from headstart.data.labels import SPLITS
-from headstart.data.tree import listing
+from headstart.ingest.tree import listing
+from headstart.manifest import SPLITS
 
 HELD_OUT = "held_out"
 _RANK = {split: i for i, split in enumerate(SPLITS)}

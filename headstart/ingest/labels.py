@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headstart.core.errors import InputError
-from headstart.data.label_paths import BadCell, Paths
-from headstart.data.spelling import clean
-from headstart.data.tree import Tree, listing
+from headstart.ingest.label_paths import BadCell, Paths
+from headstart.ingest.spelling import clean
+from headstart.ingest.tree import Tree, listing
+from headstart.manifest import SPLITS
 
 NAMES = ("labels.csv", "labels.parquet")
-SPLITS = ("train", "valid", "test")
 REQUIRED = ("path", "label")
 OWN = (*REQUIRED, "split", "group")
 RESERVED = (

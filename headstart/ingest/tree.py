@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headstart.core.errors import InputError
-from headstart.data.kinds import why_ignored
+from headstart.images.kinds import why_ignored
 
 SHOWN = 10
 UNKNOWN = os.stat_result([0] * 10)  # of what cannot be looked at
