@@ -19,7 +19,7 @@ run: install ## run the whole pipeline as a Prefect flow
 	@python -m flows.pipeline $(ARGS)
 
 repro: install ## the same through `dvc repro`
-	@python -m tasks.mend && dvc repro $(ARGS)
+	@python -m flows.repair && dvc repro $(ARGS)
 
 test: install ## lint, types, tests
 	ruff check .

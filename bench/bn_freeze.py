@@ -19,12 +19,12 @@ import torch
 from bench.data_sets import DIGITS, PHOTOS, Set, divide, interval, write_digits, write_textures
 from bench.sides import Side, keyed, set_up
 from headstart.activations.store import Activations
-from headstart.core.parallel import count
+from headstart.hardware import resolve_workers
 from headstart.models.heads import Classifier, adapt, build_head
 from headstart.runtime import place
+from headstart.seeds import derive_seed
 from headstart.training.fine_tune import Network, Stretch, fine_tune, image_batches, live_feed
 from headstart.training.head import Rows, train_head
-from headstart.training.loop import derive_seed
 from headstart.training.options import Options
 from headstart.training.validation import predict, scores
 
@@ -76,7 +76,7 @@ def one_seed(
         (lambda epoch, row: side.images.augmented(*at["train"][row], epoch), y["train"]),
         (lambda row: side.images.plain(*at["valid"][row]), y["valid"]),
         side.backbone.preprocessing,
-        count("auto"),
+        resolve_workers("auto"),
         CPU,
     )
 

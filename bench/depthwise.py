@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from bench.sides import said
+from headstart.hardware import choose_precision
 from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.cuts import cut_body
 from headstart.models.depthwise import Depthwise, Float32, weight_gradient
 from headstart.models.heads import Classifier, build_head
-from headstart.runtime import configure, place, training_precision
+from headstart.runtime import configure, place
 from headstart.training.fine_tune import Feed, Network, Stretch
 from headstart.training.loop import train_step
 from headstart.training.options import Options
@@ -71,7 +72,7 @@ def trained(backbone: Backbone, unfreeze_from: str) -> tuple[Network, torch.opti
     """A network with fastai's head and frozen batch norm, in fine-tuning's precision on this machine, and its optimizer."""
     device = configure("auto", "cpu")
     model = place(Classifier(backbone.body, build_head("mlp", backbone.width, 10, 0)), device)
-    network = Network(model, backbone.groups, True, training_precision("auto", device)[0])
+    network = Network(model, backbone.groups, True, choose_precision("auto", device)[0])
     return network, network.unfreeze(Stretch(unfreeze_from, 1, 1e-4, 10), Options())
 
 

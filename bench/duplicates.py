@@ -22,8 +22,8 @@ from PIL import Image
 from skimage import data as pictures
 from sklearn.datasets import load_digits
 
-from headstart.core import parallel
 from headstart.core.files import sha256_bytes
+from headstart.hardware import resolve_workers
 from headstart.images.decode import decode_image
 from headstart.images.examine import LOOK_SIDE, look
 from headstart.ingest.near_duplicates import near_duplicates
@@ -122,7 +122,7 @@ def speed(count: int) -> None:
     thumbs = rng.integers(0, 256, (count, 192)).astype(np.uint8)
     part = int(0.7 * count)
     start = time.monotonic()
-    for _ in near_duplicates(hashes[:part], thumbs[:part], hashes[part:], thumbs[part:], parallel.count("auto")):
+    for _ in near_duplicates(hashes[:part], thumbs[:part], hashes[part:], thumbs[part:], resolve_workers("auto")):
         pass
     print(f"speed                {count:,} images, 30 % of them in valid and test: {time.monotonic() - start:.1f} s")
 

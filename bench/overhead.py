@@ -41,7 +41,7 @@ def measure() -> dict[str, dict[str, float]]:
     from flows import pipeline  # isort: split
     import prefect  # after flows, which sets what Prefect reads when it is imported
 
-    from headstart.core.param_edits import set_params
+    from flows.param_edits import set_params
     from headstart.tracking import record
     from headstart.versioning import Workspace
 
@@ -81,7 +81,7 @@ def measure() -> dict[str, dict[str, float]]:
 
 def scratch_project(folder: Path) -> Path:
     """A copy of this repository's tracked files with a small network."""
-    from headstart.core.param_edits import set_params
+    from flows.param_edits import set_params
 
     files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
     for name in files:

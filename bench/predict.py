@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.precompute import measure, write_photos
 from bench.sides import said
 from headstart.core.files import sha256_file
-from headstart.core.parallel import count
+from headstart.hardware import resolve_workers
 from headstart.images.decode import FORMATS
 
 CASES = (("tf_efficientnet_lite0", 224, (500, 375), 3000), ("tf_efficientnet_lite0", 96, (500, 375), 6000))
@@ -40,17 +40,17 @@ def save_random_model(path: Path, name: str, size: int) -> None:
 def predict(folder: Path, model: Path) -> tuple[float, float]:
     """Files/s from the first answer to the last, and seconds until the first."""
     from headstart.prediction import batch
-    from headstart.prediction.supervisor import Job, score_all
+    from headstart.prediction.supervisor import ScoringJob, score_all
 
     times: list[float] = []
 
-    def timed(paths: list[str], job: Job):  # type: ignore[no-untyped-def]
+    def timed(paths: list[str], job: ScoringJob):  # type: ignore[no-untyped-def]
         for answer in score_all(paths, job):
             times.append(time.monotonic())
             yield answer
 
     vars(batch)["score_all"] = timed
-    job = Job(model, sha256_file(model), 1, 60.0, count("auto"), count("auto"), "cpu")
+    job = ScoringJob(model, sha256_file(model), 1, 60.0, resolve_workers("auto"), resolve_workers("auto"), "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         start = time.monotonic()
         found = batch.predict_folder(folder, job, state=Path(scratch, "state.sqlite"))

@@ -27,14 +27,15 @@ from torch import nn
 from bench.data_sets import DIGITS, PHOTOS, divide, write_digits, write_textures
 from bench.sides import keyed
 from headstart.core.files import sha256_bytes
-from headstart.images.transforms import Augmentation, Preprocessing, augmented_view, normalise, resized, view_generator
+from headstart.hardware import choose_precision
+from headstart.images.transforms import Augmentation, Preprocessing, augmented_view, normalise, resized
 from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.cuts import cut_body
 from headstart.models.heads import Classifier, adapt, build_head
-from headstart.runtime import configure, training_precision
+from headstart.runtime import configure
+from headstart.seeds import derive_seed, view_generator
 from headstart.training.fine_tune import Feed, Network, Stretch, cached_feed, fine_tune, live_feed
 from headstart.training.head import Rows, endless, head_prepare, train_head
-from headstart.training.loop import derive_seed
 from headstart.training.lr_search import range_test, suggest
 from headstart.training.options import Options
 from headstart.training.validation import predict, scores
@@ -317,7 +318,7 @@ def live(task: Task, seed: int, preprocessing: Preprocessing, splits: Splits) ->
 def network_of(ready: Ready) -> Network:
     """The starting network."""
     model = copy.deepcopy(Classifier(ready.backbone.body, ready.head))
-    return Network(model, ready.backbone.groups, True, training_precision("auto", CPU)[0])
+    return Network(model, ready.backbone.groups, True, choose_precision("auto", CPU)[0])
 
 
 def tune(ready: Ready, setting: Setting) -> Outcome:

@@ -169,8 +169,9 @@ def scratch_project(folder: Path) -> Iterator[Run]:
 
     It returns each stage's seconds (and of fine_tune's, those of training), and metrics.json.
     """
-    from headstart.core.param_edits import set_params
-    from headstart.core.stages import load_graph, run_stage
+    from flows.param_edits import set_params
+    from headstart.core.graph import load_graph
+    from headstart.core.stages import run_stage
     from headstart.tracking.store import store
 
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from bench.precompute import write_photos
-from headstart.core.parallel import count
+from headstart.hardware import resolve_workers
 from headstart.images.decode import FORMATS
 from headstart.images.examine import Limits
 from headstart.ingest.layouts import list_source
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    workers = count("auto")
+    workers = resolve_workers("auto")
     for kind in ("JPEG", "PNG"):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "photos"

@@ -14,8 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from headstart.core.param_edits import set_params
-from headstart.core.stages import command_line, load_graph, run_stage
+from flows.param_edits import set_params
+from headstart.core.command_line import command_line
+from headstart.core.graph import load_graph
+from headstart.core.stages import run_stage
 
 KEYS = ("head", "head_tta", "fine_tuned", "fine_tuned_tta")
 

@@ -14,7 +14,7 @@ from headstart.activations.compute import File, Filled, assemble, fill
 from headstart.activations.engine import Engine, build_engine
 from headstart.activations.store import write_shards
 from headstart.core.files import sha256_file
-from headstart.core.parallel import count
+from headstart.hardware import resolve_workers
 from headstart.images.loader import ImageSource
 from headstart.images.transforms import Augmentation
 from headstart.models.backbones import Backbone, build_backbone
@@ -40,7 +40,7 @@ class Side:
 
     def run(self, cache: Cache, out: Path, files: list[File], views: int = 0) -> Filled:
         """From files to Arrow files, through the cache."""
-        filled = fill(cache, self.engine, self.images, files, views=views, workers=count("auto"))
+        filled = fill(cache, self.engine, self.images, files, views=views, workers=resolve_workers("auto"))
         keys = [key for _, key in files]
         write_shards(out, assemble(cache, keys, views), self.shape, self.engine.plan.storage, {})
         return filled

@@ -20,7 +20,7 @@ from bench.data_sets import PHOTOS
 from bench.depthwise import BATCH, rounds, trained
 from bench.precompute import write_photos
 from bench.sides import keyed, said
-from headstart.core.parallel import count
+from headstart.hardware import resolve_workers
 from headstart.images.loader import KEPT_BYTES, ImageSource, Kept
 from headstart.models.backbones import build_backbone
 from headstart.models.cuts import cut_body
@@ -44,7 +44,7 @@ def sides(folder: Path, name: str, size: int) -> list[Callable[[], object]]:
     def images(kept: int) -> Feed:
         source = ImageSource(folder, 50_000_000, backbone.preprocessing, PHOTOS, 0, Kept(kept))
         train, valid = (lambda epoch, row: source.augmented(*files[row], epoch)), (lambda row: source.plain(*files[row]))
-        return live_feed((train, y), (valid, y), backbone.preprocessing, count("auto"), device)
+        return live_feed((train, y), (valid, y), backbone.preprocessing, resolve_workers("auto"), device)
 
     decoded, kept = images(0), images(KEPT_BYTES)
     with torch.no_grad():

@@ -19,8 +19,8 @@ from bench.data_sets import DIGITS, PHOTOS, Set, divide, interval, write_digits,
 from bench.sides import Side, keyed, set_up
 from headstart.activations.store import Activations
 from headstart.models.heads import adapt, build_head
+from headstart.seeds import derive_seed
 from headstart.training.head import Rows, train_head
-from headstart.training.loop import derive_seed
 from headstart.training.options import Options
 from headstart.training.validation import predict, scores
 

@@ -10,12 +10,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from headstart.core.errors import guarded
+from headstart.core.command_line import command_line, guarded
 from headstart.core.files import remove
+from headstart.core.graph import load_graph
 from headstart.core.params import Params, load_params
-from headstart.core.stages import command_line, load_graph
+from headstart.core.text import printable
 from headstart.datasets.builtin import NAMES, foreign, is_dvcs_link
-from headstart.ingest.tree import printable
 from headstart.versioning import workspace
 
 from flows import PROJECT

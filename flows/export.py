@@ -6,11 +6,11 @@ import argparse
 import logging
 import sys
 
-from headstart.core.arguments import check_out, path
-from headstart.core.errors import InputError, guarded
-from headstart.core.stages import command_line
+from headstart.core.command_line import command_line, guarded
+from headstart.core.errors import InputError
 from headstart.prediction.export import export
 
+from flows.arguments import check_out, path
 from flows.predict import model_of
 
 logger = logging.getLogger("headstart")

@@ -24,15 +24,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from headstart.core import offspring, pending
-from headstart.core.errors import InputError, OfTheMachine, Unavailable, guarded, is_transient
+from headstart.core import offspring
+from headstart.core.command_line import command_line, guarded
+from headstart.core.errors import InputError, OfTheMachine, Unavailable, is_transient
 from headstart.core.files import free_bytes, read_checked_json, remove
+from headstart.core.graph import Stage, load_graph
 from headstart.core.liveness import alive, dead, forget
-from headstart.core.param_edits import Edit, edit_params
 from headstart.core.params import Backbone, Params, load_params
-from headstart.core.stages import Stage, checkpoints, command_line, last_record, load_graph, run_stage
+from headstart.core.stages import checkpoints, last_record, run_stage
 from headstart.datasets.builtin import is_source, refuse_foreign
 from headstart.ingest.tree import preflight
+from headstart.tracking import pending
 from headstart.versioning import Workspace, cache_folders, workspace
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -50,6 +52,7 @@ from prefect.settings import (
 from prefect.states import Completed, Crashed
 
 from flows import PROJECT, artifacts
+from flows.param_edits import Edit, edit_params
 
 logger = logging.getLogger("headstart")
 MIN_FREE_BYTES = 300_000_000
@@ -178,7 +181,7 @@ def execute(
             logger.info("recording the run in MLflow")
             mlflow_run = record_pipeline(root, params, tags, started).address
         if pending.is_due(root, "register"):
-            from tasks.register import register
+            from flows.register import register
 
             logger.info("registering the model")
             verdict = register(root, params).sentence()

@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from headstart.core import offspring
-from headstart.core.arguments import check_out, number, path, whole
-from headstart.core.errors import InputError, guarded
+from headstart.core.command_line import command_line, guarded
+from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.core.liveness import alive
-from headstart.core.parallel import count
 from headstart.core.params import load_params
-from headstart.core.stages import command_line
-from headstart.ingest.tree import printable
+from headstart.core.text import printable
+from headstart.hardware import resolve_workers
 from headstart.models.classes import unknown_classes, warning
 from headstart.prediction.batch import Predictions, predict_folder, write_predictions
-from headstart.prediction.supervisor import Job
+from headstart.prediction.supervisor import ScoringJob
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
 from flows import PROJECT
+from flows.arguments import check_out, number, path, whole
 from flows.pipeline import close_dead_flow_runs
 
 logger = logging.getLogger("headstart")
@@ -55,13 +55,13 @@ def predict_images(
     unknown = unknown_classes(file, PROJECT / "data/manifest.parquet")
     if unknown:
         logger.warning("  %s", printable(warning(unknown)))
-    job = Job(
+    job = ScoringJob(
         model=file,
         digest=sha256_file(file),
         top=top,
         timeout=data.file_timeout,
-        workers=count(runtime.workers),
-        threads=count(runtime.threads),
+        workers=resolve_workers(runtime.workers),
+        threads=resolve_workers(runtime.threads),
         device=runtime.device,
     )
     found = predict_folder(images, job, state=PROJECT / ".headstart" / "predictions.sqlite", abstain_below=abstain_below)

@@ -10,12 +10,11 @@ import argparse
 import os
 import sys
 
-from headstart.core.arguments import whole
-from headstart.core.errors import guarded
-from headstart.core.stages import command_line
+from headstart.core.command_line import command_line, guarded
 from headstart.web import LOOPBACK, Gate
 
 from flows import PROJECT as PROJECT  # sets Prefect up
+from flows.arguments import whole
 
 
 def main() -> int:

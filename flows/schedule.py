@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 
-from headstart.core import arguments
-from headstart.core.errors import InputError, guarded
-from headstart.core.stages import command_line
+from headstart.core.command_line import command_line, guarded
+from headstart.core.errors import InputError
 
-from flows import PROJECT
+from flows import PROJECT, arguments
 from flows.pipeline import close_dead_flow_runs
 from flows.servers import Servers, free_port, prefect_command
 

@@ -6,15 +6,14 @@ import argparse
 import logging
 import sys
 
-from headstart.core.arguments import number, port
-from headstart.core.errors import guarded
-from headstart.core.stages import command_line
-from headstart.ingest.tree import printable
+from headstart.core.command_line import command_line, guarded
+from headstart.core.text import printable
 from headstart.models.classes import unknown_classes, warning
 from headstart.tracking.scoring import scoring_application
 from headstart.web import LOOPBACK, Gate
 
 from flows import PROJECT
+from flows.arguments import number, port
 from flows.servers import free_port
 
 logger = logging.getLogger("headstart")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from headstart.core.arguments import port
-from headstart.core.errors import guarded
-from headstart.core.stages import command_line
+from headstart.core.command_line import command_line, guarded
 from headstart.tracking.store import store, ui_command
 
 from flows import PROJECT
+from flows.arguments import port
 from flows.servers import Servers, free_port, prefect_command
 
 

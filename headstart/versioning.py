@@ -69,7 +69,7 @@ def cache_folders(root: Path) -> list[Path]:
     return [dvc_dir / "cache", *([dvc_dir / configured] if configured else [])]
 
 
-def snapshot(root: Path, source: Path, name: str) -> Path:
+def copy_into_dvc(root: Path, source: Path, name: str) -> Path:
     """Put a copy of a folder's content under DVC as data/NAME: `dvc add -o data/NAME SOURCE`.
 
     Returns:

@@ -1,6 +1,6 @@
 """One module per stage: read files and parameters, call the library, write files."""
 
-from headstart.core import snapshot as snapshot  # first: hashes the code before the rest of it is imported
+from headstart.core import code_digest as code_digest  # first: hashes the code before the rest of it is imported
 
 try:
     import pydantic as pydantic

@@ -16,13 +16,15 @@ import pyarrow.parquet as pq
 import torch
 from headstart.activations.engine import build_engine
 from headstart.activations.store import Activations
+from headstart.core.command_line import main
 from headstart.core.files import sha256_file, write_bytes, write_json, write_text
-from headstart.core.parallel import chunks, count
+from headstart.core.parallel import chunks
 from headstart.core.progress import track
-from headstart.core.stages import Job, Summary, main
+from headstart.core.stages import StageContext, Summary
 from headstart.evaluation import galleries, metrics, plots, report
 from headstart.evaluation.galleries import Judged
 from headstart.evaluation.look_alikes import BLOCK, look_alikes
+from headstart.hardware import resolve_workers
 from headstart.images.loader import KEPT_BYTES, ImageSource, Kept, image_map
 from headstart.images.transforms import Augmentation
 from headstart.manifest import read_manifest, without_copies, write_csv
@@ -36,25 +38,25 @@ logger = logging.getLogger("headstart")
 TUNED = "models/fine_tuned.safetensors"
 
 
-def evaluate(job: Job) -> Summary:
+def evaluate(context: StageContext) -> Summary:
     """Write reports/{metrics.json, predictions.parquet, look_alikes.csv, report.html} and reports/pictures/."""
-    params = job.params
-    manifest = read_manifest(job.root / "data/manifest.parquet")
+    params = context.params
+    manifest = read_manifest(context.root / "data/manifest.parquet")
     test, files = without_copies(manifest, "test"), manifest[manifest["split"] == "test"].reset_index(drop=True)
     y_n = torch.tensor(test["class_index"].to_numpy(), dtype=torch.int64)
-    head, _ = load_head(job.root / "models/head.safetensors")
-    activations = Activations(job.root / "data/activations/pooled")
+    head, _ = load_head(context.root / "models/head.safetensors")
+    activations = Activations(context.root / "data/activations/pooled")
     head_vnc = torch.stack([predict(head, [activations.rows(list(test["key"]), view)]) for view in range(activations.views)])
-    model, card = load_classifier(job.root / "models/fine_tuned.safetensors")
+    model, card = load_classifier(context.root / "models/fine_tuned.safetensors")
     images = ImageSource(
-        folder=job.root / params.data.source,
+        folder=context.root / params.data.source,
         max_pixels=params.data.max_pixels,
         preprocessing=card.preprocessing,
         augmentation=Augmentation(**params.precompute.augment.model_dump()),
         seed=params.precompute.view_seed,
         kept=Kept(KEPT_BYTES),
     )
-    tuned_vnc = all_views(job, images, model, test)
+    tuned_vnc = all_views(context, images, model, test)
     p = {
         "head": head_vnc[0].double().softmax(1),
         "head_tta": metrics.test_time_augmentation(head_vnc, params.evaluate.tta),
@@ -65,17 +67,17 @@ def evaluate(job: Job) -> Summary:
         name: metrics.summarise(p_nc, y_n) for name, p_nc in p.items()
     }
     results["comparisons"] = report.compare_models(p, y_n, params.seed)
-    write_json(job.output("reports/metrics.json"), results)
+    write_json(context.output("reports/metrics.json"), results)
     judged = galleries.Judged(images, test, p["fine_tuned_tta"], card.classes)
     row_of = dict(zip(test["key"], range(len(test)), strict=True))
     p_of_files = judged.p_nc[[row_of[key] for key in files["key"]]]
-    write_bytes(job.output("reports/predictions.parquet"), predictions(files, p_of_files, card))
+    write_bytes(context.output("reports/predictions.parquet"), predictions(files, p_of_files, card))
     counts = metrics.confusion_matrix(y_n, judged.p_nc.argmax(1), len(card.classes))
-    for name, data in pictures(job.root, judged, counts, y_n).items():
-        write_bytes(job.output(f"reports/pictures/{name}"), data)
+    for name, data in pictures(context.root, judged, counts, y_n).items():
+        write_bytes(context.output(f"reports/pictures/{name}"), data)
     pairs = alike(activations, manifest, test)
-    write_csv(job.output("reports/look_alikes.csv"), pairs)
-    write_text(job.output("reports/report.html"), html(job, results, manifest, judged, counts, card, pairs))
+    write_csv(context.output("reports/look_alikes.csv"), pairs)
+    write_text(context.output("reports/report.html"), html(context, results, manifest, judged, counts, card, pairs))
     if len(pairs):
         logger.warning("  %s test images look much like a training image: reports/look_alikes.csv", len(pairs))
     for row in report.result_rows(results):
@@ -83,12 +85,12 @@ def evaluate(job: Job) -> Summary:
     return {f"{name}_accuracy": results[name]["accuracy"] for name in p}
 
 
-def all_views(job: Job, images: ImageSource, model: Classifier, test: pd.DataFrame) -> torch.Tensor:
+def all_views(context: StageContext, images: ImageSource, model: Classifier, test: pd.DataFrame) -> torch.Tensor:
     """The fine-tuned model's logits [v, n, c] of every view of the test images.
 
     As in precompute, by the same engine, each worker decodes and classifies in one thread.
     """
-    params, settings = job.params, job.params.precompute
+    params, settings = context.params, context.params.precompute
     engine = build_engine(
         model.body,
         images.preprocessing,
@@ -108,7 +110,7 @@ def all_views(job: Job, images: ImageSource, model: Classifier, test: pd.DataFra
         logits: torch.Tensor = model.head(torch.cat([engine(some) for some in x.split(settings.batch_size)]))
         return logits
 
-    workers, parts = count(params.runtime.workers), chunks(files, max(1, settings.batch_size // views))
+    workers, parts = resolve_workers(params.runtime.workers), chunks(files, max(1, settings.batch_size // views))
     done = track(
         image_map(classify, parts, workers, ahead=2 * workers),
         "classifying test images",
@@ -159,7 +161,7 @@ def pictures(root: Path, judged: Judged, counts: np.ndarray, y_n: torch.Tensor) 
 
 
 def html(
-    job: Job,
+    context: StageContext,
     results: dict[str, Any],
     manifest: pd.DataFrame,
     judged: Judged,
@@ -168,7 +170,7 @@ def html(
     pairs: pd.DataFrame,
 ) -> str:
     """The report of this evaluation; `pictures` has been written."""
-    root, params = job.root, job.params
+    root, params = context.root, context.params
     digests = {name: sha256_file(root / name) for name in ("data/manifest.parquet", "models/head.safetensors", TUNED)}
     searches = [
         report.search_section(root / "reports/find_lr", "Of the head, on cached activations"),
@@ -176,7 +178,7 @@ def html(
     ]
     verdict = root / "reports/fine_tune/bn_freeze.json"
     shown = {
-        name: report.base64_text(job.output(f"reports/pictures/{name}.png").read_bytes())
+        name: report.base64_text(context.output(f"reports/pictures/{name}.png").read_bytes())
         for name in ("confusion_matrix", "calibration", "training")
     }
     return report.render(

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import logging
 
-from headstart.core.stages import Job, Summary, main
+from headstart.core.command_line import main
+from headstart.core.stages import StageContext, Summary
 from headstart.datasets.builtin import is_source, refuse_foreign, write_digits, write_oxford_pets
 
 logger = logging.getLogger("headstart")
 
 
-def fetch_data(job: Job) -> Summary:
+def fetch_data(context: StageContext) -> Summary:
     """Write `data.builtin` as class folders to data/NAME; an empty folder (DVC wants one) where data.source is another.
 
     Raises:
         InputError: data/NAME holds what somebody else put there, or a download failed.
     """
-    name, source = job.params.data.builtin, job.params.data.source
-    refuse_foreign(job.root, name)
-    folder = job.output(f"data/{name}")
-    if not is_source(job.root, source, name):
+    name, source = context.params.data.builtin, context.params.data.source
+    refuse_foreign(context.root, name)
+    folder = context.output(f"data/{name}")
+    if not is_source(context.root, source, name):
         folder.mkdir()
         logger.info("  data.source is %s: the built-in set %s is not made", source, name)
         return {"images": 0}
     if name == "digits":
         return {"images": write_digits(folder)}
-    downloads = job.root / ".headstart" / "downloads"
+    downloads = context.root / ".headstart" / "downloads"
     return {"images": write_oxford_pets(folder, downloads, by_breed=name.endswith("breeds"))}
 
 

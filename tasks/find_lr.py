@@ -6,26 +6,27 @@ import logging
 
 import torch
 from headstart.activations.store import Activations
-from headstart.core.stages import Job, Summary, main
-from headstart.evaluation.searches import write_search
+from headstart.core.command_line import main
+from headstart.core.stages import StageContext, Summary
 from headstart.manifest import read_manifest
 from headstart.models.heads import adapt, build_head
 from headstart.runtime import configure
+from headstart.seeds import derive_seed
 from headstart.tracking.runs import stage_run
 from headstart.training.head import activations_of, endless, head_prepare
-from headstart.training.loop import derive_seed
+from headstart.training.lr_report import write_search
 from headstart.training.lr_search import Curve, range_test, suggest
 from headstart.training.options import Options
 
 logger = logging.getLogger("headstart")
 
 
-def find_lr(job: Job) -> Summary:
+def find_lr(context: StageContext) -> Summary:
     """Write reports/find_lr/{lr.json, curve.csv, curve.png}. No image is decoded."""
-    params, settings, training = job.params, job.params.find_lr, job.params.train_head
+    params, settings, training = context.params, context.params.find_lr, context.params.train_head
     configure(params.runtime.threads, "cpu")
-    manifest = read_manifest(job.root / "data/manifest.parquet")
-    activations = Activations(job.root / "data/activations/pooled")
+    manifest = read_manifest(context.root / "data/manifest.parquet")
+    activations = Activations(context.root / "data/activations/pooled")
     train = activations_of(activations, manifest[manifest["split"] == "train"])
     options = Options(
         batch_size=training.batch_size,
@@ -51,11 +52,11 @@ def find_lr(job: Job) -> Summary:
         )
 
     searched = {"lr_min": settings.lr_min, "lr_max": settings.lr_max, "steps": settings.steps, "seeds": settings.seeds}
-    with stage_run(job.root, "find_lr", searched) as log:
+    with stage_run(context.root, "find_lr", searched) as log:
         curves = [curve(number) for number in range(settings.seeds)]
         log.curve({"lr": lr, "smoothed_loss": loss} for lr, loss in zip(curves[0].lrs, curves[0].losses, strict=True))
     found = suggest(curves, settings.default)
-    write_search(job.output("reports/find_lr/lr.json").parent, curves, found)
+    write_search(context.output("reports/find_lr/lr.json").parent, curves, found)
     logger.info("  %s", found.sentence())
     return {"suggested_lr": found.lr}
 

@@ -12,13 +12,13 @@ import pandas as pd
 import torch
 from headstart.activations.engine import probe_images
 from headstart.activations.store import Activations
+from headstart.core.command_line import main
 from headstart.core.errors import InputError
 from headstart.core.files import read_checked_json, sha256_file, write_bytes, write_json
-from headstart.core.parallel import count
 from headstart.core.params import Stretch as Phase
 from headstart.core.progress import track
-from headstart.core.stages import Job, Summary, main
-from headstart.evaluation.searches import write_search
+from headstart.core.stages import StageContext, Summary
+from headstart.hardware import choose_precision, resolve_workers
 from headstart.images.loader import KEPT_BYTES, ImageSource, Kept
 from headstart.images.transforms import Augmentation
 from headstart.manifest import read_manifest, without_copies
@@ -28,14 +28,16 @@ from headstart.models.freezing import has_batch_norm
 from headstart.models.heads import Classifier
 from headstart.models.trained import Card, load_head, refuse_another, save_model
 from headstart.models.weights import state_digest
-from headstart.runtime import configure, place, training_precision
+from headstart.runtime import configure, place
+from headstart.seeds import derive_seed
 from headstart.tracking.runs import stage_run
 from headstart.training import fine_tune as tuning
 from headstart.training.bn_choice import Verdict, choose
 from headstart.training.checkpoints import Checkpoint, open_checkpoint
 from headstart.training.fine_tune import Feed, Network, Stretch
 from headstart.training.head import activations_of
-from headstart.training.loop import History, derive_seed, history_files
+from headstart.training.loop import History, history_files
+from headstart.training.lr_report import write_search
 from headstart.training.lr_search import Curve, range_test, suggest
 from headstart.training.options import options_of
 from headstart.training.validation import predict
@@ -45,11 +47,11 @@ ARMS = {True: "frozen", False: "moving"}
 Rate = float | Sequence[float]
 
 
-def fine_tune(job: Job) -> Summary:
+def fine_tune(context: StageContext) -> Summary:
     """Write models/fine_tuned.safetensors and reports/fine_tune/{history,trace}.csv, lr.json, curve.*, bn_freeze.json."""
-    params, settings = job.params, job.params.fine_tune
+    params, settings = context.params, context.params.fine_tune
     device = configure(params.runtime.threads, params.runtime.device)
-    head, card = load_head(job.root / "models/head.safetensors")
+    head, card = load_head(context.root / "models/head.safetensors")
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
     if state_digest(backbone.body) != card.provenance["weights"] or dict(backbone.options) != dict(card.options):
         raise InputError("models/head.safetensors was trained on another backbone", fix="run the whole pipeline")
@@ -59,24 +61,25 @@ def fine_tune(job: Job) -> Summary:
     model = place(Classifier(backbone.body, head), device)
     if not has_batch_norm(model):
         logger.info("  bn_freeze changes nothing: %s has no batch norm", backbone.name)
-    precision, why = training_precision(settings.precision, device)
+    precision, why = choose_precision(settings.precision, device)
     logger.info("  training in %s (%s)", precision, why)
     network = Network(model, backbone.groups, settings.bn_freeze is not False, precision)
-    manifest = read_manifest(job.root / "data/manifest.parquet")
+    manifest = read_manifest(context.root / "data/manifest.parquet")
     pixels = Kept(KEPT_BYTES)
-    feeds = [feed_for(job, network, card, manifest, one, device, pixels) for one in settings.stretches()]
+    feeds = [feed_for(context, network, card, manifest, one, device, pixels) for one in settings.stretches()]
     identity = {
-        "head": sha256_file(job.root / "models/head.safetensors"),
-        "manifest": sha256_file(job.root / "data/manifest.parquet"),
+        "code": context.code,
+        "head": sha256_file(context.root / "models/head.safetensors"),
+        "manifest": sha256_file(context.root / "data/manifest.parquet"),
         "backbone": params.backbone.model_dump(),
         "augment": params.precompute.augment.model_dump(),
         "maps": [feed.digest for feed in feeds],
         "fine_tune": settings.model_dump(),
-        "find_lr": [params.find_lr.unfrozen.model_dump(), sha256_file(job.root / "reports/find_lr/lr.json")],
+        "find_lr": [params.find_lr.unfrozen.model_dump(), sha256_file(context.root / "reports/find_lr/lr.json")],
         "seed": params.seed,
         "precision": precision,
     }
-    tuner = Tuner(job, manifest, network, feeds, identity)
+    tuner = Tuner(context, manifest, network, feeds, identity)
     lr = tuner.rate()
     arms = [True, False] if settings.bn_freeze == "auto" and has_batch_norm(model) else [network.bn_freeze]
     start = time.monotonic()
@@ -89,11 +92,11 @@ def fine_tune(job: Job) -> Summary:
     best_model, history = tuned[kept]
     best, found = history.best_epoch(), what_was_kept(history)
     logger.info("  %s", found["sentence"])
-    save_model(file := job.output("models/fine_tuned.safetensors"), best_model, card)
+    save_model(file := context.output("models/fine_tuned.safetensors"), best_model, card)
     refuse_another(file, best_model, probe_images(card.preprocessing.image_size, 2))
-    write_json(job.output("reports/fine_tune/kept.json"), found)
+    write_json(context.output("reports/fine_tune/kept.json"), found)
     for name, data in history_files(history).items():
-        write_bytes(job.output(f"reports/fine_tune/{name}"), data)
+        write_bytes(context.output(f"reports/fine_tune/{name}"), data)
     rate = lr if isinstance(lr, float) else ", ".join(f"{one:g}" for one in lr)
     return {
         "lr": rate,
@@ -126,24 +129,24 @@ def what_was_kept(history: History) -> dict[str, str | int | float]:
 class Tuner:
     """Fine-tuning from one head: the search, the arms, the choice between them."""
 
-    job: Job
+    context: StageContext
     manifest: pd.DataFrame
     network: Network
     feeds: Sequence[Feed]
     identity: Mapping[str, object]
 
     def split(self, name: str) -> pd.DataFrame:
-        """The manifest's rows of one split; of those that choose, copies count once."""
+        """The manifest's rows of one split; of those that choose, copies resolve_workers once."""
         return split_of(self.manifest, name)
 
     def checkpoint(self, name: str) -> Checkpoint:
         """The place of one training."""
         device = next(self.network.model.parameters()).device.type
-        return open_checkpoint(self.job.checkpoints, self.identity, name, device)
+        return open_checkpoint(self.context.checkpoints, self.identity, name, device)
 
     def stretches(self, lr: Rate) -> list[Stretch]:
         """The phases; `lr` for those whose rate is `auto`."""
-        settings = self.job.params.fine_tune
+        settings = self.context.params.fine_tune
         return [
             Stretch(one.unfreeze_from, one.epochs, lr if one.lr == "auto" else one.lr, settings.lr_ratio)
             for one in settings.stretches()
@@ -152,9 +155,9 @@ class Tuner:
     def rate(self) -> Rate:
         """The last phase's rate: as params.yaml has it, or found by a range test on the unfrozen network."""
         params, settings, folder = (
-            self.job.params,
-            self.job.params.fine_tune,
-            self.job.output("reports/fine_tune/lr.json").parent,
+            self.context.params,
+            self.context.params.fine_tune,
+            self.context.output("reports/fine_tune/lr.json").parent,
         )
         if settings.lr != "auto":
             return settings.lr
@@ -186,22 +189,22 @@ class Tuner:
 
     def head_rate(self) -> float:
         """What find_lr suggests for the head; half of it is the default here, as in fastai 2's `fine_tune`."""
-        return float(read_checked_json(self.job.root / "reports/find_lr/lr.json")["lr"])
+        return float(read_checked_json(self.context.root / "reports/find_lr/lr.json")["lr"])
 
     def tune(self, bn_freeze: bool, lr: Rate, name: str) -> tuple[Classifier, History]:
         """Train a copy of the network, as a tracked run of its own."""
-        settings = self.job.params.fine_tune
+        settings = self.context.params.fine_tune
         network = replace(self.network, model=copy.deepcopy(self.network.model), bn_freeze=bn_freeze, views={})
         checkpoint, train = self.checkpoint(ARMS[bn_freeze]), self.split("train")
         used = settings.model_dump() | {"lr_used": lr, "bn_freeze_used": bn_freeze, "precision_used": network.precision}
-        with stage_run(self.job.root, name, used, checkpoint.run_path) as log:
+        with stage_run(self.context.root, name, used, checkpoint.run_path) as log:
             history = tuning.fine_tune(
                 network,
                 list(zip(self.stretches(lr), self.feeds, strict=True)),
                 y_train=labels(train),
                 y_valid=labels(self.split("valid")),
                 options=options_of(settings),
-                seed=self.job.params.seed,
+                seed=self.context.params.seed,
                 log=log,
                 name_of=list(train["path"]).__getitem__,
                 checkpoint=checkpoint,
@@ -218,14 +221,20 @@ class Tuner:
             .softmax(1)
             for arm in (True, False)
         )
-        found = choose(frozen, moving, y_n, self.network.model.body, derive_seed(self.job.params.seed, "bn_freeze"))
-        write_json(self.job.output("reports/fine_tune/bn_freeze.json"), found.as_json())
+        found = choose(frozen, moving, y_n, self.network.model.body, derive_seed(self.context.params.seed, "bn_freeze"))
+        write_json(self.context.output("reports/fine_tune/bn_freeze.json"), found.as_json())
         logger.info("  bn_freeze: %s", found.sentence())
         return found
 
 
 def feed_for(
-    job: Job, network: Network, card: Card, manifest: pd.DataFrame, phase: Phase, device: torch.device, pixels: Kept
+    context: StageContext,
+    network: Network,
+    card: Card,
+    manifest: pd.DataFrame,
+    phase: Phase,
+    device: torch.device,
+    pixels: Kept,
 ) -> Feed:
     """A phase's inputs: a cached map, where precompute kept one that nothing below trains; else the images.
 
@@ -235,10 +244,10 @@ def feed_for(
     Raises:
         InputError: the map is of other weights.
     """
-    params, splits = job.params, ("train", "valid")
+    params, splits = context.params, ("train", "valid")
     frozen, after = network.frozen(phase.unfreeze_from), params.precompute.map_after
     if after in frozen and phase.image_size == "none":
-        maps = Activations(job.root / f"data/activations/{after}")
+        maps = Activations(context.root / f"data/activations/{after}")
         front, _ = cut_body(network.model.body, network.groups, after)
         if maps.meta["weights"] != state_digest(front):
             raise InputError(f"data/activations/{after} is of other weights", fix="run the whole pipeline")
@@ -246,7 +255,7 @@ def feed_for(
         rows, held = (activations_of(maps, split_of(manifest, split)) for split in splits)
         return tuning.cached_feed(after, rows, held, device, maps.digest())
     images = ImageSource(
-        folder=job.root / params.data.source,
+        folder=context.root / params.data.source,
         max_pixels=params.data.max_pixels,
         preprocessing=card.preprocessing,
         augmentation=Augmentation(**params.precompute.augment.model_dump()),
@@ -260,13 +269,13 @@ def feed_for(
         train=(lambda epoch, row: sized.augmented(train["path"][row], train["key"][row], epoch), labels(train)),
         valid=(lambda row: images.plain(valid["path"][row], valid["key"][row]), labels(valid)),
         preprocessing=card.preprocessing,
-        workers=count(params.runtime.workers),
+        workers=resolve_workers(params.runtime.workers),
         device=device,
     )
 
 
 def split_of(manifest: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The rows of the training split, or of the validation split, where copies count once."""
+    """The rows of the training split, or of the validation split, where copies resolve_workers once."""
     return without_copies(manifest, name) if name == "valid" else manifest[manifest["split"] == name].reset_index(drop=True)
 
 

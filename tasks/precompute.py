@@ -10,8 +10,9 @@ import pandas as pd
 from headstart.activations.build import Settings, build, refuse_too_large
 from headstart.activations.cache import open_root, record_use, row_bytes
 from headstart.activations.compute import File
-from headstart.core.parallel import count
-from headstart.core.stages import Job, Summary, main
+from headstart.core.command_line import main
+from headstart.core.stages import StageContext, Summary
+from headstart.hardware import resolve_workers
 from headstart.images.loader import KEPT_BYTES, ImageSource, Kept
 from headstart.images.transforms import Augmentation
 from headstart.manifest import read_manifest, whites_of
@@ -22,21 +23,21 @@ from headstart.runtime import configure
 logger = logging.getLogger("headstart")
 
 
-def precompute(job: Job) -> Summary:
+def precompute(context: StageContext) -> Summary:
     """Write data/activations/pooled/*.arrow, and data/activations/GROUP/*.arrow where map_after names a layer group.
 
     Raises:
         InputError: weights that cannot be had, a body whose activations cannot be cached, an image that changed,
             not enough disk, a cache that cannot be used.
     """
-    params, settings = job.params, job.params.precompute
+    params, settings = context.params, context.params.precompute
     device = configure(params.runtime.threads, params.runtime.device)
-    listed = read_manifest(job.root / "data/manifest.parquet")
+    listed = read_manifest(context.root / "data/manifest.parquet")
     manifest = listed.drop_duplicates("key").sort_values("key")
     files = {"pooled": files_of(manifest)}
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
     images = ImageSource(
-        folder=job.root / params.data.source,
+        folder=context.root / params.data.source,
         max_pixels=params.data.max_pixels,
         preprocessing=replace(backbone.preprocessing, whites=whites_of(listed)),
         augmentation=Augmentation(**settings.augment.model_dump()),
@@ -47,11 +48,11 @@ def precompute(job: Job) -> Summary:
     if settings.map_after != "none":
         bodies[settings.map_after], _ = cut_body(backbone.body, backbone.groups, settings.map_after)
         files[settings.map_after] = files_of(manifest[manifest["split"].isin(["train", "valid"])])  # what fine_tune reads
-    root = open_root(job.root / Path(params.runtime.cache_dir).expanduser())
+    root = open_root(context.root / Path(params.runtime.cache_dir).expanduser())
     widest = "float16" if settings.storage == "float16" else "float32"
     sizes = {cut: row_bytes(output_shape(body, params.backbone.image_size), widest) for cut, body in bodies.items()}
     needed = sum(len(files[cut]) * (1 + settings.views) * size for cut, size in sizes.items())
-    refuse_too_large(job.root, root, needed, settings.max_gb)
+    refuse_too_large(context.root, root, needed, settings.max_gb)
     if not settings.views:
         logger.info("  precompute.views is 0: with precomputed activations, data augmentation does nothing")
     how = Settings(
@@ -61,11 +62,11 @@ def precompute(job: Job) -> Summary:
         settings.storage,
         settings.batch_size,
         device,
-        count(params.runtime.workers),
+        resolve_workers(params.runtime.workers),
     )
     built = {
         cut: build(
-            job.output(f"data/activations/{cut}/x").parent,
+            context.output(f"data/activations/{cut}/x").parent,
             root,
             backbone=backbone,
             body=body,
@@ -76,7 +77,7 @@ def precompute(job: Job) -> Summary:
         )
         for cut, body in bodies.items()
     }
-    record_use(root, job.root, {cut: one.namespace for cut, one in built.items()}, params)
+    record_use(root, context.root, {cut: one.namespace for cut, one in built.items()}, params)
     return built["pooled"].summary()
 
 

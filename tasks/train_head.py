@@ -5,42 +5,49 @@ from __future__ import annotations
 import logging
 
 from headstart.activations.store import Activations
+from headstart.core.command_line import main
 from headstart.core.files import read_checked_json, sha256_file, write_bytes
-from headstart.core.stages import Job, Summary, main
+from headstart.core.stages import StageContext, Summary
 from headstart.images.transforms import Preprocessing
 from headstart.manifest import class_order, read_manifest, without_copies
 from headstart.models.heads import adapt, build_head
 from headstart.models.trained import Card, save_model
 from headstart.runtime import configure
+from headstart.seeds import derive_seed
 from headstart.tracking.runs import stage_run
 from headstart.training import head as head_training
 from headstart.training.checkpoints import open_checkpoint
 from headstart.training.head import activations_of
-from headstart.training.loop import derive_seed, history_files
+from headstart.training.loop import history_files
 from headstart.training.options import options_of
 
 logger = logging.getLogger("headstart")
 
 
-def train_head(job: Job) -> Summary:
+def train_head(context: StageContext) -> Summary:
     """Write models/head.safetensors and reports/train_head/{history,trace}.csv. No image is decoded."""
-    params, settings = job.params, job.params.train_head
+    params, settings = context.params, context.params.train_head
     configure(params.runtime.threads, "cpu")
-    manifest = read_manifest(job.root / "data/manifest.parquet")
-    activations = Activations(job.root / "data/activations/pooled")
+    manifest = read_manifest(context.root / "data/manifest.parquet")
+    activations = Activations(context.root / "data/activations/pooled")
     train = activations_of(activations, manifest[manifest["split"] == "train"])
     valid = activations_of(activations, without_copies(manifest, "valid"))
     classes = class_order(manifest["label"])
     lr = settings.lr
     if lr == "auto":
-        lr = float(read_checked_json(job.root / "reports/find_lr/lr.json")["lr"])
+        lr = float(read_checked_json(context.root / "reports/find_lr/lr.json")["lr"])
     head = build_head(settings.head, activations.width, len(classes), derive_seed(params.seed, "head"))
     adapt(head, train.plain())
-    provenance = {"weights": activations.meta["weights"], "manifest": sha256_file(job.root / "data/manifest.parquet")}
-    identity = provenance | {"activations": activations.digest(), "seed": params.seed} | settings.model_dump() | {"lr": lr}
-    checkpoint = open_checkpoint(job.checkpoints, identity, "head")
+    provenance = {"weights": activations.meta["weights"], "manifest": sha256_file(context.root / "data/manifest.parquet")}
+    identity = (
+        provenance
+        | {"code": context.code, "activations": activations.digest(), "seed": params.seed}
+        | settings.model_dump()
+        | {"lr": lr}
+    )
+    checkpoint = open_checkpoint(context.checkpoints, identity, "head")
     paths = list(manifest["path"][manifest["split"] == "train"])
-    with stage_run(job.root, "train_head", settings.model_dump() | {"lr_used": lr}, checkpoint.run_path) as log:
+    with stage_run(context.root, "train_head", settings.model_dump() | {"lr_used": lr}, checkpoint.run_path) as log:
         history = head_training.train_head(
             head,
             train,
@@ -66,9 +73,9 @@ def train_head(job: Job) -> Summary:
         classes=tuple(classes),
         provenance=provenance,
     )
-    save_model(job.output("models/head.safetensors"), head, card)
+    save_model(context.output("models/head.safetensors"), head, card)
     for name, data in history_files(history).items():
-        write_bytes(job.output(f"reports/train_head/{name}"), data)
+        write_bytes(context.output(f"reports/train_head/{name}"), data)
     return {"lr": lr, "valid_accuracy": best["valid_accuracy"], "epoch_kept": best["epoch"]}
 
 

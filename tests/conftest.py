@@ -117,7 +117,7 @@ def shapes(tmp_path: Path) -> Path:
 
 def make_project(folder: Path, **settings: str) -> Path:
     """A copy of this repository's tracked files as a project of its own, its data set linked at data/shapes."""
-    from headstart.core.param_edits import set_params
+    from flows.param_edits import set_params
 
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 
-from headstart.core.stages import command_line
-from headstart.images.transforms import Augmentation, augmented_view, view_generator
+from headstart.core.command_line import command_line
+from headstart.images.transforms import Augmentation, augmented_view
 from headstart.models.backbones import build_backbone
 from headstart.models.heads import Classifier, build_head
 from headstart.models.weights import state_digest
 from headstart.runtime import place
+from headstart.seeds import view_generator
 from headstart.training import checkpoints, loop
 from headstart.training.checkpoints import Checkpoint
 from headstart.training.fine_tune import Network, Stretch, fine_tune, live_feed

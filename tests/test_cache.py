@@ -12,10 +12,11 @@ import time
 import numpy as np
 import pytest
 
-from headstart.activations import __main__ as commands
+from flows import cache as commands
+from flows.param_edits import set_params
 from headstart.activations.cache import TAG, Cache, open_cache, open_root, places, record_use, split_place
-from headstart.core.errors import InputError, guarded
-from headstart.core.param_edits import set_params
+from headstart.core.command_line import guarded
+from headstart.core.errors import InputError
 from headstart.core.params import load_params
 from headstart.images.transforms import Augmentation
 from tests.conftest import REPOSITORY, make_project, write_shapes
@@ -200,7 +201,8 @@ def test_a_damaged_row_is_recomputed_and_reported(shapes, tmp_path, caplog):
 
 @pytest.mark.e2e
 def test_labels_splits_and_names_recompute_nothing_and_settings_everything(tmp_path, caplog, monkeypatch):
-    from headstart.core.stages import load_graph, run_stage
+    from headstart.core.graph import load_graph
+    from headstart.core.stages import run_stage
     from tasks.link_data import link_data
     from tasks.precompute import precompute
 

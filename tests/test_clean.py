@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flows import clean
+from headstart.core.graph import load_graph
 from headstart.core.params import load_params
-from headstart.core.stages import load_graph
 from headstart.datasets.builtin import write_digits
 from headstart.versioning import workspace
 from tests.conftest import write_shapes

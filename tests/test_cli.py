@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from headstart.core import files, progress
-from headstart.core.errors import InputError, explain, guarded
+from headstart.core.command_line import guarded
+from headstart.core.errors import InputError, explain
 from tests.conftest import REPOSITORY
 
 

@@ -148,7 +148,7 @@ def cases() -> Iterator[tuple[str, list[str], list[str]]]:
     yield link, ["--relink"], ["belong to --from"]
     yield link, ["more"], ["unrecognized arguments: more"]
 
-    register = "tasks.register"
+    register = "flows.register"
     yield register, [], ["models/fine_tuned.safetensors: no such file", "run the pipeline first"]
     yield register, ["--champion"], ["--champion: expected one argument"]
     for version in ("0", "-1", "x", "9" * 20):

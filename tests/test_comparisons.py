@@ -6,9 +6,9 @@ import torch
 from scipy import stats
 from torch import nn
 
-from headstart.evaluation.comparisons import Comparison, bootstrap_interval, compare, mcnemar
 from headstart.evaluation.metrics import reliability
 from headstart.models.backbones import build_backbone
+from headstart.statistics import Comparison, bootstrap_interval, compare, mcnemar
 from headstart.training.bn_choice import choose
 
 

@@ -10,10 +10,11 @@ import pytest
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.ingest.splits import HELD_OUT, share_and_fold, split_share, unusual_shares
+from headstart.ingest.splits import HELD_OUT, unusual_shares
 from headstart.ingest.summary import pictures, summarise
 from headstart.ingest.tree import preflight
 from headstart.manifest import read_manifest, write_csv, write_manifest
+from headstart.seeds import share_and_fold
 from tests.conftest import encode, picture, scan_folder, write_shapes
 
 
@@ -59,10 +60,10 @@ def test_a_split_never_moves_when_images_are_added_renamed_or_removed(shapes):
 
 
 def test_split_shares_are_uniform_and_depend_on_the_seed():
-    shares = np.array([split_share(0, f"{i:064x}") for i in range(4000)])
+    shares = np.array([share_and_fold(0, f"{i:064x}", 1)[0] for i in range(4000)])
     assert shares.min() >= 0 and shares.max() < 1
     assert abs((shares < 0.2).mean() - 0.2) < 0.02
-    assert split_share(0, "k") != split_share(1, "k")
+    assert share_and_fold(0, "k", 1)[0] != share_and_fold(1, "k", 1)[0]
 
 
 def test_copies_stay_together_and_are_kept_once_per_split(shapes):

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from headstart.activations import engine as engine_module
-from headstart.activations.engine import Engine, Plan, build_engine, fidelity, plan_engine, plan_precision, plan_storage
+from headstart.activations.engine import Engine, Plan, build_engine, fidelity, plan_engine, plan_storage
 from headstart.core.errors import InputError
+from headstart.hardware import choose_precision
 from headstart.images.transforms import normalise
 from headstart.models.backbones import build_backbone
 from headstart.models.folding import fold_batch_norms
 from headstart.models.freezing import layer_groups
 from headstart.models.heads import Classifier, build_head
-from headstart.runtime import training_precision
 from tests.machines import pretend
 
 CPU = torch.device("cpu")
@@ -158,11 +158,11 @@ def test_fidelity_is_measured_against_plain_float32():
 )
 def test_auto_precision_follows_the_hardware(monkeypatch, machine, precision):
     pretend(monkeypatch, machine)
-    assert plan_precision("auto", CPU)[0] == precision
-    assert training_precision("auto", CPU)[0] == precision
-    assert plan_precision("bfloat16", CPU)[0] == "bfloat16"
+    assert choose_precision("auto", CPU)[0] == precision
+    assert choose_precision("auto", CPU)[0] == precision
+    assert choose_precision("bfloat16", CPU)[0] == "bfloat16"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    assert plan_precision("auto", torch.device("cuda"))[0] == "float32"
+    assert choose_precision("auto", torch.device("cuda"))[0] == "float32"
 
 
 def test_auto_precision_gives_bfloat16_up_where_it_is_not_exact_enough(monkeypatch):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from flows.param_edits import set_params
 from flows.pipeline import FRESH, RAN, RESTORED, check_inputs, run_or_reuse
 from headstart.core.errors import InputError
-from headstart.core.param_edits import set_params
+from headstart.core.graph import load_graph
 from headstart.core.params import load_params
-from headstart.core.stages import load_graph, run_stage
+from headstart.core.stages import run_stage
 from headstart.datasets.builtin import NAMES, foreign, is_source, write_digits, write_oxford_pets
 from headstart.versioning import workspace
 from tasks.fetch_data import fetch_data
@@ -111,7 +112,7 @@ def test_what_a_user_put_there_is_never_replaced(tmp_path, what, source):
         check_inputs(project, params, [])
     with pytest.raises(InputError, match="data/digits is "):
         run_stage(load_graph(project, params)["fetch_data"], fetch_data, project, params)
-    assert "data/digits is " in run(project, str(BIN / "python"), "-m", "tasks.mend", code=2), (
+    assert "data/digits is " in run(project, str(BIN / "python"), "-m", "flows.repair", code=2), (
         "make repro looks before DVC does"
     )
     assert sorted(path.as_posix() for path in place.parent.rglob("*")) == before

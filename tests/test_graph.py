@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from headstart.core.graph import Stage, load_graph
 from headstart.core.params import Params, load_params
-from headstart.core.stages import Stage, load_graph
 from tests.conftest import REPOSITORY
 from tests.param_reads import Reads
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.param_edits import set_params
 from headstart.core.errors import InputError
-from headstart.core.param_edits import set_params
 from headstart.evaluation.report import data_section
 from headstart.ingest import conflicts as conflicts_module
 from headstart.ingest.conflicts import Labelled, conflicts

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from flows.param_edits import set_params
 from headstart.core.errors import InputError
-from headstart.core.param_edits import set_params
 from tests.conftest import encode, picture, write_shapes
 from tests.projects import run
 

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from headstart.core import pending
 from headstart.core.errors import InputError, Unavailable, is_transient
 from headstart.core.liveness import alive, dead, forget
+from headstart.tracking import pending
 
 DYING = """
 import os, signal, sys

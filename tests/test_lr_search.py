@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from headstart.evaluation.searches import write_search
 from headstart.models.backbones import build_backbone
 from headstart.models.heads import Classifier, build_head
 from headstart.models.weights import state_digest
 from headstart.training import fine_tune as tuning
 from headstart.training.fine_tune import Network, Stretch
 from headstart.training.head import endless, head_prepare, train_head
+from headstart.training.lr_report import write_search
 from headstart.training.lr_search import RULES, Curve, minimum, range_test, slide, steep, suggest, trim, valley
 from headstart.training.optimizers import cross_entropy
 from headstart.training.options import Options

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models as tv
 
+from flows import backbones as table
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.images.transforms import Preprocessing
-from headstart.models import __main__ as table
 from headstart.models.backbones import bare_backbone, build_backbone
 from headstart.models.heads import Classifier, Standardise, adapt, build_head
 from headstart.models.trained import Card, Outdated, load_card, load_classifier, load_head, save_model

@@ -12,7 +12,7 @@ import torch
 from headstart.activations import engine as engine_module
 from headstart.activations.engine import build_engine
 from headstart.core import parallel
-from headstart.core.parallel import cores, count
+from headstart.hardware import cores, resolve_workers
 from headstart.models.backbones import build_backbone
 from headstart.prediction.supervisor import score_all
 from tests.projects import how
@@ -69,7 +69,7 @@ def test_without_control_groups_affinity_decides(large, tmp_path):
 
 def test_auto_is_the_cores_and_a_number_is_kept(monkeypatch):
     monkeypatch.setattr(parallel, "cores", lambda: 5)
-    assert count("auto") == 5 and count(3) == 3
+    assert resolve_workers("auto") == 5 and resolve_workers(3) == 3
 
 
 def test_each_stage_gives_the_engine_its_workers(copied, monkeypatch):

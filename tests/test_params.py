@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.param_edits import set_params
 from headstart.core.errors import InputError
-from headstart.core.param_edits import set_params
 from headstart.core.params import load_params
 from tests.conftest import REPOSITORY
 

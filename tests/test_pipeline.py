@@ -15,12 +15,13 @@ import torch
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows import pipeline
+from flows.param_edits import set_params
 from flows.pipeline import FRESH, RAN, RESTORED, check_inputs, execute, summary_text
 from headstart.core import files
 from headstart.core.errors import InputError
-from headstart.core.param_edits import set_params
+from headstart.core.graph import load_graph
 from headstart.core.params import load_params
-from headstart.core.stages import load_graph, run_stage
+from headstart.core.stages import run_stage
 from headstart.images.loader import ImageSource
 from headstart.images.transforms import Augmentation, normalise
 from headstart.models.trained import load_classifier
@@ -243,9 +244,9 @@ def test_params_or_images_changed_under_a_running_stage_are_noticed(copied, monk
 
 
 def test_changed_code_is_noticed(copied, monkeypatch):
-    from headstart.core import snapshot
+    from headstart.core import code_digest
 
-    monkeypatch.setattr(snapshot, "CODE_AT_START", "of another state of the code")
+    monkeypatch.setitem(code_digest.CODE_AT_START, "headstart/core/stages.py", "of another state of the code")
     with pytest.raises(InputError, match="code changed since"):
         how(copied, "evaluate.tta=blend")
 
@@ -298,7 +299,7 @@ def test_a_half_written_lock_file_of_dvc_is_made_anew(copied):
     assert (copied / "dvc.lock").read_bytes() == whole
     (copied / "dvc.lock").write_bytes(whole[: whole.index(b"deps:") + 5])  # no dvc.lock, by DVC's schema
     assert "dvc.lock" in run(copied, "dvc", "repro", code=255)
-    assert "put aside" in run(copied, sys.executable, "-m", "tasks.mend")
+    assert "put aside" in run(copied, sys.executable, "-m", "flows.repair")
     assert "Running stage" not in run(copied, "dvc", "repro")
     assert (copied / "dvc.lock").read_bytes() == whole
 

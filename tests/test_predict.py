@@ -31,7 +31,7 @@ from headstart.prediction import batch
 from headstart.prediction.batch import Predictions, predict_folder, write_predictions
 from headstart.prediction.export import CARD, export
 from headstart.prediction.predictor import Predictor
-from headstart.prediction.supervisor import Job, score_all
+from headstart.prediction.supervisor import ScoringJob, score_all
 from headstart.tracking.registry import Registry
 from tests.conftest import encode, picture, scan_folder, write_shapes
 from tests.projects import ENVIRONMENT, run
@@ -51,9 +51,9 @@ def limited(model: Path, out: Path, max_pixels: int) -> Path:
     return out
 
 
-def job(model: Path, **changes: object) -> Job:
+def job(model: Path, **changes: object) -> ScoringJob:
     facts = {"model": model, "digest": sha256_file(model), "top": 2, "timeout": 20.0}
-    return Job(**facts | {"workers": 2, "threads": 1, "device": "cpu"} | changes)
+    return ScoringJob(**facts | {"workers": 2, "threads": 1, "device": "cpu"} | changes)
 
 
 def test_another_model_at_the_same_path_is_refused(model, folder, tmp_path):

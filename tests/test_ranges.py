@@ -19,7 +19,7 @@ from headstart.manifest import read_manifest, whites_of, without_copies, write_m
 from headstart.models.trained import load_card
 from headstart.prediction.batch import predict_folder
 from headstart.prediction.predictor import Predictor
-from headstart.prediction.supervisor import Job
+from headstart.prediction.supervisor import ScoringJob
 from tests.conftest import encode, scan_folder, write_shapes
 from tests.images import png
 from tests.projects import how
@@ -155,7 +155,7 @@ def test_a_model_brings_the_range_it_was_trained_with(project, tmp_path):
     assert seen.max() > 200, "not near black"
     summary = json.loads((project / "reports/data/summary.json").read_text())
     assert summary["warned"]["range"] == len(manifest) - 1 and summary["warned"]["elongated"] == 1
-    job = Job(
+    job = ScoringJob(
         project / "models/fine_tuned.safetensors", sha256_file(project / "models/fine_tuned.safetensors"), 1, 20.0, 1, 1, "cpu"
     )
     rows = predict_folder(folder, job, state=tmp_path / "s.sqlite").rows.set_index("path")

@@ -9,11 +9,12 @@ import sys
 import pandas as pd
 import pytest
 
+from flows.param_edits import edit_params
 from headstart.activations.store import Activations
 from headstart.core.errors import InputError
-from headstart.core.param_edits import edit_params
+from headstart.core.graph import load_graph
 from headstart.core.params import load_params
-from headstart.core.stages import load_graph, run_stage
+from headstart.core.stages import run_stage
 from headstart.datasets import builtin
 from tests.conftest import REPOSITORY, SMALL
 from tests.test_builtin import pets_archives, site  # noqa: F401 (a fixture)

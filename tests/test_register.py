@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
+from flows.register import against_guess, aligned, crown, judge, register
 from headstart.core.errors import InputError
 from headstart.core.params import load_params
 from headstart.manifest import read_manifest, write_manifest
 from headstart.models.trained import Outdated
 from headstart.tracking.registry import CHALLENGER, CHAMPION, NAME, Registry, find_model
-from tasks.register import against_guess, aligned, crown, judge, register
 from tests.projects import ENVIRONMENT, how, run
 
 # a head that has hardly trained
@@ -88,14 +88,14 @@ def test_registering_again_changes_nothing(mine):
 
 @pytest.mark.e2e
 def test_rollback_is_one_command_and_the_flow_does_not_undo_it(mine):
-    assert "version 1 is the champion: rolled back" in run(mine, sys.executable, "-m", "tasks.register", "--rollback")
+    assert "version 1 is the champion: rolled back" in run(mine, sys.executable, "-m", "flows.register", "--rollback")
     assert holders(mine) == (1, 2)
     assert "was rolled back" in again(mine).reason
     assert holders(mine) == (1, 2)
-    assert "no champion to go back to" in run(mine, sys.executable, "-m", "tasks.register", "--rollback", code=2)
-    assert "by hand" in run(mine, sys.executable, "-m", "tasks.register", "--champion", "2")
+    assert "no champion to go back to" in run(mine, sys.executable, "-m", "flows.register", "--rollback", code=2)
+    assert "by hand" in run(mine, sys.executable, "-m", "flows.register", "--champion", "2")
     assert holders(mine) == (2, 2)
-    assert "no version 9" in run(mine, sys.executable, "-m", "tasks.register", "--champion", "9", code=2)
+    assert "no version 9" in run(mine, sys.executable, "-m", "flows.register", "--champion", "9", code=2)
 
 
 def test_a_rollback_leads_back_from_a_choice_by_hand(mine):
@@ -181,7 +181,7 @@ def test_below_30_test_images_nothing_is_decided_and_a_person_may(done, tmp_path
     sentence = verdict(project, 1)
     assert sentence.startswith("version 1 stays challenger: of ")
     assert "nothing can be decided, at least 30 are needed" in sentence
-    assert "python -m tasks.register --champion 1" in sentence
+    assert "python -m flows.register --champion 1" in sentence
     assert Registry(project).holder(CHAMPION) is None
     assert crown(project, 1).promoted and holders(project) == (1, 1)
     assert again(project).promoted, "and stays it"
@@ -208,7 +208,7 @@ from mlflow import MlflowClient
 from headstart.core.params import load_params
 from headstart.manifest import read_manifest, write_manifest
 from headstart.models.trained import Outdated
-from tasks.register import register
+from flows.register import register
 name, when = sys.argv[1:]
 original = getattr(MlflowClient, name)
 def dies(self, *arguments, **options):
@@ -249,7 +249,7 @@ def test_two_promoters_make_one_version(done, tmp_path):
     _forget_models(project)
     both = [
         subprocess.Popen(
-            [sys.executable, "-m", "tasks.register"], cwd=project, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "flows.register"], cwd=project, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
         )
         for _ in range(2)
     ]
@@ -280,7 +280,7 @@ def test_classes_are_matched_by_name():
 
 def test_a_champion_of_an_earlier_version_blocks_nothing_and_it_is_said_what_to_do(mine, monkeypatch):
     """Its file lacks what is needed to build its network; it cannot be asked, and running the pipeline again does not help."""
-    from tasks import register as module
+    from flows import register as module
 
     champion, load = Registry(mine).holder(CHAMPION), module.load_card
 
@@ -293,7 +293,7 @@ def test_a_champion_of_an_earlier_version_blocks_nothing_and_it_is_said_what_to_
     how(mine, "fine_tune.lr=2e-3")
     sentence = verdict(mine, 3)
     assert sentence.startswith("version 3 stays challenger: version 2, the champion, is of an earlier Headstart")
-    assert "python -m tasks.register --champion 3" in sentence
+    assert "python -m flows.register --champion 3" in sentence
     assert holders(mine) == (2, 3)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from headstart.core.param_edits import set_params
+from flows.param_edits import set_params
 from headstart.core.yaml_text import read_yaml
 from tests.conftest import make_project
 from tests.projects import ENVIRONMENT, flow, how, ran, run

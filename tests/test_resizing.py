@@ -5,9 +5,10 @@ import importlib
 import pytest
 import torch
 
+from flows.param_edits import set_params
 from headstart.core.errors import InputError
-from headstart.core.param_edits import set_params
-from headstart.core.stages import load_graph, run_stage
+from headstart.core.graph import load_graph
+from headstart.core.stages import run_stage
 from headstart.models.backbones import build_backbone, refuse_size
 from headstart.training.fine_tune import Network
 

@@ -214,7 +214,7 @@ def test_a_killed_stage_goes_on_with_its_run_and_gives_the_same_bytes(project):
     """The real stage, killed from outside: by SIGKILL, then by SIGTERM, in the search and in both arms of bn_freeze: auto."""
     from mlflow import MlflowClient
 
-    from headstart.core.param_edits import set_params
+    from flows.param_edits import set_params
 
     quick = ["fine_tune.bn_freeze=auto", "fine_tune.lr=auto", "find_lr.unfrozen.steps=20", "find_lr.unfrozen.seeds=1"]
     set_params(project / "params.yaml", [*quick, "fine_tune.epochs=6", "runtime.threads=1"])

@@ -72,7 +72,7 @@ def test_group_rates():
     [(7, 1, 2, True), (4, 1, 2, False), (6, 3, 1, True), (5, 2, 1, False), (3, 1, 1, True)],
 )
 def test_sgdr_must_end_where_a_cycle_does(tmp_path, epochs, length, mult, right):
-    from headstart.core.param_edits import set_params
+    from flows.param_edits import set_params
 
     path = tmp_path / "params.yaml"
     path.write_text((REPOSITORY / "params.yaml").read_text())

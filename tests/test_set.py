@@ -15,12 +15,12 @@ import yaml
 from dvc.utils.serialize import load_yaml
 
 from flows import pipeline
+from flows.param_edits import edit_params, set_params
 from flows.pipeline import FRESH, RAN, check_inputs, run_or_reuse
 from headstart.core.errors import InputError, OfTheMachine, Unavailable
 from headstart.core.files import no_space
-from headstart.core.param_edits import edit_params, set_params
+from headstart.core.graph import load_graph
 from headstart.core.params import load_params
-from headstart.core.stages import load_graph
 from headstart.ingest.link import check_name
 from headstart.versioning import workspace
 from tasks import link_data

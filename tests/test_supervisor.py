@@ -11,11 +11,11 @@ import pytest
 from headstart.core.errors import InputError, Unavailable
 from headstart.prediction import batch, supervisor
 from headstart.prediction.batch import predict_folder
-from headstart.prediction.supervisor import Job, score_all
+from headstart.prediction.supervisor import ScoringJob, score_all
 from tests.conftest import write_shapes
 
 IDLE = 4.0
-JOB = Job(Path("no model"), "", 1, 0.5, 1, 1, "cpu")
+JOB = ScoringJob(Path("no model"), "", 1, 0.5, 1, 1, "cpu")
 # Fake scorers, which keep to the protocol. `start` gets the job; `answer` answers the file of an index.
 START = """
 import json, pathlib, socket, sys, time
@@ -84,7 +84,7 @@ def test_what_was_answered_before_a_hang_is_kept(tmp_path, monkeypatch):
 def test_who_computes_is_given_longer_and_not_for_ever(monkeypatch):
     monkeypatch.setattr(supervisor, "IDLE_SECONDS", 0.0)
     monkeypatch.setattr(supervisor, "_processor_seconds", lambda process: 10 * time.monotonic())
-    quick = Job(**JOB.__dict__ | {"timeout": 0.1})
+    quick = ScoringJob(**JOB.__dict__ | {"timeout": 0.1})
     assert [path for path, _ in score_all(["x"], quick, command(SLOW))] == ["x"]
     monkeypatch.setattr(supervisor, "BUSY_SECONDS", 1.0)
     with pytest.raises(Unavailable, match="no sign of life"):

@@ -19,7 +19,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import pipeline
 from flows.pipeline import check_server, server_there
-from headstart.core.errors import Unavailable, guarded
+from headstart.core.command_line import guarded
+from headstart.core.errors import Unavailable
 from headstart.tracking import record, store
 from tests.conftest import REPOSITORY, make_project
 from tests.projects import ENVIRONMENT, mlflow_runs, run

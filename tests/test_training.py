@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from headstart.core.errors import InputError
+from headstart.hardware import choose_precision
 from headstart.models.backbones import build_backbone
 from headstart.models.cuts import cut_body
 from headstart.models.depthwise import Depthwise
@@ -16,7 +17,6 @@ from headstart.models.folding import FoldedConv, training_view
 from headstart.models.freezing import freeze_except, layer_groups, trained_groups, training_mode
 from headstart.models.heads import Classifier, adapt, build_head
 from headstart.models.weights import state_digest
-from headstart.runtime import training_precision
 from headstart.training.fine_tune import Feed, Network, Stretch, cached_feed, fine_tune, live_feed
 from headstart.training.head import Rows, epoch_batches, train_head
 from headstart.training.loop import History, train_step
@@ -352,11 +352,11 @@ def test_weight_decay_is_for_matrices_and_kernels_only_and_each_group_has_its_ra
 def test_bfloat16_is_for_hardware_that_has_it(monkeypatch):
     for native, expected in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
-        assert training_precision("auto", CPU)[0] == expected
-        assert training_precision("float32", CPU)[0] == "float32"
+        assert choose_precision("auto", CPU)[0] == expected
+        assert choose_precision("float32", CPU)[0] == "float32"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    assert training_precision("auto", torch.device("cuda"))[0] == "float32"
-    assert training_precision("auto", torch.device("mps"))[0] == "float32"
+    assert choose_precision("auto", torch.device("cuda"))[0] == "float32"
+    assert choose_precision("auto", torch.device("mps"))[0] == "float32"
 
 
 @pytest.mark.parametrize("bn_freeze", [True, False])

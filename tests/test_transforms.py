@@ -3,15 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.images.transforms import (
-    Augmentation,
-    Preprocessing,
-    augmented_view,
-    normalise,
-    plain_view,
-    resized,
-    view_generator,
-)
+from headstart.images.transforms import Augmentation, Preprocessing, augmented_view, normalise, plain_view, resized
+from headstart.seeds import view_generator
 
 PRE = Preprocessing(32, 0.875, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 LESSON = Augmentation(preset="side_on", flip=True, rotate=10, zoom=1.1, lighting=0.1)

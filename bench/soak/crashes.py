@@ -19,8 +19,8 @@ from collections import Counter
 from pathlib import Path
 
 from bench.soak.project import REPRO, Digests, check, leftovers, new, outs, run
+from headstart.core.graph import load_graph
 from headstart.core.params import load_params
-from headstart.core.stages import load_graph
 
 CALLS = ("rename", "renameat", "renameat2", "fsync", "fdatasync", "write", "pwrite64", "ftruncate", "mkdir", "rmdir",
          "unlink", "unlinkat", "sendfile", "copy_file_range")  # fmt: skip

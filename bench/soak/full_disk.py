@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bench.soak.project import check, copy, environment, leftovers, new, outs
 from headstart.core.files import remove
+from headstart.core.graph import load_graph
 from headstart.core.params import load_params
-from headstart.core.stages import load_graph
 from tests.projects import how
 
 DISK_MB = 96

@@ -28,10 +28,10 @@ from bench.soak.project import (
     outs,
     run,
 )  # fmt: skip
-from headstart.core.param_edits import set_params
+from flows.param_edits import set_params
 from tests.projects import mlflow_runs
 
-MEND = (sys.executable, "-m", "tasks.mend")  # `make repro` runs it before `dvc repro`
+MEND = (sys.executable, "-m", "flows.repair")  # `make repro` runs it before `dvc repro`
 OF_DVC = re.compile(r"dvc\.lock' (validation failed|is invalid)|RWLock-file")
 SEEDS = 4
 LONGEST = 18.0  # seconds until the kill: about what a whole run takes
@@ -72,7 +72,7 @@ def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
     check(not prefects_running(api), f"left Running in Prefect: {prefects_running(api)}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(died.items()))
     return f"{rounds} kills ({kinds}): every rerun completed with the same bytes, none left running; \
-{mended} after `python -m tasks.mend`, for DVC had half written a file of its own"
+{mended} after `python -m flows.repair`, for DVC had half written a file of its own"
 
 
 def killed(project: Path, rng: random.Random, api: str) -> str:

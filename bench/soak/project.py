@@ -10,11 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from flows.param_edits import set_params
 from flows.servers import Servers, free_port, prefect_command
 from headstart.core.files import remove
-from headstart.core.param_edits import set_params
+from headstart.core.graph import load_graph
 from headstart.core.params import load_params
-from headstart.core.stages import load_graph
 from tests.conftest import make_project
 from tests.projects import ENVIRONMENT, how
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.soak.project import FLOW, REPRO, Digests, check, clean, from_scratch, new, outs, run
-from headstart.core.param_edits import set_params
+from flows.param_edits import set_params
 from tests.conftest import encode, picture
 
 EDITED = "headstart/evaluation/metrics.py"

@@ -33,7 +33,7 @@ TAG_TEXT = (
 )
 ENTRY = np.dtype([("place", "S34"), ("checksum", "<u8")])  # place: SHA-256 of the image, then the view (big-endian)
 BLOCK_BYTES = 32_000_000
-PRUNE = "free space (python -m headstart.activations prune), then run again; what was computed is kept"
+PRUNE = "free space (python -m flows.cache prune), then run again; what was computed is kept"
 DELETE = "delete the folder, or set runtime.cache_dir to another one"
 
 

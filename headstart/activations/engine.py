@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from headstart.core.errors import InputError
-from headstart.core.parallel import count
+from headstart.hardware import choose_precision, resolve_workers
 from headstart.images.loader import alone
 from headstart.images.transforms import Preprocessing, normalise
 from headstart.models.folding import fold_batch_norms
@@ -122,7 +122,7 @@ def build_engine(
         plain = body(normalise(probes, preprocessing)).float()
     folded, _ = fold_batch_norms(body, normalise(probes[:2], preprocessing))
     compiler = {"openvino": openvino_forward, "torch": torch_forward}[engine](
-        folded, preprocessing, batch_size, device, count(workers)
+        folded, preprocessing, batch_size, device, resolve_workers(workers)
     )
 
     def attempt(chosen: str) -> tuple[Forward, torch.Tensor, float]:
@@ -131,7 +131,7 @@ def build_engine(
         found = alone(lambda: torch.cat([forward(padded(part, batch_size))[: len(part)] for part in parts]))
         return forward, found, relative_error(found, plain)
 
-    wanted, reason = plan_precision(precision, device)
+    wanted, reason = choose_precision(precision, device)
     forward, found, error = attempt(wanted)
     if precision == "auto" and wanted == "bfloat16" and not error <= MAX_ERROR:
         wanted, reason = "float32", f"bfloat16 would be off by {error:.1%} on the probe"
@@ -153,26 +153,6 @@ def plan_engine(wanted: str, device: torch.device) -> str:
             f"precompute.engine: openvino, and runtime.device is {device.type}", fix="--set precompute.engine=auto"
         )
     return wanted
-
-
-def plan_precision(wanted: str, device: torch.device) -> tuple[str, str]:
-    """Resolve `auto` from what the hardware is, never from timing.
-
-    Returns:
-        The precision, "float32" or "bfloat16", and the reason in words.
-    """
-    if wanted != "auto":
-        return wanted, "as params say"
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ("bfloat16", "this GPU has bfloat16") if native else ("float32", "this GPU has no bfloat16")
-    if device.type == "mps":
-        return "float32", "on MPS"
-    if torch.cpu._is_amx_tile_supported():
-        return "bfloat16", "this CPU has AMX"
-    if torch.cpu._is_avx512_bf16_supported():
-        return "bfloat16", "this CPU has AVX512-BF16"
-    return "float32", "this CPU has no native bfloat16"
 
 
 def plan_storage(activations: torch.Tensor) -> str:

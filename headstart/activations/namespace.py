@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from headstart.activations.engine import Plan
-from headstart.core.files import canonical_json, sha256_bytes, sha256_file
+from headstart.core.code_digest import closure, digest
+from headstart.core.files import canonical_json, sha256_bytes
+from headstart.hardware import describe_processor, library_versions
 from headstart.images.transforms import Augmentation, Preprocessing
 
 LIBRARIES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "openvino")
 OPTIONAL = ("pillow-heif",)
-PACKAGE = Path(__file__).resolve().parents[1]
-# All first-party code between a file's bytes and a stored row; tests/test_namespace.py holds it against the imports.
-CODE = (
-    "activations/compute.py", "activations/engine.py", "images/containers.py", "images/decode.py", "images/loader.py",
-    "images/kinds.py", "images/reading.py", "images/transforms.py", "models/backbones.py", "models/cuts.py",
-    "models/families.py",
-    "models/folding.py", "models/weights.py", "runtime.py",
-)  # fmt: skip
+# Between a file's bytes and a stored row. Left out is what cannot change a row: the core (no pixel passes through it), and the
+# cache, which keeps bytes as they are.
+CODE = closure(
+    "headstart.activations.compute",
+    "headstart.models.backbones",
+    "headstart.models.cuts",
+    without=("headstart/core", "headstart/activations/cache.py"),
+)
 
 
 def describe(
@@ -60,51 +56,12 @@ def describe(
         "precision": plan.precision,
         "storage": plan.storage,
         "batch_size": plan.batch_size,
-        "hardware": hardware(plan.device),
+        "hardware": describe_processor(plan.device),
         "libraries": library_versions(),
-        "code": code_digest(),
+        "code": digest(CODE),
     }
 
 
 def name_of(description: dict[str, Any]) -> str:
     """The namespace's name: 32 hex digits of the description's SHA-256."""
     return sha256_bytes(canonical_json(description).encode())[:32]
-
-
-def code_digest(package: Path = PACKAGE) -> str:
-    """Hex SHA-256 of our own code that makes pixels or activations."""
-    digest = hashlib.sha256()
-    for name in CODE:
-        digest.update(f"{name}\0{sha256_file(package / name)}\0".encode())
-    return digest.hexdigest()
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what pixels and numbers are computed with."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES} | {name: _version_if_any(name) for name in OPTIONAL}
-
-
-def _version_if_any(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
-
-
-def hardware(device: str) -> str:
-    """The kind of processor that computes: kernels are chosen by it, and with them the last bits."""
-    if device == "cuda":
-        return f"{torch.cuda.get_device_name()} CUDA {torch.version.cuda} cuDNN {torch.backends.cudnn.version()}"
-    amx = torch.cpu._is_amx_tile_supported()
-    bf16 = torch.cpu._is_avx512_bf16_supported()
-    return f"{_cpu_model()} {torch.backends.cpu.get_cpu_capability()} bf16={bf16} amx={amx}"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    fields = [found.get(name, "") for name in ("model name", "cpu family", "model", "cache size")]
-    return f"{platform.machine()} {' '.join(fields)}"

@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import resource
-import signal
-import sys
-from collections.abc import Callable
 
 logger = logging.getLogger("headstart")
 
@@ -91,33 +88,3 @@ def explain(error: BaseException) -> str | None:
             "  to do:  ulimit -v unlimited, or a smaller batch_size; then run again: finished stages are kept"
         )
     return None
-
-
-def refuse_optimised() -> None:
-    """Refuse a Python that leaves out assertions, which guard results here, or docstrings, which libraries read.
-
-    Raises:
-        InputError: -O, -OO or PYTHONOPTIMIZE.
-    """
-    if sys.flags.optimize:
-        raise InputError(
-            f"Python runs with its optimisation level {sys.flags.optimize} (PYTHONOPTIMIZE, or -O): it leaves out assertions,"
-            " which guard results, and from 2 on docstrings, which libraries read",
-            fix="unset PYTHONOPTIMIZE, and start python without -O",
-        )
-
-
-def guarded(main: Callable[[], int]) -> int:
-    """Run a command's `main`; errors that a user can put right become one message on stderr and exit code 2, Ctrl-C 130."""
-    try:
-        refuse_optimised()
-        return main()
-    except EXPLAINED as error:
-        text = explain(error)
-        if text is None:
-            raise
-        sys.stderr.write(f"error: {text}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: finished stages and epochs are kept, the same command goes on from there\n")
-        return 128 + signal.SIGINT

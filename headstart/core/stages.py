@@ -1,54 +1,37 @@
-"""The graph as dvc.yaml states it, and how one stage is run: lock, stage aside, check, publish, record."""
+"""How one stage runs: lock it, write aside, check that nothing changed, publish its outs by rename, record the run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import re
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ruamel.yaml import YAML
-
-from headstart.core import files, offspring, snapshot
-from headstart.core.errors import InputError, guarded
+from headstart.core import code_digest, files
+from headstart.core.errors import InputError
+from headstart.core.graph import Stage
 from headstart.core.params import Params, load_params
-
-logger = logging.getLogger("headstart")
 
 Summary = Mapping[str, str | int | float]
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage of dvc.yaml, its templates filled in."""
-
-    name: str
-    command: str
-    deps: tuple[str, ...]
-    params: tuple[str, ...]
-    outs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Job:
+class StageContext:
     """What a stage's function gets: its parameters, the project to read from, a folder to write into.
 
     `out` mirrors the project: what is written to `out / "models/head.safetensors"` is published as
-    `models/head.safetensors` once the stage is complete. `checkpoints` outlives an interruption.
+    `models/head.safetensors` once the stage is complete. `checkpoints` outlives an interruption. `code` is the digest of all
+    first-party code that the stage runs.
     """
 
     params: Params
     root: Path
     out: Path
     checkpoints: Path
+    code: str
 
     def output(self, relative: str) -> Path:
         """The path to write `relative` at, its folder made."""
@@ -57,7 +40,7 @@ class Job:
         return path
 
 
-StageFunction = Callable[[Job], Summary]
+StageFunction = Callable[[StageContext], Summary]
 
 
 @dataclass(frozen=True)
@@ -70,41 +53,6 @@ class Record:
     outs: str
 
 
-def load_graph(root: Path, params: Params) -> dict[str, Stage]:
-    """The stages of dvc.yaml by name, in its order.
-
-    Raises:
-        InputError: there is no dvc.yaml.
-    """
-    path = root / "dvc.yaml"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file", fix="run from the project's root")
-    document = YAML(typ="safe", pure=True).load(path)
-    values = params.model_dump()
-    return {name: _stage(name, body, values) for name, body in document["stages"].items()}
-
-
-def _stage(name: str, body: Mapping[str, Any], values: Mapping[str, Any]) -> Stage:
-    outs = [*body.get("outs", ()), *body.get("metrics", ()), *body.get("plots", ())]
-    return Stage(
-        name=name,
-        command=body["cmd"],
-        deps=tuple(_fill(dep, values) for dep in body.get("deps", ())),
-        params=tuple(body.get("params", ())),
-        outs=tuple(_fill(next(iter(out)) if isinstance(out, Mapping) else out, values) for out in outs),
-    )
-
-
-def _fill(text: str, values: Mapping[str, Any]) -> str:
-    def value(match: re.Match[str]) -> str:
-        node: Any = values
-        for key in match[1].split("."):
-            node = node[key]
-        return str(node)
-
-    return re.sub(r"\$\{([\w.]+)\}", value, text)
-
-
 def run_stage(stage: Stage, function: StageFunction, root: Path, params: Params) -> Record:
     """Run one stage and publish its outs, each swapped in whole by rename.
 
@@ -113,6 +61,7 @@ def run_stage(stage: Stage, function: StageFunction, root: Path, params: Params)
             published then, and the outs of the run before survive.
     """
     refuse_changes(root, params, stage.name)
+    code = code_digest.digest(code_digest.closure(f"tasks.{stage.name}"))
     with files.locked(root / ".headstart" / "locks" / f"{stage.name}.lock", f"stage {stage.name}"):
         staging = root / ".headstart" / "tmp" / stage.name
         files.remove(staging)
@@ -120,7 +69,7 @@ def run_stage(stage: Stage, function: StageFunction, root: Path, params: Params)
         inputs = signature(root, stage.deps)
         start = time.monotonic()
         try:
-            summary = function(Job(params, root, staging, checkpoints(root, stage.name)))
+            summary = function(StageContext(params, root, staging, checkpoints(root, stage.name), code))
             refuse_changes(root, params, stage.name)
             if signature(root, stage.deps) != inputs:
                 raise InputError(
@@ -181,13 +130,14 @@ def _look_of(root: Path, stage: Stage) -> str:
 
 
 def refuse_changes(root: Path, params: Params, name: str) -> None:
-    """Refuse to run or to publish when code or params.yaml are not what this process started with.
+    """Refuse to run or to publish when a stage's code or params.yaml are not what this process started with.
 
     Raises:
-        InputError: naming which of the two changed.
+        InputError: naming what changed.
     """
-    if snapshot.code_digest(snapshot.CODE_ROOT) != snapshot.CODE_AT_START:
-        raise InputError(f"{name}: the project's code changed since this process started", fix="run again")
+    changed = code_digest.changed_since_start(code_digest.closure(f"tasks.{name}"))
+    if changed:
+        raise InputError(f"{name}: its code changed since this process started: {', '.join(changed[:3])}", fix="run again")
     if load_params(root / "params.yaml") != params:
         raise InputError(f"{name}: params.yaml changed since this process started", fix="run again")
 
@@ -219,43 +169,3 @@ def _walk(path: Path) -> Iterator[Path]:
             file = Path(folder, name)
             if file.exists():
                 yield file
-
-
-def main(name: str, function: StageFunction, after: Callable[[Path, Params], object] | None = None) -> None:
-    """The body of `python -m tasks.NAME`: run the stage in the current folder and exit.
-
-    Args:
-        name: the stage's name in dvc.yaml.
-        function: its function.
-        after: called once the stage's outs are published.
-    """
-
-    def run() -> int:
-        if len(sys.argv) > 1 and sys.argv[0].endswith(f"{name}.py") and name != "link_data":
-            raise InputError(f"tasks.{name}: unknown argument {sys.argv[1]!r}", wanted="none: params.yaml has all settings")
-        root = Path.cwd()
-        params = load_params(root / "params.yaml")
-        record = run_stage(load_graph(root, params)[name], function, root, params)
-        files.remove(checkpoints(root, name))
-        logger.info("%s done in %.1f s", name, record.seconds)
-        if after is not None:
-            after(root, params)
-        return 0
-
-    command_line()
-    sys.exit(guarded(run))
-
-
-def command_line() -> None:
-    """Set a command-line process up: our log lines on stderr, SIGTERM as an orderly exit with 143, no child outlives it."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    signal.signal(signal.SIGTERM, _terminate)
-    offspring.guard(Path.cwd())
-
-
-def _terminate(signum: int, frame: object) -> None:
-    raise SystemExit(128 + signum)

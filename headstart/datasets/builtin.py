@@ -12,8 +12,8 @@ from PIL import Image
 
 from headstart.core.errors import InputError
 from headstart.core.files import remove
+from headstart.core.text import printable
 from headstart.datasets.downloads import Archive, download, unpack
-from headstart.ingest.tree import printable
 
 SHOWN = 3
 OF_THE_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini")  # left wherever a folder is looked at

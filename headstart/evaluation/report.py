@@ -21,9 +21,9 @@ from PIL import Image
 
 from headstart.core.files import read_checked_json
 from headstart.core.params import Params
-from headstart.evaluation.comparisons import compare
 from headstart.evaluation.plots import Course
 from headstart.manifest import SPLITS
+from headstart.statistics import compare
 
 NEAR_SHOWN = 20
 

@@ -13,7 +13,8 @@ import torch
 
 from headstart.core.parallel import ordered_map
 from headstart.images.reading import read_pixels
-from headstart.images.transforms import Augmentation, Preprocessing, augmented_view, centre, resized, view_generator
+from headstart.images.transforms import Augmentation, Preprocessing, augmented_view, centre, resized
+from headstart.seeds import view_generator
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from headstart.core.files import sha256_bytes
 from headstart.images.decode import MOST_ELONGATED, Whites
 
 
@@ -166,12 +165,6 @@ def _turn(image: torch.Tensor, size: int, degrees: float, scale: float) -> torch
     if any(added):
         image = tv.pad(image, added, padding_mode="reflect")
     return tv.affine(image, degrees, [0, 0], scale, [0.0, 0.0], InterpolationMode.BILINEAR)
-
-
-def view_generator(seed: int, *parts: str | int) -> np.random.Generator:
-    """A generator keyed on its arguments alone, e.g. (seed, image key, view number)."""
-    text = "\0".join(str(part) for part in (seed, *parts))
-    return np.random.Generator(np.random.PCG64(int(sha256_bytes(text.encode())[:32], 16)))
 
 
 def normalise(x_nchw: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:

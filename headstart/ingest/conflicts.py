@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from headstart.core.text import listing
 from headstart.images.kinds import begins_like_an_image
 from headstart.ingest.problems import Problem
-from headstart.ingest.tree import listing
 
 END_BYTES = 4096
 MAX_FILES = 200_000  # of equal sizes; the scan finds the rest, when it has read them

@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headstart.core.errors import InputError
+from headstart.core.text import listing
 from headstart.ingest.label_paths import BadCell, Paths
 from headstart.ingest.spelling import clean
-from headstart.ingest.tree import Tree, listing
+from headstart.ingest.tree import Tree
 from headstart.manifest import SPLITS
 
 NAMES = ("labels.csv", "labels.parquet")

@@ -11,11 +11,12 @@ from posixpath import basename
 
 import pandas as pd
 
+from headstart.core.text import SHOWN, listing, printable
 from headstart.images.kinds import extension, is_named_as_image, why_ignored, why_sidecar
 from headstart.ingest.labels import NAMES, Labels, labels_file, read_labels
 from headstart.ingest.problems import Problem
 from headstart.ingest.spelling import clean, fold, spellings
-from headstart.ingest.tree import SHOWN, Tree, listing, printable
+from headstart.ingest.tree import Tree
 
 SPLIT_FOLDERS = {
     "train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",

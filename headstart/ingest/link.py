@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from headstart.core.errors import InputError
 from headstart.core.files import fsync
+from headstart.core.params import Data
+from headstart.ingest.conflicts import Labelled, as_problems, conflicts, seen_as_images
+from headstart.ingest.layouts import Listing, list_source
+from headstart.ingest.problems import Problem, refuse
+from headstart.ingest.tree import Tree
 
 MAX_NAME_BYTES = 200  # file systems allow 255, and temporary names are longer
 
@@ -67,3 +72,25 @@ def check_name(root: Path, source: Path, name: str, taken: Collection[str]) -> N
         raise InputError(f"--name {name}: the pipeline writes data/{name} itself", fix=f"--name my-{name}")
     if root.resolve().is_relative_to(target) or target.is_relative_to(root.resolve() / "data"):
         raise InputError(f"--from {target}: it holds this project, or lies in its data/", wanted="a folder of images elsewhere")
+
+
+def inspect_source(tree: Tree, data: Data, source: str) -> tuple[Listing, list[Problem]]:
+    """A folder's listing and its problems, by names, sizes and hashes; no pixel is decoded.
+
+    Args:
+        source: data.source as it will be.
+
+    Raises:
+        InputError: the folder itself must be changed.
+    """
+    found = list_source(
+        tree, label_pattern=data.label_pattern, group_pattern=data.group_pattern, nested_folders=data.nested_folders
+    )
+    groups: list[Sequence[Labelled]] = []
+    if data.on_label_conflict == "refuse":
+        files = [Labelled(entry.path, entry.label, tree.files[entry.path].status.st_size) for entry in found.entries]
+        groups = seen_as_images(str(tree.root), conflicts(str(tree.root), files, {}))
+    problems = [*found.problems, *as_problems(groups)]
+    if not all(problem.accept for problem in problems):
+        refuse(tree.root, problems, source)
+    return found, problems

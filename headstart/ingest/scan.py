@@ -19,8 +19,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from headstart.core.code_digest import closure, digest
 from headstart.core.errors import InputError
 from headstart.core.progress import track
+from headstart.core.text import SHOWN, listing, printable
 from headstart.images.decode import SIGNED, Whites, floating_white, integer_white
 from headstart.images.examine import Limits
 from headstart.ingest import splits
@@ -29,7 +31,7 @@ from headstart.ingest.layouts import Listing
 from headstart.ingest.near_duplicates import leaks
 from headstart.ingest.problems import Problem, refuse
 from headstart.ingest.scan_state import ScanState, scan_state
-from headstart.ingest.tree import SHOWN, Tree, listing, printable
+from headstart.ingest.tree import Tree
 from headstart.ingest.workers import examine_all
 from headstart.manifest import COLUMNS, class_order, whites_of
 
@@ -273,11 +275,9 @@ def _refuse_changed(tree: Tree, changed: list[str], known: ScanState) -> None:
 
 def _namespace(limits: Limits) -> str:
     """What an answer depends on beside the file: limits, the code that makes it, the libraries it uses."""
-    folder = Path(__file__).parent
-    code = [(folder / f"{name}.py").read_bytes() for name in ("containers", "decode", "examine", "kinds", "worker")]
     versions = [importlib.metadata.version(name) for name in ("pillow", "simplejpeg", "numpy", "scipy", "ImageHash")]
-    text = json.dumps([limits.as_dict(), versions]).encode()
-    return hashlib.sha256(b"\0".join([*code, text])).hexdigest()
+    code = digest(closure("headstart.ingest.worker", without=("headstart/core",)))
+    return hashlib.sha256(json.dumps([limits.as_dict(), versions, code]).encode()).hexdigest()
 
 
 def _refuse_unread(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -10,22 +9,12 @@ import numpy as np
 import pandas as pd
 
 from headstart.core.errors import InputError
-from headstart.ingest.tree import listing
+from headstart.core.text import listing
 from headstart.manifest import SPLITS
+from headstart.seeds import share_and_fold
 
 HELD_OUT = "held_out"
 _RANK = {split: i for i, split in enumerate(SPLITS)}
-
-
-def split_share(seed: int, key: str) -> float:
-    """A number in [0, 1) that depends on the seed and the image's bytes (or its group) alone: the same for ever."""
-    return share_and_fold(seed, key, 1)[0]
-
-
-def share_and_fold(seed: int, key: str, folds: int) -> tuple[float, int]:
-    """`split_share`, and one of k folds by other bits of the same hash."""
-    digest = hashlib.sha256(f"split\0{seed}\0{key}".encode()).digest()
-    return int.from_bytes(digest[:8]) / 2**64, int.from_bytes(digest[8:16]) % folds
 
 
 def assign(

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headstart.core.errors import InputError
+from headstart.core.text import listing, printable
 from headstart.images.kinds import why_ignored
 
-SHOWN = 10
 UNKNOWN = os.stat_result([0] * 10)  # of what cannot be looked at
 LINKED_FOLDER, OUTSIDE = "a linked sub-folder", "a link to a file outside the folder"
 
@@ -37,18 +37,6 @@ class Tree:
     root: Path
     files: dict[str, File]
     folders: list[str]
-
-
-def printable(text: str) -> str:
-    """A file's name as a terminal may see it: nothing in it can forge a line or move the cursor."""
-    text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")  # bytes that are not UTF-8
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def listing(items: Sequence[str]) -> str:
-    """Up to ten items, one a line, and how many more there are."""
-    more = [f"… and {len(items) - SHOWN:,} more"] if len(items) > SHOWN else []
-    return "\n    ".join([*map(printable, items[:SHOWN]), *more])
 
 
 def preflight(source: Path, *, follow_external_links: bool = False, trusted: Callable[[], Sequence[Path]] = tuple) -> Tree:

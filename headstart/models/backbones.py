@@ -22,7 +22,7 @@ from headstart.core.errors import InputError
 from headstart.images.transforms import Preprocessing
 from headstart.models import weights as weight_files
 from headstart.models.families import map_stages
-from headstart.runtime import scoped_seed
+from headstart.seeds import scoped_seed
 
 logger = logging.getLogger("headstart")
 TORCHVISION = "torchvision"

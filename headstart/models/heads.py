@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from headstart.core.errors import InputError
-from headstart.runtime import scoped_seed
+from headstart.seeds import scoped_seed
 
 HIDDEN = 512
 

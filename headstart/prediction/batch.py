@@ -19,14 +19,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headstart.core import snapshot
+from headstart.core.code_digest import closure, digest
 from headstart.core.files import canonical_json, write_bytes
 from headstart.core.progress import Pace, track
+from headstart.core.text import printable
 from headstart.images.kinds import why_ignored
 from headstart.ingest.scan_state import scan_state
-from headstart.ingest.tree import check_folder, printable, walk
+from headstart.ingest.tree import check_folder, walk
 from headstart.manifest import write_csv
-from headstart.prediction.supervisor import Answer, Job, score_all
+from headstart.prediction.supervisor import Answer, ScoringJob, score_all
 
 logger = logging.getLogger("headstart")
 REMEMBER = 256  # answers kept in one transaction: what a killed run need not repeat
@@ -58,7 +59,7 @@ class Predictions:
         return {"files": len(rows), "errors": errors, "abstained": abstained, "classes": dict(sorted(classes.items()))}
 
 
-def predict_folder(folder: Path, job: Job, *, state: Path, abstain_below: float = 0.0) -> Predictions:
+def predict_folder(folder: Path, job: ScoringJob, *, state: Path, abstain_below: float = 0.0) -> Predictions:
     """Classify every file below a folder.
 
     What was predicted is kept at `state` under the file's path and status, the model, the code and the
@@ -122,16 +123,17 @@ def _listed(root: Path) -> tuple[dict[str, os.stat_result], dict[str, str], int]
     return found, errors, ignored
 
 
-def _scored(root: Path, paths: list[str], job: Job) -> Iterator[tuple[str, Answer]]:
+def _scored(root: Path, paths: list[str], job: ScoringJob) -> Iterator[tuple[str, Answer]]:
     prefix = len(f"{root}/")
     for path, answer in score_all([f"{root}/{path}" for path in paths], job):
         yield path[prefix:], answer
 
 
-def _namespace(job: Job) -> str:
+def _namespace(job: ScoringJob) -> str:
     versions = [importlib.metadata.version(name) for name in LIBRARIES]
+    code = digest(closure("headstart.prediction.scorer"))
     facts = {"model": job.digest, "top": job.top, "device": job.device}
-    return hashlib.sha256(canonical_json({**facts, "code": snapshot.CODE_AT_START, "versions": versions}).encode()).hexdigest()
+    return hashlib.sha256(canonical_json({**facts, "code": code, "versions": versions}).encode()).hexdigest()
 
 
 def _row(path: str, answer: Answer, abstain_below: float) -> dict[str, Any]:

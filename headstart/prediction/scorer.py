@@ -24,8 +24,8 @@ from headstart.core.files import sha256_file
 from headstart.core.parallel import chunks
 from headstart.images.examine import Gone, Unreadable, Unusable, usable
 from headstart.images.loader import image_map
-from headstart.prediction.board import Board
 from headstart.prediction.predictor import Predictor
+from headstart.prediction.thread_status import Board
 from headstart.runtime import configure
 
 BATCH = 16

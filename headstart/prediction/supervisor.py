@@ -19,7 +19,7 @@ import psutil
 
 from headstart.core.errors import InputError, Unavailable
 from headstart.ingest.workers import ENOUGH, child_environment, ended, kill, not_started
-from headstart.prediction.board import Board, new_board
+from headstart.prediction.thread_status import Board, new_board
 
 COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.prediction.scorer")
 Answer = dict[str, Any]
@@ -31,7 +31,7 @@ SECONDS_TO_END = 30.0
 
 
 @dataclass(frozen=True)
-class Job:
+class ScoringJob:
     """What a scorer is told, beside the paths; see `scorer.py` and params.yaml, sections data and runtime.
 
     What images must keep to is in the model's own card.
@@ -60,7 +60,7 @@ class Died(Exception):
         self.at, self.lost = at, lost
 
 
-def score_all(paths: Sequence[str], job: Job, command: Sequence[str] = COMMAND) -> Iterator[tuple[str, Answer]]:
+def score_all(paths: Sequence[str], job: ScoringJob, command: Sequence[str] = COMMAND) -> Iterator[tuple[str, Answer]]:
     """Classify files.
 
     Args:
@@ -91,7 +91,7 @@ def score_all(paths: Sequence[str], job: Job, command: Sequence[str] = COMMAND) 
                 yield path, _alone(path, job, command)
 
 
-def _alone(path: str, job: Job, command: Sequence[str]) -> Answer:
+def _alone(path: str, job: ScoringJob, command: Sequence[str]) -> Answer:
     """What a process says of a file that has nothing else to do; the file is at fault if that dies too."""
     try:
         ((_, answer),) = _Scorer(command, [path], job).answers()
@@ -103,7 +103,7 @@ def _alone(path: str, job: Job, command: Sequence[str]) -> Answer:
 class _Scorer:
     """One child process and what it is at."""
 
-    def __init__(self, command: Sequence[str], paths: Sequence[str], job: Job) -> None:
+    def __init__(self, command: Sequence[str], paths: Sequence[str], job: ScoringJob) -> None:
         self.timeout, self.left = job.timeout, len(paths)
         self.limits = [max(seconds, 4 * job.timeout) for seconds in (IDLE_SECONDS, BUSY_SECONDS)]
         self.still = self.unused = self.used = 0.0  # seconds waited without a sign of life, without its work; its work so far

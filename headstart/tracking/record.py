@@ -13,10 +13,12 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-from headstart.core import pending, snapshot
+from headstart.core.code_digest import CODE_AT_START, digest
 from headstart.core.files import read_checked_json, remove, sha256_file
+from headstart.core.graph import load_graph
 from headstart.core.params import Params
-from headstart.core.stages import Summary, last_record, load_graph
+from headstart.core.stages import Summary, last_record
+from headstart.tracking import pending
 from headstart.tracking.model import log_model
 from headstart.tracking.runs import Run, child_path, log_metrics, open_run
 from headstart.tracking.store import store
@@ -132,7 +134,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _provenance(root: Path) -> dict[str, str]:
-    tags = {"data_digest": sha256_file(root / "data/manifest.parquet"), "code_digest": snapshot.CODE_AT_START}
+    tags = {
+        "data_digest": sha256_file(root / "data/manifest.parquet"),
+        "code_digest": digest(CODE_AT_START),
+    }
     lock = root / "dvc.lock"
     tags["dvc_lock"] = sha256_file(lock) if lock.is_file() else "none"
     commit = _git_commit(root)

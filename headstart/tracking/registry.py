@@ -108,7 +108,7 @@ class Registry:
         if present is None or before is None:
             raise InputError(
                 "no champion to go back to" if present else "there is no champion",
-                fix="python -m tasks.register --champion VERSION makes a version the champion",
+                fix="python -m flows.register --champion VERSION makes a version the champion",
             )
         version = self.version(int(before))
         self.client.set_model_version_tag(NAME, str(present.version), ROLLED_BACK, "true")
@@ -126,7 +126,7 @@ class Registry:
         except (MlflowException, OSError) as error:
             raise InputError(
                 f"what version {version.number} was trained on cannot be found: {error}",
-                fix=f"restore run {version.run_id}, or choose by hand: python -m tasks.register --champion VERSION",
+                fix=f"restore run {version.run_id}, or choose by hand: python -m flows.register --champion VERSION",
             ) from None
         manifest = read_manifest(Path(path), ("key", "split"))
         return frozenset(manifest.loc[manifest["split"].isin(["train", "valid"]), "key"])
@@ -174,7 +174,7 @@ class Registry:
         if sha256_file(file) != digest:
             raise InputError(
                 f"{file}: damaged: it is not what was registered as version {found.version}",
-                fix="python -m tasks.register --rollback, or restore it from a copy",
+                fix="python -m flows.register --rollback, or restore it from a copy",
             )
         return Version(int(found.version), digest, file, found.run_id or "", ROLLED_BACK in found.tags)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from headstart.evaluation.comparisons import Comparison, compare
+from headstart.statistics import Comparison, compare
 
 RESNET34_CONVOLUTIONS = 36
 

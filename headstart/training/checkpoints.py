@@ -20,9 +20,8 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from headstart.activations.namespace import hardware, library_versions
-from headstart.core import snapshot
 from headstart.core.files import atomic_path, canonical_json, no_space, remove, sha256_bytes, write_json
+from headstart.hardware import describe_processor, library_versions
 from headstart.models.weights import unshared
 
 logger = logging.getLogger("headstart")
@@ -141,15 +140,15 @@ class Checkpoint:
 def open_checkpoint(stage: Path, identity: Mapping[str, Any], name: str, device: str = "cpu") -> Checkpoint:
     """The place of a training, by all that decides its result; those of other digests are deleted.
 
-    Code, libraries, the kind of processor and the number of threads are part of it, besides `identity`.
+    Libraries, the kind of processor and the number of threads are part of it, besides `identity`.
 
     Args:
         stage: the stage's folder of checkpoints.
-        identity: digests of inputs, and parameters.
+        identity: digests of inputs and of the code, and parameters.
         device: the kind of device that trains.
     """
-    machine = {"threads": torch.get_num_threads(), "hardware": hardware(device), "libraries": library_versions()}
-    digest = sha256_bytes(canonical_json({**identity, "machine": machine, "code": snapshot.CODE_AT_START}).encode())[:32]
+    machine = {"threads": torch.get_num_threads(), "hardware": describe_processor(device), "libraries": library_versions()}
+    digest = sha256_bytes(canonical_json({**identity, "machine": machine}).encode())[:32]
     for other in stage.glob("*"):
         if other.name != digest:
             remove(other)

@@ -19,9 +19,10 @@ from headstart.models.folding import shared_copy, training_view
 from headstart.models.freezing import HEAD, freeze_except, layer_groups, trained_groups, training_mode
 from headstart.models.heads import Classifier
 from headstart.runtime import autocast
+from headstart.seeds import derive_seed
 from headstart.training.checkpoints import Checkpoint
 from headstart.training.head import Rows, epoch_batches
-from headstart.training.loop import Batch, Forward, History, Log, Phase, Trainer, derive_seed
+from headstart.training.loop import Batch, Forward, History, Log, Phase, Trainer
 from headstart.training.optimizers import epoch_order
 from headstart.training.options import Options
 from headstart.training.schedules import OneCycle, group_rates, steps_per_epoch

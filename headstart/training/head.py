@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from headstart.activations.store import Activations
+from headstart.seeds import derive_seed
 from headstart.training.checkpoints import Checkpoint
-from headstart.training.loop import Batch, Forward, History, Log, Phase, Trainer, derive_seed
+from headstart.training.loop import Batch, Forward, History, Log, Phase, Trainer
 from headstart.training.optimizers import epoch_order
 from headstart.training.options import Options
 from headstart.training.schedules import OneCycle, steps_per_epoch

@@ -6,7 +6,6 @@ Shape legend: n rows of a batch, c classes. `x` is whatever the network takes.
 from __future__ import annotations
 
 import copy
-import hashlib
 import io
 import logging
 import math
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 
 from headstart.core.errors import InputError, told_to_stop
-from headstart.runtime import random_state, restore_random_state, scoped_seed
+from headstart.seeds import derive_seed, random_state, restore_random_state, scoped_seed
 from headstart.training.checkpoints import Checkpoint, Saved, Tensors, load_optimizer, optimizer_tensors
 from headstart.training.interrupts import WholeSteps
 from headstart.training.optimizers import Loss, set_rates
@@ -121,12 +120,6 @@ def is_spoilt(losses: Sequence[tuple[float, int]], guess: float) -> bool:
         if steps >= RECENT and images >= 32 * RECENT:
             return total / images > limit
     return False
-
-
-def derive_seed(seed: int, *parts: str | int) -> int:
-    """A seed for one purpose: equal arguments, equal seed; different ones, unrelated seeds."""
-    text = "\0".join(str(part) for part in (seed, *parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
 @dataclass

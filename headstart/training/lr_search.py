@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from headstart.runtime import scoped_seed
+from headstart.seeds import scoped_seed
 from headstart.training.loop import Batch, Forward, train_step
 from headstart.training.optimizers import Loss, set_rates
 from headstart.training.schedules import MOMENTUM

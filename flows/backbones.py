@@ -1,4 +1,4 @@
-"""`python -m headstart.models NAME`: the architecture's table."""
+"""`python -m flows.backbones NAME`: the architecture's table."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 import sys
 
 import torch
+from headstart.core.command_line import guarded
+from headstart.models.backbones import Backbone, build_backbone
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from headstart.core.arguments import whole
-from headstart.core.errors import guarded
-from headstart.models.backbones import Backbone, build_backbone
+from flows.arguments import whole
 
 
 def giga_flops(body: nn.Module, image_size: int) -> float:
@@ -49,7 +49,7 @@ def _stage(parameter: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m headstart.models", description="Show backbones' architectures.")
+    parser = argparse.ArgumentParser(prog="python -m flows.backbones", description="Show backbones' architectures.")
     parser.add_argument("names", nargs="+", metavar="NAME", help="any torchvision classification or timm model")
     parser.add_argument("--image-size", type=whole(16, 2048), default=224, help="pixels (default 224)")
     arguments = parser.parse_args()

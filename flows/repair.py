@@ -8,9 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from headstart.core.errors import guarded
+from headstart.core.command_line import command_line, guarded
 from headstart.core.params import load_params
-from headstart.core.stages import command_line
 from headstart.datasets.builtin import refuse_foreign
 from headstart.versioning import workspace
 

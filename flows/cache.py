@@ -1,4 +1,4 @@
-"""`python -m headstart.activations {stat,verify,prune}`: look at the cache of activations, check it, free its space."""
+"""`python -m flows.cache {stat,verify,prune}`: look at the cache of activations, check it, free its space."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from headstart.activations.cache import ENTRY, Cache, open_root, params_digest, row_bytes, split_blocks, split_place
+from headstart.core.command_line import guarded
+from headstart.core.errors import InputError
+from headstart.core.files import remove
+from headstart.core.params import load_params
 from rich.console import Console
 from rich.table import Table
 
-from headstart.activations.cache import ENTRY, Cache, open_root, params_digest, row_bytes, split_blocks, split_place
-from headstart.core.arguments import number
-from headstart.core.errors import InputError, guarded
-from headstart.core.files import remove
-from headstart.core.params import load_params
+from flows.arguments import number
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def cache_root(project: Path, folder: str | None) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m headstart.activations", description="Look at the cache of activations, check it, free its space."
+        prog="python -m flows.cache", description="Look at the cache of activations, check it, free its space."
     )
     parser.add_argument("--cache-dir", help="the cache (default: params.yaml's runtime.cache_dir)")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -14,23 +14,25 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from headstart.core import pending
-from headstart.core.arguments import whole
-from headstart.core.errors import InputError, guarded
+from headstart.core.command_line import command_line, guarded
+from headstart.core.errors import InputError
 from headstart.core.files import locked, sha256_file
-from headstart.core.parallel import chunks, count
+from headstart.core.parallel import chunks
 from headstart.core.params import Params, load_params
 from headstart.core.progress import track
-from headstart.core.stages import command_line
-from headstart.evaluation.comparisons import FEWEST, compare, mcnemar
+from headstart.hardware import resolve_workers
 from headstart.images.loader import ImageSource, image_map
 from headstart.images.transforms import Augmentation
 from headstart.manifest import read_manifest, without_copies
 from headstart.models.trained import Outdated, load_card
 from headstart.prediction.predictor import Predictor
 from headstart.runtime import configure
+from headstart.statistics import FEWEST, compare, mcnemar
+from headstart.tracking import pending
 from headstart.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
 from headstart.tracking.store import full_disk_told
+
+from flows.arguments import whole
 
 logger = logging.getLogger("headstart")
 MODEL = "models/fine_tuned.safetensors"
@@ -83,7 +85,7 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
     if champion is not None and champion.digest == version.digest:
         return Verdict(version.number, True, "it was before")
     if version.rolled_back:
-        return Verdict(version.number, False, f"it was rolled back (python -m tasks.register --champion {version.number})")
+        return Verdict(version.number, False, f"it was rolled back (python -m flows.register --champion {version.number})")
     manifest = read_manifest(root / "data/manifest.parquet")
     seen = registry.trained_on(version)  # the manifest may be newer
     if champion is not None:
@@ -100,7 +102,7 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
     try:
         known = load_card(champion.file).classes
     except Outdated:
-        by_hand = f"python -m tasks.register --champion {version.number}"
+        by_hand = f"python -m flows.register --champion {version.number}"
         earlier = f"version {champion.number}, the champion, is of an earlier Headstart and cannot be asked; by hand: {by_hand}"
         return Verdict(version.number, False, earlier)
     a_nc, b_nc = (aligned(*found, classes) for found in (probabilities(root, params, champion, fair), answers))
@@ -123,7 +125,7 @@ def undecidable(images: int, number: int) -> str:
     """Why nothing was decided, and what a person can do."""
     return (
         f"of {images} test images that no training has seen nothing can be decided, at least {FEWEST} are needed;"
-        f" add images, or choose it by hand: python -m tasks.register --champion {number}"
+        f" add images, or choose it by hand: python -m flows.register --champion {number}"
     )
 
 
@@ -165,7 +167,7 @@ def probabilities(root: Path, params: Params, version: Version, test: pd.DataFra
     def classify(part: list[tuple[str, str]]) -> torch.Tensor:
         return predictor.classify(torch.stack([images.plain(*file) for file in part]))
 
-    workers = count(params.runtime.workers)
+    workers = resolve_workers(params.runtime.workers)
     parts = image_map(classify, chunks(files, BATCH), workers, ahead=2 * workers)
     return torch.cat(list(track(parts, f"version {version.number}", len(files), weigh=len))), predictor.card.classes
 
@@ -193,7 +195,7 @@ def crown(root: Path, number: int | None) -> Verdict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tasks.register", description="Judge the model, or move the champion.")
+    parser = argparse.ArgumentParser(prog="python -m flows.register", description="Judge the model, or move the champion.")
     by_hand = parser.add_mutually_exclusive_group()
     by_hand.add_argument("--rollback", action="store_true", help="back to the champion before")
     by_hand.add_argument("--champion", type=whole(1), metavar="VERSION", help="make this version the champion")
