@@ -20,13 +20,15 @@ from bench.data_sets import DIGITS, PHOTOS, Set, divide, interval, write_digits,
 from bench.sides import Side, keyed, set_up
 from headstart.activations.store import Activations
 from headstart.hardware import resolve_workers
-from headstart.models.heads import Classifier, adapt, build_head
-from headstart.runtime import place
+from headstart.models.heads import Classifier, build_head, fit_standardiser
+from headstart.runtime import to_device
 from headstart.seeds import derive_seed
-from headstart.training.fine_tune import Network, Stretch, fine_tune, image_batches, live_feed
-from headstart.training.head import Rows, train_head
+from headstart.training.activation_dataset import ActivationDataset
+from headstart.training.batch_sources import from_images, image_batches
+from headstart.training.fine_tune import Network, UnfreezePhase, fine_tune
+from headstart.training.head import train_head
 from headstart.training.options import Options
-from headstart.training.validation import predict, scores
+from headstart.training.validation import collect_logits, scores
 
 NAMES, SIZES = tuple(f"tf_efficientnet_lite{n}" for n in range(3)), (64, 96)
 SETS = (
@@ -68,24 +70,24 @@ def one_seed(
     x_vnd = {name: stored.all_views([files[i][1] for i in rows]) for name, rows in parts.items()}
     y = {name: y_n[rows] for name, rows in parts.items()}
     head = build_head("linear", side.backbone.width, int(y_n.max()) + 1, derive_seed(seed, "head"))
-    adapt(head, [x_vnd["train"][0]])
+    fit_standardiser(head, [x_vnd["train"][0]])
     rows, held = (in_memory(x_vnd[name], y[name]) for name in ("train", "valid"))
     train_head(head, rows, held, epochs=HEAD_EPOCHS, lr=3e-3, seed=seed, log=lambda *_: None, options=Options())
     at = {name: [files[i] for i in rows] for name, rows in parts.items()}
-    feed = live_feed(
+    feed = from_images(
         (lambda epoch, row: side.images.augmented(*at["train"][row], epoch), y["train"]),
-        (lambda row: side.images.plain(*at["valid"][row]), y["valid"]),
+        (lambda row: side.images.base_view(*at["valid"][row]), y["valid"]),
         side.backbone.preprocessing,
         resolve_workers("auto"),
         CPU,
     )
 
     def arm(bn_freeze: bool) -> dict[str, float]:
-        model = place(Classifier(copy.deepcopy(side.backbone.body), copy.deepcopy(head)), CPU)
+        model = to_device(Classifier(copy.deepcopy(side.backbone.body), copy.deepcopy(head)), CPU)
         network = Network(model, side.backbone.groups, bn_freeze)
         fine_tune(
             network,
-            [(Stretch("all", EPOCHS, LR, LR_RATIO), feed)],
+            [(UnfreezePhase("all", EPOCHS, LR, LR_RATIO), feed)],
             y_train=y["train"],
             y_valid=y["valid"],
             options=Options(batch_size=BATCH, label_smoothing=0.1),
@@ -93,15 +95,17 @@ def one_seed(
             log=lambda *_: None,
         )
         plain = range(len(at["test"]))
-        batches = image_batches(plain, lambda row: side.images.plain(*at["test"][row]), side.backbone.preprocessing, 64, 2, CPU)
-        return scores(predict(model, batches), y["test"])
+        batches = image_batches(
+            plain, lambda row: side.images.base_view(*at["test"][row]), side.backbone.preprocessing, 64, 2, CPU
+        )
+        return scores(collect_logits(model, batches), y["test"])
 
-    return Found(scores(predict(head, [x_vnd["test"][0]]), y["test"]), arm(True), arm(False))
+    return Found(scores(collect_logits(head, [x_vnd["test"][0]]), y["test"]), arm(True), arm(False))
 
 
-def in_memory(x_vnd: torch.Tensor, y_n: torch.Tensor) -> Rows:
-    """Rows [v, n, d] with their classes."""
-    return Rows(lambda images, views: x_vnd[views, images], len(x_vnd), y_n)
+def in_memory(x_vnd: torch.Tensor, y_n: torch.Tensor) -> ActivationDataset:
+    """ActivationDataset [v, n, d] with their classes."""
+    return ActivationDataset(lambda images, views: x_vnd[views, images], len(x_vnd), y_n)
 
 
 def run_cell(data: Set, name: str, size: int, seeds: int) -> list[Found]:

@@ -20,8 +20,9 @@ from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.cuts import cut_body
 from headstart.models.depthwise import Depthwise, Float32, weight_gradient
 from headstart.models.heads import Classifier, build_head
-from headstart.runtime import configure, place
-from headstart.training.fine_tune import Feed, Network, Stretch
+from headstart.runtime import configure, to_device
+from headstart.training.batch_sources import BatchSource
+from headstart.training.fine_tune import Network, UnfreezePhase
 from headstart.training.loop import train_step
 from headstart.training.options import Options
 
@@ -71,9 +72,9 @@ def kernels(number: int) -> None:
 def trained(backbone: Backbone, unfreeze_from: str) -> tuple[Network, torch.optim.Optimizer]:
     """A network with fastai's head and frozen batch norm, in fine-tuning's precision on this machine, and its optimizer."""
     device = configure("auto", "cpu")
-    model = place(Classifier(backbone.body, build_head("mlp", backbone.width, 10, 0)), device)
+    model = to_device(Classifier(backbone.body, build_head("mlp", backbone.width, 10, 0)), device)
     network = Network(model, backbone.groups, True, choose_precision("auto", device)[0])
-    return network, network.unfreeze(Stretch(unfreeze_from, 1, 1e-4, 10), Options())
+    return network, network.unfreeze(UnfreezePhase(unfreeze_from, 1, 1e-4, 10), Options())
 
 
 def step(size: int, after: str | None) -> Callable[[bool], Callable[[], object]]:
@@ -85,7 +86,7 @@ def step(size: int, after: str | None) -> Callable[[bool], Callable[[], object]]
         with torch.no_grad():
             x = cut_body(backbone.body, backbone.groups, after)[0].eval()(x).contiguous(memory_format=torch.channels_last)
     y = torch.arange(BATCH) % 10
-    feed = Feed(after, lambda *_: iter(()), lambda: iter(()), lambda: x[:1])
+    feed = BatchSource(after, lambda *_: iter(()), lambda: iter(()), lambda: x[:1])
 
     def side(fast: bool) -> Callable[[], object]:
         network, optimizer = trained(backbone, "late" if after else "all")

@@ -90,7 +90,7 @@ def digits() -> list[bytes]:
 
 
 def looks(files: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
-    seen = [look(decode_image(data, enough=LOOK_SIDE)) for data in files]
+    seen = [look(decode_image(data, min_decode_side=LOOK_SIDE)) for data in files]
     return np.array([int(text, 16) for text, _ in seen], np.uint64), np.stack([thumb.ravel() for _, thumb in seen])
 
 

@@ -50,7 +50,8 @@ def ours(folder: Path) -> dict[str, float]:
     from bench.sides import keyed, set_up
     from headstart.activations.store import Activations
     from headstart.models.heads import build_head
-    from headstart.training.head import activations_of, train_head
+    from headstart.training.activation_dataset import activations_of
+    from headstart.training.head import train_head
     from headstart.training.options import Options
 
     side, files = set_up(folder, NAME, SIZE, augmentation=PHOTOS), keyed(folder)

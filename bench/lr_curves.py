@@ -21,11 +21,13 @@ from headstart.images.loader import ImageSource
 from headstart.images.transforms import Augmentation
 from headstart.manifest import read_manifest
 from headstart.models.backbones import build_backbone
-from headstart.models.heads import Classifier, adapt, build_head
+from headstart.models.heads import Classifier, build_head, fit_standardiser
 from headstart.models.trained import load_head
-from headstart.runtime import place
-from headstart.training import fine_tune as tuning
-from headstart.training import head as head_training
+from headstart.runtime import to_device
+from headstart.training import activation_dataset, batch_sources
+from headstart.training.activation_dataset import activations_of
+from headstart.training.fine_tune import Network, UnfreezePhase, network_prepare
+from headstart.training.head import head_prepare
 from headstart.training.lr_search import RULES, Curve, range_test, trim
 from headstart.training.options import Options
 
@@ -48,16 +50,16 @@ UNFROZEN = tuple(itertools.product((True, False), (1.0, 10.0), (0,))) + (
 def head_curves(root: Path) -> list[tuple[str, Curve]]:
     """Range tests of heads, as the stage find_lr makes them."""
     manifest, activations = read_manifest(root / "data/manifest.parquet"), Activations(root / "data/activations/pooled")
-    train = head_training.activations_of(activations, manifest[manifest["split"] == "train"])
+    train = activations_of(activations, manifest[manifest["split"] == "train"])
     found = []
     for kind, seed, changes, steps in HEADS:
         options = Options(**changes)
         head = build_head(kind, activations.width, manifest["class_index"].max() + 1, seed)
-        adapt(head, train.plain())
+        fit_standardiser(head, train.base_views())
         curve = range_test(
             head,
-            head_training.head_prepare(options, 1e-7),
-            head_training.endless(train, options, seed),
+            head_prepare(options, 1e-7),
+            activation_dataset.endless(train, options, seed),
             loss=options.loss(train.y_n, CPU),
             lr_min=1e-7,
             lr_max=10.0,
@@ -76,16 +78,16 @@ def unfrozen_curves(root: Path) -> list[tuple[str, Curve]]:
     rows = manifest[manifest["split"] == "train"].head(320).reset_index(drop=True)
     y_n = torch.tensor(rows["class_index"].to_numpy(), dtype=torch.int64)
     source = ImageSource(root / params.data.source, 50_000_000, card.preprocessing, Augmentation("none", False, 0, 1, 0), 0)
-    plain = [source.plain(path, key) for path, key in zip(rows["path"], rows["key"], strict=True)]
-    feed = tuning.live_feed((lambda _, row: plain[row], y_n), (plain.__getitem__, y_n), card.preprocessing, 2, CPU)
+    plain = [source.base_view(path, key) for path, key in zip(rows["path"], rows["key"], strict=True)]
+    feed = batch_sources.from_images((lambda _, row: plain[row], y_n), (plain.__getitem__, y_n), card.preprocessing, 2, CPU)
     options = Options(batch_size=32)
     found = []
     for bn_freeze, lr_ratio, seed in UNFROZEN:
-        network = tuning.Network(place(Classifier(backbone.body, head), CPU), backbone.groups, bn_freeze)
+        network = Network(to_device(Classifier(backbone.body, head), CPU), backbone.groups, bn_freeze)
         curve = range_test(
             network.model,
-            tuning.network_prepare(network, tuning.Stretch("all", 1, 1e-3, lr_ratio), feed, options),
-            tuning.endless(feed, options, seed),
+            network_prepare(network, UnfreezePhase("all", 1, 1e-3, lr_ratio), feed, options),
+            batch_sources.endless(feed, options, seed),
             loss=options.loss(y_n, CPU),
             lr_min=1e-7,
             lr_max=10.0,

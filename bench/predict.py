@@ -28,12 +28,12 @@ def save_random_model(path: Path, name: str, size: int) -> None:
     """A model file of two classes that has learned nothing."""
     from headstart.models.backbones import build_backbone
     from headstart.models.heads import Classifier, build_head
-    from headstart.models.trained import Card, save_model
+    from headstart.models.trained import ModelCard, save_model
 
     backbone = build_backbone(name, "random", size)
     head = build_head("linear", backbone.width, 2, seed=0)
     limits = {"max_pixels": 50_000_000, "min_side": 8, "formats": list(FORMATS)}
-    card = Card(name, backbone.options, backbone.preprocessing, limits, "linear", backbone.width, ("a", "b"), {})
+    card = ModelCard(name, backbone.options, backbone.preprocessing, limits, "linear", backbone.width, ("a", "b"), {})
     save_model(path, Classifier(backbone.body, head), card)
 
 

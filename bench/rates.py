@@ -31,14 +31,16 @@ from headstart.hardware import choose_precision
 from headstart.images.transforms import Augmentation, Preprocessing, augmented_view, normalise, resized
 from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.cuts import cut_body
-from headstart.models.heads import Classifier, adapt, build_head
+from headstart.models.heads import Classifier, build_head, fit_standardiser
 from headstart.runtime import configure
 from headstart.seeds import derive_seed, view_generator
-from headstart.training.fine_tune import Feed, Network, Stretch, cached_feed, fine_tune, live_feed
-from headstart.training.head import Rows, endless, head_prepare, train_head
+from headstart.training.activation_dataset import ActivationDataset, endless
+from headstart.training.batch_sources import BatchSource, from_feature_maps, from_images
+from headstart.training.fine_tune import Network, UnfreezePhase, fine_tune
+from headstart.training.head import head_prepare, train_head
 from headstart.training.lr_search import range_test, suggest
 from headstart.training.options import Options
-from headstart.training.validation import predict, scores
+from headstart.training.validation import collect_logits, scores
 
 VIEWS = 2
 CPU = torch.device("cpu")
@@ -81,7 +83,7 @@ class Ready:
     seed: int
     backbone: Backbone
     head: nn.Module
-    feed: Feed
+    feed: BatchSource
     y_train: torch.Tensor
     y_valid: torch.Tensor
     y_test: torch.Tensor
@@ -257,7 +259,7 @@ def prepare(task: Task, seed: int) -> Ready:
         front = cut_body(backbone.body, backbone.groups, "early")[0]
         maps = torch.stack([run(front, view, backbone.preprocessing) for view in views])
         held = {split: run(front, pixels[split], backbone.preprocessing) for split in ("valid", "test")}
-        feed = cached_feed("early", rows_of(maps, y["train"]), rows_of(held["valid"][None], y["valid"]), CPU)
+        feed = from_feature_maps("early", rows_of(maps, y["train"]), rows_of(held["valid"][None], y["valid"]), CPU)
         test = list(held["test"].contiguous(memory_format=torch.channels_last).split(64))
     return Ready(task, seed, backbone, head, feed, y["train"], y["valid"], y["test"], test)
 
@@ -275,18 +277,20 @@ def run(part: nn.Module, pixels: torch.Tensor, preprocessing: Preprocessing) -> 
     return torch.cat([part(normalise(x, preprocessing)) for x in pixels.split(64)]).clone()
 
 
-def rows_of(values: torch.Tensor, y: torch.Tensor) -> Rows:
+def rows_of(values: torch.Tensor, y: torch.Tensor) -> ActivationDataset:
     """Activations or maps [v, n, ...] as the trainers take them."""
-    return Rows(lambda images, views: values[views, images], len(values), y)
+    return ActivationDataset(lambda images, views: values[views, images], len(values), y)
 
 
-def trained_head(task: Task, seed: int, rows: Rows, valid: Rows, width: int, classes: int) -> nn.Module:
+def trained_head(
+    task: Task, seed: int, rows: ActivationDataset, valid: ActivationDataset, width: int, classes: int
+) -> nn.Module:
     """A head trained as the pipeline does, at the rate that the range test finds."""
     options = Options()
 
     def new(own: int) -> nn.Sequential:
         head = build_head(task.head, width, classes, own)
-        adapt(head, rows.plain())
+        fit_standardiser(head, rows.base_views())
         return head
 
     def curve(number: int) -> Any:
@@ -302,7 +306,7 @@ def trained_head(task: Task, seed: int, rows: Rows, valid: Rows, width: int, cla
     return head
 
 
-def live(task: Task, seed: int, preprocessing: Preprocessing, splits: Splits) -> Feed:
+def live(task: Task, seed: int, preprocessing: Preprocessing, splits: Splits) -> BatchSource:
     """Images in memory; an epoch's views are made once for all settings."""
     (train, y_train), (valid, y_valid) = splits["train"], splits["valid"]
     kept: dict[int, torch.Tensor] = {}
@@ -312,7 +316,7 @@ def live(task: Task, seed: int, preprocessing: Preprocessing, splits: Splits) ->
             kept[epoch] = augmented(task, seed, train, "epoch", epoch)
         return kept[epoch][row]
 
-    return live_feed((load, y_train), (lambda row: valid[row], y_valid), preprocessing, 1, CPU)
+    return from_images((load, y_train), (lambda row: valid[row], y_valid), preprocessing, 1, CPU)
 
 
 def network_of(ready: Ready) -> Network:
@@ -326,12 +330,12 @@ def tune(ready: Ready, setting: Setting) -> Outcome:
     start, task, network = time.monotonic(), ready.task, network_of(ready)
 
     def accuracy() -> float:
-        return scores(predict(network.runner(ready.feed), ready.test), ready.y_test)["accuracy"]
+        return scores(collect_logits(network.runner(ready.feed), ready.test), ready.y_test)["accuracy"]
 
     head = accuracy()
     history = fine_tune(
         network,
-        [(Stretch(task.unfreeze_from, task.epochs, setting.lr, setting.lr_ratio), ready.feed)],
+        [(UnfreezePhase(task.unfreeze_from, task.epochs, setting.lr, setting.lr_ratio), ready.feed)],
         y_train=ready.y_train,
         y_valid=ready.y_valid,
         options=Options(batch_size=task.batch_size, label_smoothing=setting.smoothing),

@@ -134,7 +134,7 @@ SETTINGS = {
     "train_head.batch_size": str(BATCH), "fine_tune.epochs": str(EPOCHS), "fine_tune.batch_size": str(BATCH),
     "fine_tune.lr": "auto", "fine_tune.lr_ratio": "10", "fine_tune.label_smoothing": "0",
 }  # fmt: skip
-TAIL = {"precompute.map_after": "early", "fine_tune.unfreeze_from": "late"}
+TAIL = {"precompute.cache_map_after": "early", "fine_tune.unfreeze_from": "late"}
 GIVEN = {"fine_tune.lr": "1.0e-3"}
 
 

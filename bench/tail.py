@@ -21,12 +21,12 @@ from bench.depthwise import BATCH, rounds, trained
 from bench.precompute import write_photos
 from bench.sides import keyed, said
 from headstart.hardware import resolve_workers
-from headstart.images.loader import KEPT_BYTES, ImageSource, Kept
+from headstart.images.loader import RESIZED_CACHE_BYTES, ImageSource, ResizedImageCache
 from headstart.models.backbones import build_backbone
 from headstart.models.cuts import cut_body
 from headstart.runtime import configure
-from headstart.training.fine_tune import Feed, cached_feed, live_feed
-from headstart.training.head import Rows
+from headstart.training.activation_dataset import ActivationDataset
+from headstart.training.batch_sources import BatchSource, from_feature_maps, from_images
 from headstart.training.loop import train_step
 from headstart.training.options import Options
 
@@ -41,18 +41,18 @@ def sides(folder: Path, name: str, size: int) -> list[Callable[[], object]]:
     backbone = build_backbone(name, "random", size)
     files, y = keyed(folder), torch.arange(IMAGES) % 10
 
-    def images(kept: int) -> Feed:
-        source = ImageSource(folder, 50_000_000, backbone.preprocessing, PHOTOS, 0, Kept(kept))
-        train, valid = (lambda epoch, row: source.augmented(*files[row], epoch)), (lambda row: source.plain(*files[row]))
-        return live_feed((train, y), (valid, y), backbone.preprocessing, resolve_workers("auto"), device)
+    def images(kept: int) -> BatchSource:
+        source = ImageSource(folder, 50_000_000, backbone.preprocessing, PHOTOS, 0, ResizedImageCache(kept))
+        train, valid = (lambda epoch, row: source.augmented(*files[row], epoch)), (lambda row: source.base_view(*files[row]))
+        return from_images((train, y), (valid, y), backbone.preprocessing, resolve_workers("auto"), device)
 
-    decoded, kept = images(0), images(KEPT_BYTES)
+    decoded, kept = images(0), images(RESIZED_CACHE_BYTES)
     with torch.no_grad():
         front = cut_body(backbone.body, backbone.groups, "early")[0]
         maps = torch.cat([front(x) for x in kept.valid()])
-    rows = Rows(lambda chosen, views: maps[chosen], 1, y)
+    rows = ActivationDataset(lambda chosen, views: maps[chosen], 1, y)
 
-    def side(feed: Feed, unfreeze_from: str) -> Callable[[], object]:
+    def side(feed: BatchSource, unfreeze_from: str) -> Callable[[], object]:
         network, optimizer = trained(replace(backbone, body=copy.deepcopy(backbone.body)), unfreeze_from)
         network.prepare(feed)
         forward, loss = network.forward(feed), Options().loss(y, device)
@@ -63,7 +63,7 @@ def sides(folder: Path, name: str, size: int) -> list[Callable[[], object]]:
 
         return epoch
 
-    maps_feed = cached_feed("early", rows, rows, device)
+    maps_feed = from_feature_maps("early", rows, rows, device)
     return [side(maps_feed, "late"), side(decoded, "late"), side(kept, "late"), side(kept, "all")]
 
 

@@ -18,11 +18,12 @@ import torch
 from bench.data_sets import DIGITS, PHOTOS, Set, divide, interval, write_digits, write_textures
 from bench.sides import Side, keyed, set_up
 from headstart.activations.store import Activations
-from headstart.models.heads import adapt, build_head
+from headstart.models.heads import build_head, fit_standardiser
 from headstart.seeds import derive_seed
-from headstart.training.head import Rows, train_head
+from headstart.training.activation_dataset import ActivationDataset
+from headstart.training.head import train_head
 from headstart.training.options import Options
-from headstart.training.validation import predict, scores
+from headstart.training.validation import collect_logits, scores
 
 KS, EPOCHS, LR, BATCH = (0, 1, 2, 4, 8), 20, {"linear": 3e-3, "mlp": 1e-3}, 64
 
@@ -55,14 +56,14 @@ def trained(
             return x_train[epoch[0], images]
         return x_train[drawn, images]
 
-    rows = Rows(take, 1 + (views or 0), y_train)
-    valid = Rows(lambda images, _: x_vnd[0, split["valid"]][images], 1, y_n[split["valid"]])
+    rows = ActivationDataset(take, 1 + (views or 0), y_train)
+    valid = ActivationDataset(lambda images, _: x_vnd[0, split["valid"]][images], 1, y_n[split["valid"]])
     head = build_head(kind, x_vnd.shape[2], int(y_n.max()) + 1, derive_seed(seed, "head"))
-    adapt(head, [x_train[0]])
+    fit_standardiser(head, [x_train[0]])
     start = time.monotonic()
     train_head(head, rows, valid, epochs=EPOCHS, lr=LR[kind], seed=seed, log=lambda *_: None, options=Options(batch_size=BATCH))
     seconds = (time.monotonic() - start) / EPOCHS
-    return scores(predict(head, [x_vnd[0, split["test"]]]), y_n[split["test"]])["accuracy"], seconds
+    return scores(collect_logits(head, [x_vnd[0, split["test"]]]), y_n[split["test"]])["accuracy"], seconds
 
 
 def activations(side: Side, files: list[tuple[str, str]], scratch: Path) -> tuple[torch.Tensor, float]:

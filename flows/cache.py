@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from headstart.activations.cache import ENTRY, Cache, open_root, params_digest, row_bytes, split_blocks, split_place
+from headstart.activations.cache import ENTRY, Cache, open_root, params_digest, row_bytes, split_blocks, split_row_key
 from headstart.core.command_line import guarded
 from headstart.core.errors import InputError
 from headstart.core.files import remove
@@ -124,11 +124,11 @@ def verify(root: Path, console: Console) -> int:
 
 def damaged_rows(cache: Cache) -> list[tuple[str, int]]:
     """Key and view of the damaged rows that have not been replaced."""
-    current = np.unique(cache.find(cache.entries["place"]))
+    current = np.unique(cache.find(cache.entries["row_key"]))
     bad: list[tuple[str, int]] = []
     for rows in split_blocks(current, cache.row_bytes):
         _, sound = cache.read(rows)
-        bad += [split_place(place) for place in cache.entries["place"][rows[~sound]].tolist()]
+        bad += [split_row_key(row_key) for row_key in cache.entries["row_key"][rows[~sound]].tolist()]
     return bad
 
 

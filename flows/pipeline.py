@@ -8,184 +8,34 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import gc
-import importlib
-import json
 import logging
-import signal
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx
 from headstart.core import offspring
 from headstart.core.command_line import command_line, guarded
-from headstart.core.errors import InputError, OfTheMachine, Unavailable, is_transient
-from headstart.core.files import free_bytes, read_checked_json, remove
-from headstart.core.graph import Stage, load_graph
-from headstart.core.liveness import alive, dead, forget
-from headstart.core.params import Backbone, Params, load_params
-from headstart.core.stages import checkpoints, last_record, run_stage
-from headstart.datasets.builtin import is_source, refuse_foreign
-from headstart.ingest.tree import preflight
-from headstart.tracking import pending
-from headstart.versioning import Workspace, cache_folders, workspace
+from headstart.core.errors import InputError, OfTheMachine, is_transient
+from headstart.core.graph import Stage
+from headstart.core.liveness import alive
+from headstart.core.params import Params, load_params
+from headstart.versioning import Workspace, workspace
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State, StateType
-from prefect.exceptions import ObjectNotFound
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.settings import (
-    PREFECT_API_REQUEST_TIMEOUT,
-    PREFECT_API_URL,
-    PREFECT_CLIENT_MAX_RETRIES,
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-    temporary_settings,
-)
-from prefect.states import Completed, Crashed
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Completed
 
 from flows import PROJECT, artifacts
+from flows.execution import Outcome, Runner, check_inputs, execute, run_or_reuse
 from flows.param_edits import Edit, edit_params
+from flows.prefect_client import check_server, close_dead_flow_runs, server_there, start_server
+from flows.summary import summary_text
 
 logger = logging.getLogger("headstart")
-MIN_FREE_BYTES = 300_000_000
-SECONDS_TO_ANSWER = 4.0
-BEFORE_THE_NETWORK = ("fetch_data", "link_data", "precompute")  # stages that may take long before a wrong size would show
-FRESH, RESTORED, RAN = "fresh", "restored", "ran"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one stage in this run: fresh, restored from DVC's cache, or ran, and in how many seconds."""
-
-    stage: str
-    how: str
-    seconds: float
-
-
-def run_or_reuse(
-    stage: Stage,
-    space: Workspace,
-    root: Path,
-    params: Params,
-    force: bool,
-    watched: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext,
-) -> Outcome:
-    """Run one stage unless DVC knows its outs already; commit them.
-
-    Args:
-        watched: entered with the stage's name when it is to run.
-
-    Raises:
-        InputError: bad input, or code, params or inputs changed meanwhile.
-    """
-    if not force and space.is_fresh(stage.name):
-        logger.info("%s: %s", stage.name, FRESH)
-        return Outcome(stage.name, FRESH, 0.0)
-    if not force and space.restore(stage.name):
-        logger.info("%s: %s", stage.name, RESTORED)
-        outcome = Outcome(stage.name, RESTORED, 0.0)
-    else:
-        logger.info("%s: running", stage.name)
-        start = time.monotonic()
-        if stage.name in BEFORE_THE_NETWORK:
-            sizes = tuple(
-                (f"fine_tune.gradual[{i}].image_size", one.image_size) for i, one in enumerate(params.fine_tune.gradual)
-            )
-            check_network(params.backbone, params.seed, sizes)
-        # torch and its like are imported by the first stage that needs them, and are its own time
-        module = importlib.import_module(f"tasks.{stage.name}")
-        with watched(stage.name):
-            run_stage(stage, getattr(module, stage.name), root, params)
-        gc.collect()
-        gc.freeze()  # what was imported stays: the collector need not walk it again (.5 s each time)
-        outcome = Outcome(stage.name, RAN, time.monotonic() - start)
-    pending.note(root, "record")  # before dvc.lock says that the stage is fresh: a death in between loses nothing
-    space.commit(stage.name)
-    if outcome.how == RAN:
-        remove(checkpoints(root, stage.name))
-    return outcome
-
-
-@functools.lru_cache(maxsize=1)
-def check_network(backbone: Backbone, seed: int, sizes: tuple[tuple[str, int | str], ...]) -> None:
-    """Refuse weights that cannot be had and image sizes that the network does not take before any image is read.
-
-    Args:
-        sizes: (parameter, size) of phases with an image size of their own.
-
-    Raises:
-        InputError: naming the parameter.
-    """
-    from headstart.models.backbones import build_backbone, refuse_size
-
-    built = build_backbone(**backbone.model_dump(), seed=seed)
-    for key, size in sizes:
-        if isinstance(size, int):
-            refuse_size(built, size, key)
-
-
-Runner = Callable[[Stage, Workspace, Path, Params, bool], Outcome]
-
-
-@dataclass(frozen=True)
-class Execution:
-    """What became of each stage; where MLflow's pages show the run and what became of its model (None: nothing ran)."""
-
-    outcomes: Sequence[Outcome]
-    mlflow_run: str | None
-    verdict: str | None
-
-
-def execute(
-    root: Path,
-    params: Params,
-    force: Sequence[str] = (),
-    *,
-    runner: Callable[[str], Runner] = lambda name: run_or_reuse,
-    tags: Mapping[str, str] | None = None,
-) -> Execution:
-    """Every stage in order; then, if anything ran, one MLflow run and the model's registration.
-
-    What an execution that died had still to record or register is done too.
-
-    Args:
-        force: stages to run even if fresh, or "all".
-        runner: from a stage's name to what runs it, such as a Prefect task around `run_or_reuse`.
-        tags: for the MLflow run.
-
-    Raises:
-        InputError: bad input; finished stages are kept.
-    """
-    started = time.time()
-    with workspace(root) as space:
-        if dead(root, "mlflow"):
-            from headstart.tracking.store import close_dead_runs
-
-            close_dead_runs(root)
-        outcomes = []
-        for stage in load_graph(root, params).values():
-            forced = "all" in force or stage.name in force
-            outcomes.append(runner(stage.name)(stage, space, root, params, forced))
-        mlflow_run = verdict = None
-        if pending.is_due(root, "record"):
-            from headstart.tracking.record import record_pipeline
-
-            logger.info("recording the run in MLflow")
-            mlflow_run = record_pipeline(root, params, tags, started).address
-        if pending.is_due(root, "register"):
-            from flows.register import register
-
-            logger.info("registering the model")
-            verdict = register(root, params).sentence()
-    return Execution(outcomes, mlflow_run, verdict)
 
 
 def as_task(name: str, timeout: float) -> Runner:
@@ -231,19 +81,6 @@ def headstart(force: list[str] | None = None) -> Any:  # built-in types: Prefect
     return Completed(data=done.outcomes, name="Nothing to do" if nothing else None)
 
 
-def close_dead_flow_runs(root: Path) -> None:
-    """Mark the flow runs of this project whose process died as crashed; without a worker nobody else does."""
-    names = dead(root, "prefect")
-    if not names:
-        return
-    with get_client(sync_client=True) as client:
-        for name in names:
-            with contextlib.suppress(ObjectNotFound):
-                if client.read_flow_run(uuid.UUID(name)).state_type == StateType.RUNNING:
-                    client.set_flow_run_state(uuid.UUID(name), Crashed(message="its process died"), force=True)
-            forget(root, "prefect", name)
-
-
 def run_here(force: list[str]) -> list[Outcome]:
     """The flow in this process, now.
 
@@ -256,73 +93,6 @@ def run_here(force: list[str]) -> list[Outcome]:
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if alone else {}):
         outcomes: Any = headstart(force)
         return list(outcomes)
-
-
-def start_server() -> None:
-    """Start the server that Prefect would start for this process, deaf to Ctrl-C: a terminal sends that to both.
-
-    A run that is interrupted reports so to the server; where that had ended too, it tried for a minute.
-    """
-    from prefect.server.api.server import SubprocessASGIServer  # a second to import
-
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit it
-    try:
-        SubprocessASGIServer().start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
-    """Refuse a `--force` that names no stage, a full disk, a source folder that DVC would hang on or misread, and
-    files of the user's where the built-in set would be written.
-
-    Raises:
-        InputError: naming it.
-    """
-    stages = list(load_graph(root, params))
-    for name in force:
-        if name not in (*stages, "all"):
-            raise InputError(f"--force {name}: no such stage", wanted=f"one of: {', '.join(stages)}, all")
-    free = free_bytes(root)
-    if free < MIN_FREE_BYTES:
-        raise InputError(
-            f"{root}: {free / 1e6:,.0f} MB free on this disk",
-            wanted=f"{MIN_FREE_BYTES / 1e6:,.0f} MB or more (the outs, DVC's copies of them, and the records)",
-            fix="free space (docs/operations.md, Free disk): `dvc gc -w`, or another disk",
-        )
-    refuse_foreign(root, params.data.builtin)  # DVC, too, would put it aside when it restores the stage
-    if not is_source(root, params.data.source, params.data.builtin):
-        preflight(
-            root / params.data.source,
-            follow_external_links=params.data.follow_external_links,
-            trusted=functools.partial(cache_folders, root),
-        )
-
-
-def summary_text(root: Path, params: Params, outcomes: Sequence[Outcome], total: float) -> str:
-    """The short summary a run ends with."""
-    how = {outcome.stage: outcome.how for outcome in outcomes}
-    results = json.loads((root / "reports/metrics.json").read_text())
-    found = read_checked_json(root / "reports/find_lr/lr.json")
-    computed = last_record(root, load_graph(root, params)["precompute"])
-    rate = computed.summary.get("images_per_second") if computed else None
-    own = sum(outcome.seconds for outcome in outcomes)
-    lines = ["", f"  {'stage':<12}{'':<10}{'seconds':>8}"]
-    lines += [f"  {o.stage:<12}{o.how:<10}{o.seconds:>8.1f}" for o in outcomes]
-    lines += [f"  {'all':<12}{'':<10}{total:>8.1f}   of which stages {own:.1f}", ""]
-    if computed and rate:
-        views = computed.summary.get("views_per_second")
-        when = "" if how["precompute"] == RAN else " (when they were computed)"
-        lines.append(f"  activations     {rate:,.0f} images/s, {views:,.0f} views/s{when}")
-    abstained = " (default: the search abstained)" if found["abstained"] else ""
-    lines.append(f"  suggested LR    {found['lr']:.2g}{abstained}")
-    lines.append(f"  fine-tuning     {json.loads((root / 'reports/fine_tune/kept.json').read_text())['sentence']}")
-    lines.append(f"  test accuracy   of {results['n_test']:,} images")
-    for key, name in artifacts.MODELS.items():
-        lines.append(f"    {name:<17} {results[key]['accuracy']:.4f}   log-loss {results[key]['log_loss']:.4f}")
-    lines += ["", "  report          reports/report.html", "  metrics         reports/metrics.json"]
-    lines += ["  compare runs    make ui     (MLflow on http://127.0.0.1:5000, Prefect on http://127.0.0.1:4200)"]
-    return "\n".join(lines)
 
 
 def main() -> int:
@@ -397,55 +167,6 @@ def undone_if_refused(edit: Edit, by: str) -> Iterator[None]:
         if edit.undo():
             raise InputError(f"{error}\n  {edit.path.name} is as it was before {by}") from None
         raise
-
-
-def check_server() -> None:
-    """Refuse to begin where PREFECT_API_URL names a server and none answers there.
-
-    Raises:
-        Unavailable: naming it.
-    """
-    address = PREFECT_API_URL.value()
-    if address is None:
-        return
-    patience = {PREFECT_API_REQUEST_TIMEOUT: SECONDS_TO_ANSWER, PREFECT_CLIENT_MAX_RETRIES: 0}
-    with temporary_settings(patience), get_client(sync_client=True) as client:
-        error = client.api_healthcheck()
-    if error is not None:
-        raise _no_server(address, error)
-
-
-@contextlib.contextmanager
-def server_there() -> Iterator[None]:
-    """Prefect's ways of saying that its server went away, or did not start, in ours.
-
-    Raises:
-        Unavailable: it did.
-    """
-    try:
-        yield
-    except httpx.TransportError as error:
-        raise _no_server(str(PREFECT_API_URL.value() or "the one of this run"), error) from None
-    except RuntimeError as error:
-        if "ephemeral" not in str(error):
-            raise
-        raise Unavailable(f"Prefect's own server did not start: {error}", fix="run again; a busy machine may be slow") from None
-
-
-def _no_server(address: str, error: Exception) -> Unavailable:
-    parts = urlsplit(address)  # without the password that may be in it
-    shown = (
-        f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}" if parts.hostname else address
-    )
-    if isinstance(error, httpx.HTTPStatusError):
-        said = f"answers {error.response.status_code}: no API of Prefect's, or one that asks for a password"
-    else:
-        said = f"does not answer: {(str(error) or type(error).__name__).splitlines()[0]}"
-    return Unavailable(
-        f"Prefect's server {shown} (PREFECT_API_URL) {said}",
-        fix="start it (make schedule); or run without: unset PREFECT_API_URL, and where a profile sets it"
-        " `prefect config unset PREFECT_API_URL`",
-    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from prefect.runtime import flow_run
 
 from flows import PROJECT
 from flows.arguments import check_out, number, path, whole
-from flows.pipeline import close_dead_flow_runs
+from flows.prefect_client import close_dead_flow_runs
 
 logger = logging.getLogger("headstart")
 FORMS = ("parquet", "csv")

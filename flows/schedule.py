@@ -11,7 +11,7 @@ from headstart.core.command_line import command_line, guarded
 from headstart.core.errors import InputError
 
 from flows import PROJECT, arguments
-from flows.pipeline import close_dead_flow_runs
+from flows.prefect_client import close_dead_flow_runs
 from flows.servers import Servers, free_port, prefect_command
 
 POOL = "local"

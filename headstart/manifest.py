@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow as pa
@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 
 from headstart.core.errors import InputError
 from headstart.core.files import write_bytes
-from headstart.images.decode import Whites, floating_white, integer_white
+
+if TYPE_CHECKING:
+    import torch
 
 COLUMNS = (
     "key", "path", "label", "class_index", "split", "group", "fold", "width", "height", "format", "mode", "orientation",
@@ -26,23 +28,21 @@ CHECKSUM = b"headstart.checksum"
 RELINK = "python -m flows.pipeline --force link_data"
 
 
-def whites_of(manifest: pd.DataFrame) -> Whites:
-    """The raw values that become white: from the largest one found in all gray images of more than 8 bits."""
-
-    def peak(kinds: str) -> float:
-        return float(manifest.loc[manifest["mode"].str.startswith(kinds), "peak"].max(skipna=True))
-
-    integer, floating = peak("I"), peak("F")
-    standard = Whites()
-    return Whites(
-        standard.integer if math.isnan(integer) else integer_white(integer),
-        standard.floating if math.isnan(floating) else floating_white(floating),
-    )
-
-
 def without_copies(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
     """The images of a split that figures are taken from: of files with the same bytes the first, so that copies count once."""
     return manifest[manifest["split"] == split].drop_duplicates("key").reset_index(drop=True)
+
+
+def rows_of(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
+    """All rows of a split, copies included, numbered from 0."""
+    return manifest[manifest["split"] == split].reset_index(drop=True)
+
+
+def class_indices(rows: pd.DataFrame) -> torch.Tensor:
+    """The rows' class indices [n] int64."""
+    import torch  # the scan starts without it
+
+    return torch.tensor(rows["class_index"].to_numpy(), dtype=torch.int64)
 
 
 def class_order(labels: pd.Series) -> list[str]:
@@ -66,7 +66,7 @@ def read_manifest(path: Path, wanted: Sequence[str] = COLUMNS) -> pd.DataFrame:
 
     Returns:
         Columns `COLUMNS`, then the source's own: key is the SHA-256 of the file's bytes, path is relative to
-        the source, split is train, valid, test or held_out, fold is -1 for test images, width and height
+        the source, split is train, valid, test or excluded, fold is -1 for test images, width and height
         are of the upright image, mode is the file's, peak its largest raw value where it has more than 8 bits (else 0).
 
     Raises:

@@ -27,7 +27,7 @@ def configure(threads: int | Literal["auto"], device: str) -> torch.device:
     return pick_device(device)
 
 
-def place(module: M, device: torch.device) -> M:
+def to_device(module: M, device: torch.device) -> M:
     """Move a module to `device`, its convolutions in channels-last memory."""
     module.to(device)
     module.to(memory_format=torch.channels_last)

@@ -1,13 +1,13 @@
-"""Paired comparison of two models on the same images. Shape legend: n images, c classes."""
+"""Tests and intervals for proportions and for two models on the same images. Shape legend: n images, c classes."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import binomtest, bootstrap
 
 RESAMPLES = 10_000
 FEWEST = 30  # images below which nothing is decided: a percentile interval is too narrow there
@@ -66,20 +66,26 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
     Source: McNemar 1947, Psychometrika 12:153-157; exact as in Edwards 1948: binomial with p = 1/2.
     """
-    total, fewer = only_a + only_b, min(only_a, only_b)
-    tail = math.fsum(math.exp(_log_choose(total, k) - total * math.log(2)) for k in range(fewer + 1))
-    return min(1.0, 2 * tail)
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def bootstrap_interval(values_n: NDArray[np.float64], seed: int, share: float = 0.95) -> tuple[float, float]:
     """The percentile interval of the mean, resampling images. Source: Efron 1979, Annals of Statistics 7:1-26."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    n = len(values_n)
-    rows = max(1, CHUNK // n)
-    means = [values_n[rng.integers(0, n, (min(rows, RESAMPLES - start), n))].mean(1) for start in range(0, RESAMPLES, rows)]
-    low, high = np.quantile(np.concatenate(means), [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
+    if np.ptp(values_n) == 0:  # scipy divides by the spread
+        return float(values_n[0]), float(values_n[0])
+    found = bootstrap(
+        (values_n,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, CHUNK // len(values_n)),
+        confidence_level=share,
+        method="percentile",
+        rng=np.random.Generator(np.random.PCG64(seed)),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def wilson_interval(right: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion. Source: Wilson 1927, JASA 22:209-212."""
+    found = binomtest(right, total).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from headstart.activations.store import Activations
 from headstart.core.command_line import main
 from headstart.core.stages import StageContext, Summary
 from headstart.manifest import read_manifest
-from headstart.models.heads import adapt, build_head
+from headstart.models.heads import build_head, fit_standardiser
 from headstart.runtime import configure
 from headstart.seeds import derive_seed
 from headstart.tracking.runs import stage_run
-from headstart.training.head import activations_of, endless, head_prepare
+from headstart.training.activation_dataset import activations_of, endless
+from headstart.training.head import head_prepare
 from headstart.training.lr_report import write_search
 from headstart.training.lr_search import Curve, range_test, suggest
 from headstart.training.options import Options
-
-logger = logging.getLogger("headstart")
 
 
 def find_lr(context: StageContext) -> Summary:
@@ -39,7 +36,7 @@ def find_lr(context: StageContext) -> Summary:
     def curve(number: int) -> Curve:
         seed = derive_seed(params.seed, "find_lr", number)
         head = build_head(training.head, activations.width, manifest["class_index"].max() + 1, seed)
-        adapt(head, train.plain())
+        fit_standardiser(head, train.base_views())
         return range_test(
             head,
             head_prepare(options, settings.lr_min),
@@ -56,9 +53,7 @@ def find_lr(context: StageContext) -> Summary:
         curves = [curve(number) for number in range(settings.seeds)]
         log.curve({"lr": lr, "smoothed_loss": loss} for lr, loss in zip(curves[0].lrs, curves[0].losses, strict=True))
     found = suggest(curves, settings.default)
-    write_search(context.output("reports/find_lr/lr.json").parent, curves, found)
-    logger.info("  %s", found.sentence())
-    return {"suggested_lr": found.lr}
+    return {"suggested_lr": write_search(context.output("reports/find_lr/lr.json").parent, curves, found)}
 
 
 if __name__ == "__main__":

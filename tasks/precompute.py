@@ -13,9 +13,10 @@ from headstart.activations.compute import File
 from headstart.core.command_line import main
 from headstart.core.stages import StageContext, Summary
 from headstart.hardware import resolve_workers
-from headstart.images.loader import KEPT_BYTES, ImageSource, Kept
+from headstart.images.loader import RESIZED_CACHE_BYTES, ImageSource, ResizedImageCache
 from headstart.images.transforms import Augmentation
-from headstart.manifest import read_manifest, whites_of
+from headstart.images.whites import whites_of
+from headstart.manifest import read_manifest
 from headstart.models.backbones import build_backbone
 from headstart.models.cuts import cut_body, output_shape
 from headstart.runtime import configure
@@ -24,7 +25,7 @@ logger = logging.getLogger("headstart")
 
 
 def precompute(context: StageContext) -> Summary:
-    """Write data/activations/pooled/*.arrow, and data/activations/GROUP/*.arrow where map_after names a layer group.
+    """Write data/activations/pooled/*.arrow, and data/activations/GROUP/*.arrow where cache_map_after names a layer group.
 
     Raises:
         InputError: weights that cannot be had, a body whose activations cannot be cached, an image that changed,
@@ -36,18 +37,14 @@ def precompute(context: StageContext) -> Summary:
     manifest = listed.drop_duplicates("key").sort_values("key")
     files = {"pooled": files_of(manifest)}
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
-    images = ImageSource(
-        folder=context.root / params.data.source,
-        max_pixels=params.data.max_pixels,
-        preprocessing=replace(backbone.preprocessing, whites=whites_of(listed)),
-        augmentation=Augmentation(**settings.augment.model_dump()),
-        seed=settings.view_seed,
-        kept=Kept(KEPT_BYTES if settings.map_after != "none" else 0),  # the second cut need not decode again
-    )
+    preprocessing = replace(backbone.preprocessing, whites=whites_of(listed))
+    folder, augmentation = context.root / params.data.source, Augmentation(**settings.augment.model_dump())
+    cache = ResizedImageCache(RESIZED_CACHE_BYTES if settings.cache_map_after != "none" else 0)  # a second cut decodes nothing
+    images = ImageSource(folder, params.data.max_pixels, preprocessing, augmentation, settings.view_seed, cache)
     bodies = {"pooled": backbone.body}
-    if settings.map_after != "none":
-        bodies[settings.map_after], _ = cut_body(backbone.body, backbone.groups, settings.map_after)
-        files[settings.map_after] = files_of(manifest[manifest["split"].isin(["train", "valid"])])  # what fine_tune reads
+    if settings.cache_map_after != "none":
+        bodies[settings.cache_map_after], _ = cut_body(backbone.body, backbone.groups, settings.cache_map_after)
+        files[settings.cache_map_after] = files_of(manifest[manifest["split"].isin(["train", "valid"])])  # what fine_tune reads
     root = open_root(context.root / Path(params.runtime.cache_dir).expanduser())
     widest = "float16" if settings.storage == "float16" else "float32"
     sizes = {cut: row_bytes(output_shape(body, params.backbone.image_size), widest) for cut, body in bodies.items()}

@@ -10,14 +10,14 @@ from headstart.core.files import read_checked_json, sha256_file, write_bytes
 from headstart.core.stages import StageContext, Summary
 from headstart.images.transforms import Preprocessing
 from headstart.manifest import class_order, read_manifest, without_copies
-from headstart.models.heads import adapt, build_head
-from headstart.models.trained import Card, save_model
+from headstart.models.heads import build_head, fit_standardiser
+from headstart.models.trained import ModelCard, save_model
 from headstart.runtime import configure
 from headstart.seeds import derive_seed
 from headstart.tracking.runs import stage_run
 from headstart.training import head as head_training
+from headstart.training.activation_dataset import activations_of
 from headstart.training.checkpoints import open_checkpoint
-from headstart.training.head import activations_of
 from headstart.training.loop import history_files
 from headstart.training.options import options_of
 
@@ -37,7 +37,7 @@ def train_head(context: StageContext) -> Summary:
     if lr == "auto":
         lr = float(read_checked_json(context.root / "reports/find_lr/lr.json")["lr"])
     head = build_head(settings.head, activations.width, len(classes), derive_seed(params.seed, "head"))
-    adapt(head, train.plain())
+    fit_standardiser(head, train.base_views())
     provenance = {"weights": activations.meta["weights"], "manifest": sha256_file(context.root / "data/manifest.parquet")}
     identity = (
         provenance
@@ -63,7 +63,7 @@ def train_head(context: StageContext) -> Summary:
     best = history.best_epoch()
     logger.info("  kept epoch %s of %s: validation accuracy %.4f", best["epoch"], settings.epochs, best["valid_accuracy"])
     meta = activations.meta
-    card = Card(
+    card = ModelCard(
         backbone=meta["backbone"],
         options=meta["options"],
         preprocessing=Preprocessing.from_dict(meta["preprocessing"]),

@@ -81,7 +81,7 @@ def scan_folder(
     """Pre-flight, list and scan a folder with small limits; `changes` are of `data`'s parameters."""
     options = {"label_pattern": "none", "group_pattern": "none", "nested_folders": False, "follow_external_links": False}
     rule = {"seed": 0, "valid_fraction": 0.2, "test_fraction": 0.2, "folds": 5, "fold": "none"}
-    rest = {"max_quarantined": 0.2, "on_label_conflict": "refuse", "near_duplicates": "hold_out", "timeout": 20.0}
+    rest = {"max_quarantined": 0.2, "on_label_conflict": "refuse", "near_duplicates": "exclude", "timeout": 20.0}
     for group in (options, rule, rest, limits := dict(LIMITS)):
         group.update({key: changes.pop(key) for key in list(changes) if key in group})
     assert not changes

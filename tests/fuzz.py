@@ -54,7 +54,7 @@ def decoder(data: bytes) -> None:
             assert str(error)
             return None
 
-    whole, slow, reduced = outcome(), outcome(fast=False), outcome(enough=LOOK_SIDE)
+    whole, slow, reduced = outcome(), outcome(fast=False), outcome(min_decode_side=LOOK_SIDE)
     assert (whole is None) == (slow is None) == (reduced is None)
     if whole is None or slow is None or reduced is None:
         return

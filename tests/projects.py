@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flows.execution import RAN, execute
 from flows.param_edits import set_params
-from flows.pipeline import RAN, execute
 from headstart.tracking.store import store
 
 BIN = Path(sys.executable).parent

@@ -20,11 +20,12 @@ from headstart.images.transforms import Augmentation, augmented_view
 from headstart.models.backbones import build_backbone
 from headstart.models.heads import Classifier, build_head
 from headstart.models.weights import state_digest
-from headstart.runtime import place
+from headstart.runtime import to_device
 from headstart.seeds import view_generator
 from headstart.training import checkpoints, loop
+from headstart.training.batch_sources import from_images
 from headstart.training.checkpoints import Checkpoint
-from headstart.training.fine_tune import Network, Stretch, fine_tune, live_feed
+from headstart.training.fine_tune import Network, UnfreezePhase, fine_tune
 from headstart.training.options import Options
 
 COUNT = 40
@@ -86,11 +87,11 @@ def main() -> None:
             fuse("term-validate")
         return images[row]
 
-    feed = live_feed((augmented, y), (plain, y), backbone.preprocessing, 2, torch.device("cpu"))
-    model = place(Classifier(backbone.body, build_head("mlp", backbone.width, 3, 0)), torch.device("cpu"))
+    feed = from_images((augmented, y), (plain, y), backbone.preprocessing, 2, torch.device("cpu"))
+    model = to_device(Classifier(backbone.body, build_head("mlp", backbone.width, 3, 0)), torch.device("cpu"))
     history = fine_tune(
         Network(model, backbone.groups, bn_freeze=frozen),
-        [(Stretch("late", 2, 3e-3, 2), feed), (Stretch("all", 2, 1e-3, 2), feed)],
+        [(UnfreezePhase("late", 2, 3e-3, 2), feed), (UnfreezePhase("all", 2, 1e-3, 2), feed)],
         y_train=y,
         y_valid=y,
         options=Options(batch_size=8, label_smoothing=0.1, balance="weights", patience=3),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headstart.activations.build import Settings, build, refuse_too_large
-from headstart.activations.cache import Block, checksum, open_root, places
+from headstart.activations.cache import Block, checksum, open_root, row_keys
 from headstart.activations.store import Activations, write_shards
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
@@ -27,7 +27,7 @@ KEYS = [f"{i:064x}" for i in range(20)]
 
 
 def blocks(size=8, dtype="float32"):
-    named = places(KEYS, range(2))
+    named = row_keys(KEYS, range(2))
     for start in range(0, 40, size):
         part = slice(start, start + size)
         values = ROWS[part].astype(dtype).view(np.uint8)
@@ -157,7 +157,7 @@ def test_the_map_at_a_boundary_is_cached_and_the_tail_goes_on_from_it(shapes, tm
     _, tail = cut_body(backbone.body, backbone.groups, "early")
     with torch.no_grad():
         from_map = tail(stored.rows(keys).reshape(len(keys), *stored.meta["shape"]))
-        whole = backbone.body(normalise(torch.stack([images.plain(*file) for file in files]), backbone.preprocessing))
+        whole = backbone.body(normalise(torch.stack([images.base_view(*file) for file in files]), backbone.preprocessing))
     assert torch.allclose(from_map, whole, rtol=1e-3, atol=1e-5)
 
 
@@ -222,7 +222,7 @@ ANONYMOUS = """
 import sys
 from pathlib import Path
 import numpy as np, torch
-from headstart.activations.cache import Block, places
+from headstart.activations.cache import Block, row_keys
 from headstart.activations.store import Activations, write_shards
 out, images, views, width = Path(sys.argv[1]), int(sys.argv[2]), 3, 2560
 
@@ -233,7 +233,7 @@ def anonymous():
 def blocks():
     step = 2000
     for start in range(0, images, step):
-        named = places([f"{i:064x}" for i in range(start, min(start + step, images))], range(views))
+        named = row_keys([f"{i:064x}" for i in range(start, min(start + step, images))], range(views))
         yield Block(named, np.zeros(len(named), "u8"), np.zeros((len(named), 2 * width), np.uint8))
 
 if not out.exists():
@@ -264,11 +264,11 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from headstart.activations.cache import Block, places
+from headstart.activations.cache import Block, row_keys
 from headstart.activations.store import write_shards
 def blocks(count):
     for i in range(count):
-        named = places([f"{i * 64 + j:064x}" for j in range(64)], range(1))
+        named = row_keys([f"{i * 64 + j:064x}" for j in range(64)], range(1))
         yield Block(named, np.zeros(64, "u8"), np.full((64, 5120), i % 251, np.uint8))
 write_shards(Path(sys.argv[1]), blocks(4), [2560], "float16", {})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -286,9 +286,10 @@ def test_writing_streams(tmp_path):
 
 def test_frozen_means_frozen(shapes, tmp_path):
     """Invariant 2: no parameter and no buffer of the body changes by one bit while the head trains."""
-    from headstart.models.heads import adapt, build_head
+    from headstart.models.heads import build_head, fit_standardiser
     from headstart.models.weights import state_digest
-    from headstart.training.head import activations_of, train_head
+    from headstart.training.activation_dataset import activations_of
+    from headstart.training.head import train_head
     from headstart.training.options import Options
 
     backbone, images, files = images_and_files(shapes)
@@ -300,7 +301,7 @@ def test_frozen_means_frozen(shapes, tmp_path):
         activations_of(Activations(tmp_path / "out"), manifest[manifest["split"] == split]) for split in ("train", "valid")
     )
     head = build_head("mlp", backbone.width, 3, seed=0)
-    adapt(head, train.plain())
+    fit_standardiser(head, train.base_views())
     train_head(head, train, valid, epochs=3, lr=1e-2, seed=0, log=lambda *_: None, options=Options(batch_size=16))
     assert state_digest(backbone.body) == before
     assert not any(parameter.requires_grad for parameter in backbone.body.parameters())

@@ -22,9 +22,10 @@ import pytest
 from PIL import Image
 
 from headstart.core.errors import InputError
-from headstart.images.decode import Whites, decode
+from headstart.images.decode import decode
 from headstart.images.examine import Limits, Unreadable, examine
 from headstart.images.reading import read_pixels
+from headstart.images.whites import Whites
 from headstart.ingest.scan import Scan
 from headstart.ingest.summary import summarise
 from headstart.ingest.tree import preflight

@@ -14,7 +14,7 @@ import pytest
 
 from flows import cache as commands
 from flows.param_edits import set_params
-from headstart.activations.cache import TAG, Cache, open_cache, open_root, places, record_use, split_place
+from headstart.activations.cache import TAG, Cache, open_cache, open_root, record_use, row_keys, split_row_key
 from headstart.core.command_line import guarded
 from headstart.core.errors import InputError
 from headstart.core.params import load_params
@@ -33,20 +33,20 @@ def cache(tmp_path):
 
 def filled(cache):
     with cache.writing():
-        cache.append(places(KEYS, range(2)).tolist(), ROWS)
+        cache.append(row_keys(KEYS, range(2)).tolist(), ROWS)
     return cache
 
 
 def test_rows_come_back_and_others_do_not(cache):
-    wanted = places(KEYS, range(2))
+    wanted = row_keys(KEYS, range(2))
     assert (cache.find(wanted) == -1).all()
     filled(cache)
     for one in (cache, Cache(cache.folder, cache.lock, 10)):
         values, sound = one.read(one.find(wanted[[4, 0, 3]]))
         assert np.array_equal(values, ROWS[[4, 0, 3]]) and sound.all()
-        assert (one.find(places(KEYS, [2])) == -1).all()
-        assert (one.find(places([f"{i:064x}" for i in (0, 4, 257)], [0])) == -1).all()
-    assert split_place(places([f"{256:064x}"], [0])[0]) == (f"{256:064x}", 0)
+        assert (one.find(row_keys(KEYS, [2])) == -1).all()
+        assert (one.find(row_keys([f"{i:064x}" for i in (0, 4, 257)], [0])) == -1).all()
+    assert split_row_key(row_keys([f"{256:064x}"], [0])[0]) == (f"{256:064x}", 0)
 
 
 def test_a_damaged_row_is_seen_and_its_replacement_counts(cache):
@@ -55,12 +55,12 @@ def test_a_damaged_row_is_seen_and_its_replacement_counts(cache):
         stream.seek(23)
         stream.write(b"\xff")
     again = Cache(cache.folder, cache.lock, 10)
-    rows = again.find(places(KEYS, range(2)))
+    rows = again.find(row_keys(KEYS, range(2)))
     assert again.read(rows)[1].tolist() == [True, True, False, True, True, True]
     assert commands.damaged_rows(again) == [(KEYS[1], 0)]
     with again.writing():
-        again.append(places([KEYS[1]], [0]).tolist(), ROWS[2:3])
-    values, sound = again.read(again.find(places(KEYS, range(2))))
+        again.append(row_keys([KEYS[1]], [0]).tolist(), ROWS[2:3])
+    values, sound = again.read(again.find(row_keys(KEYS, range(2))))
     assert sound.all() and np.array_equal(values, ROWS)
     assert commands.damaged_rows(again) == []
 
@@ -68,7 +68,7 @@ def test_a_damaged_row_is_seen_and_its_replacement_counts(cache):
 @pytest.mark.parametrize("name", ["rows.bin", "index.bin"])
 def test_every_flipped_bit_and_every_cut_is_seen(name, cache):
     filled(cache)
-    wanted, path = places(KEYS, range(2)), cache.folder / name
+    wanted, path = row_keys(KEYS, range(2)), cache.folder / name
     whole = path.read_bytes()
     for damaged in (*(bits(whole, i) for i in range(8 * len(whole))), *(whole[:n] for n in range(len(whole)))):
         path.write_bytes(damaged)
@@ -95,9 +95,9 @@ def test_half_a_batch_left_by_a_killed_writer_is_no_harm(cache):
     again = Cache(cache.folder, cache.lock, 10)
     assert len(again) == 6
     with again.writing():
-        again.append(places(["f" * 64], [0]).tolist(), ROWS[:1])
+        again.append(row_keys(["f" * 64], [0]).tolist(), ROWS[:1])
     assert (again.folder / "rows.bin").stat().st_size == 70
-    values, sound = again.read(again.find(np.concatenate([places(KEYS, range(2)), places(["f" * 64], [0])])))
+    values, sound = again.read(again.find(np.concatenate([row_keys(KEYS, range(2)), row_keys(["f" * 64], [0])])))
     assert sound.all() and np.array_equal(values, np.concatenate([ROWS, ROWS[:1]]))
 
 
@@ -118,7 +118,7 @@ def test_a_full_disk_says_what_is_wanted_and_leaves_a_valid_cache(cache):
         "os.pwrite = pwrite\n"
         f"cache = module.Cache(Path({str(cache.folder)!r}), Path({str(cache.lock)!r}), 10)\n"
         "with cache.writing():\n"
-        "    cache.append(module.places(['e' * 64], [0, 1, 2]).tolist(), np.ones((3, 10), np.uint8))\n"
+        "    cache.append(module.row_keys(['e' * 64], [0, 1, 2]).tolist(), np.ones((3, 10), np.uint8))\n"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert "no space left on this disk, 156 bytes more were wanted" in run.stderr and str(cache.folder) in run.stderr
@@ -240,7 +240,7 @@ def test_labels_splits_and_names_recompute_nothing_and_settings_everything(tmp_p
         assert computed("precompute.views=0") == 0
     assert "data augmentation does nothing" in caplog.text
     assert "against plain float32 on a sample: cosine >= " in caplog.text
-    assert computed("precompute.map_after=early", "precompute.max_gb=0.1") == 0  # of the pooled ones
+    assert computed("precompute.cache_map_after=early", "precompute.max_gb=0.1") == 0  # of the pooled ones
     assert (project / "data/activations/early/00000.arrow").exists()
     with pytest.raises(InputError, match="need .* GB, and precompute.max_gb is 1e-06"):
         computed("precompute.max_gb=0.000001")

@@ -72,5 +72,5 @@ def test_a_body_that_cannot_be_cut_is_said_to_be_one():
     groups = {"early": ("first.weight", "first.bias"), "late": ("second.weight", "second.bias")}
     with pytest.raises(InputError, match="early: this backbone cannot be cut there: more than one tensor"):
         cut_body(TwoWays().eval(), groups, "early")
-    with pytest.raises(InputError, match="map_after: 'middle'"):
+    with pytest.raises(InputError, match="cache_map_after: 'middle'"):
         cut_body(TwoWays().eval(), groups, "middle")

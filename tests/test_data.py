@@ -10,7 +10,7 @@ import pytest
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.ingest.splits import HELD_OUT, unusual_shares
+from headstart.ingest.splits import EXCLUDED, unusual_shares
 from headstart.ingest.summary import pictures, summarise
 from headstart.ingest.tree import preflight
 from headstart.manifest import read_manifest, write_csv, write_manifest
@@ -90,8 +90,8 @@ def test_a_test_image_found_in_train_is_held_out_of_training(tmp_path):
     write_shapes(tmp_path / "s" / "train", each=20)
     write_shapes(tmp_path / "s" / "test", each=2)  # the first two of each class, byte for byte
     frame = scan_folder(tmp_path / "s").manifest
-    assert Counter(frame["split"])[HELD_OUT] == 6
-    used = frame[frame["split"] != HELD_OUT]
+    assert Counter(frame["split"])[EXCLUDED] == 6
+    used = frame[frame["split"] != EXCLUDED]
     assert (used.groupby("key")["split"].nunique() == 1).all()
     assert (frame.loc[frame["path"].str.startswith("test/"), "split"] == "test").all()
 
@@ -217,11 +217,11 @@ def test_a_group_that_the_source_itself_splits_is_held_out_of_training(shapes):
     rows = [f"{path},{path[0]},patient{number % 10},{own.get(number, '')}" for number, path in enumerate(paths)]
     (shapes / "labels.csv").write_text("path,label,group,split\n" + "\n".join(rows) + "\n")
     result = scan_folder(shapes)
-    frame = result.manifest[result.manifest["split"] != "held_out"]
+    frame = result.manifest[result.manifest["split"] != "excluded"]
     assert (frame.groupby("group")["split"].nunique() == 1).all()
     assert frame.set_index("path").loc[paths[:4], "split"].tolist() == ["test", "test", "valid", "valid"]
     report = summarise(result)
-    assert report["splits"]["held_out"] == report["held_out_groups"] == 20
+    assert report["splits"]["excluded"] == report["excluded_groups"] == 20
     assert set(result.notes.loc[result.notes["kind"] == "group", "path"]) == {
         path for number, path in enumerate(paths) if number % 10 < 4 and number > 3
     }

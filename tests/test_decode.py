@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from headstart.images import decode as decode_module
-from headstart.images.decode import DecodeError, Whites, decode, decode_image
+from headstart.images.decode import DecodeError, decode, decode_image
 from headstart.images.examine import Limits, examine
 from headstart.images.reading import read_pixels
+from headstart.images.whites import Whites
 from tests import images
 from tests.conftest import encode
 
@@ -171,7 +172,7 @@ def test_the_fast_path_and_the_slow_one_give_identical_pixels(name, orientation)
     fast, slow = decode_image(data), decode_image(data, fast=False)
     assert fast.orientation == slow.orientation == orientation
     assert np.array_equal(fast.pixels, slow.pixels)
-    reduced = decode_image(data, enough=10)
+    reduced = decode_image(data, min_decode_side=10)
     assert (reduced.width, reduced.height) == (fast.width, fast.height) == fast.pixels.shape[1::-1]
 
 

@@ -18,10 +18,10 @@ from tests.test_models import make_model
 def test_both_formulas_of_test_time_augmentation():
     logits = torch.randn(5, 7, 3)
     p = logits.double().softmax(-1)
-    assert torch.allclose(metrics.test_time_augmentation(logits, "mean"), p.mean(0))
-    assert torch.allclose(metrics.test_time_augmentation(logits, "blend"), 0.25 * p[0] + 0.75 * p[1:].mean(0))
+    assert torch.allclose(metrics.tta_probabilities(logits, "mean"), p.mean(0))
+    assert torch.allclose(metrics.tta_probabilities(logits, "blend"), 0.25 * p[0] + 0.75 * p[1:].mean(0))
     for formula in ("mean", "blend"):
-        assert torch.equal(metrics.test_time_augmentation(logits[:1], formula), p[0])
+        assert torch.equal(metrics.tta_probabilities(logits[:1], formula), p[0])
 
 
 def test_metrics_agree_with_scikit_learn():
@@ -51,7 +51,7 @@ def test_wilson_interval_is_scipys():
 
 def test_pictures_are_the_same_bytes_each_time():
     counts = np.array([[3, 1], [0, 4]])
-    course = plots.Course(np.array([[1, 1e-3, 2.0], [2, 1e-4, 1.0]]), np.array([[2, 1.1, 0.5]]))
+    course = plots.TrainingCurves(np.array([[1, 1e-3, 2.0], [2, 1e-4, 1.0]]), np.array([[2, 1.1, 0.5]]))
     found = metrics.reliability(torch.tensor([[0.9, 0.1], [0.4, 0.6]]), torch.tensor([0, 0]))
     for draw in (
         lambda: plots.confusion(counts, ("a", "b")),
@@ -132,7 +132,7 @@ def test_the_report_is_accessible():
             assert contrast >= 4.5, (ink, paper, contrast)  # WCAG 2.1, 1.4.3
 
 
-def judged(p: list[list[float]], y: list[int], folder) -> galleries.Judged:
+def judged(p: list[list[float]], y: list[int], folder) -> galleries.TestPredictions:
     from headstart.core.files import sha256_bytes
     from headstart.images.loader import ImageSource
     from headstart.images.transforms import Augmentation, Preprocessing
@@ -144,7 +144,7 @@ def judged(p: list[list[float]], y: list[int], folder) -> galleries.Judged:
         (folder / f"{i}.png").write_bytes(data)
         rows.append({"path": f"{i}.png", "key": sha256_bytes(data), "label": "abc"[c], "class_index": c})
     images = ImageSource(folder, 10_000, preprocessing, Augmentation("none", False, 0, 1, 0), 0)
-    return galleries.Judged(images, pd.DataFrame(rows), torch.tensor(p, dtype=torch.float64), ("a", "b", "c"))
+    return galleries.TestPredictions(images, pd.DataFrame(rows), torch.tensor(p, dtype=torch.float64), ("a", "b", "c"))
 
 
 def test_the_lessons_galleries(tmp_path):
@@ -187,9 +187,9 @@ def test_the_predictor_takes_bytes_only_and_sees_what_training_saw(tmp_path):
     assert probabilities.shape == (40, 3)
     assert torch.allclose(probabilities.sum(1), torch.ones(40), atol=1e-5)
     from headstart.images.decode import decode
-    from headstart.images.transforms import normalise, plain_view
+    from headstart.images.transforms import base_view, normalise
 
-    x = normalise(plain_view(decode(files[7]), card.preprocessing)[None], card.preprocessing)
+    x = normalise(base_view(decode(files[7]), card.preprocessing)[None], card.preprocessing)
     with torch.no_grad():
         assert torch.allclose(model(x).softmax(1)[0], probabilities[7], atol=1e-5)
     for bad in ("/etc/passwd", "http://x/y.png", None):

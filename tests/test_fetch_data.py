@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.execution import FRESH, RAN, RESTORED, check_inputs, run_or_reuse
 from flows.param_edits import set_params
-from flows.pipeline import FRESH, RAN, RESTORED, check_inputs, run_or_reuse
 from headstart.core.errors import InputError
 from headstart.core.graph import load_graph
 from headstart.core.params import load_params

@@ -116,7 +116,7 @@ def test_reads_sees_what_stages_read():
     assert {"fine_tune.lr_ratio", "find_lr.unfrozen.lr_min", "precompute.augment.flip", "seed"} <= reads("fine_tune")
     assert "data.test_fraction" in reads("link_data")
     assert {"find_lr.seeds", "train_head.batch_size"} <= reads("find_lr")
-    assert "promote.level" not in reads("evaluate")
+    assert "promote.alpha" not in reads("evaluate")
     assert {"backbone.name", "runtime.cache_dir"} <= reads("precompute")
 
 
@@ -145,7 +145,7 @@ PLANTED = {
     "container": "def stage(job):\n    return [{root}][0].x",
     "stored": "def stage(job):\n    self.mine = {root}",
     "dumped": "def stage(job):\n    return {root}.model_dump()",
-    "method": "def stage(job):\n    return {root}.stretches()",
+    "method": "def stage(job):\n    return {root}.phases()",
 }
 
 
@@ -163,7 +163,7 @@ def test_a_planted_hole_is_found(way, root):
 
 def test_what_a_stage_does_not_read_is_not_found():
     text = "def stage(job):\n    a, b = job.params, job.params.fine_tune\n    use(a.seed, b.epochs)\n"
-    text += "def other(params):\n    params.promote.level"
+    text += "def other(params):\n    params.promote.alpha"
     assert Reads({"planted": ast.parse(text)}.get).stage("planted", "stage") == {"seed", "fine_tune.epochs"}
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.images import loader as module
-from headstart.images.loader import ImageSource, Kept
+from headstart.images.loader import ImageSource, ResizedImageCache
 from headstart.images.transforms import Augmentation, Preprocessing
-from headstart.training.fine_tune import image_batches
+from headstart.training.batch_sources import image_batches
 
 PRE = Preprocessing(16, 1.0, "bilinear", (0.5,) * 3, (0.2,) * 3)
 LESSON = Augmentation("side_on", True, 10, 1.1, 0.1)
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 
 def source(folder, most: int) -> ImageSource:
-    return ImageSource(folder, 10_000, PRE, LESSON, 0, Kept(most))
+    return ImageSource(folder, 10_000, PRE, LESSON, 0, ResizedImageCache(most))
 
 
 def test_kept_images_are_the_same_to_the_bit_and_read_once(folder, monkeypatch):
@@ -37,7 +37,7 @@ def test_kept_images_are_the_same_to_the_bit_and_read_once(folder, monkeypatch):
     files = [(f"{i}.png", sha256_file(folder / f"{i}.png")) for i in range(4)]
     afresh, kept = source(folder, 0), source(folder, 2 * SIZE)
     views = [
-        [view for file in files for view in (one.plain(*file), *(one.augmented(*file, epoch) for epoch in range(3)))]
+        [view for file in files for view in (one.base_view(*file), *(one.augmented(*file, epoch) for epoch in range(3)))]
         for one in (afresh, kept)
     ]
     assert all(torch.equal(a, b) for a, b in zip(*views, strict=True))
@@ -48,12 +48,12 @@ def test_kept_images_are_the_same_to_the_bit_and_read_once(folder, monkeypatch):
 def test_a_kept_image_is_that_of_its_key_whatever_becomes_of_the_file(folder):
     key, other = (sha256_file(folder / f"{i}.png") for i in (0, 1))
     kept = source(folder, 10 * SIZE)
-    before = kept.plain("0.png", key)
+    before = kept.base_view("0.png", key)
     (folder / "0.png").write_bytes((folder / "1.png").read_bytes())
-    assert torch.equal(kept.plain("0.png", key), before)
-    assert torch.equal(kept.plain("0.png", other), kept.plain("1.png", other))
+    assert torch.equal(kept.base_view("0.png", key), before)
+    assert torch.equal(kept.base_view("0.png", other), kept.base_view("1.png", other))
     with pytest.raises(InputError, match=r"0.png: its bytes changed"):
-        source(folder, 10 * SIZE).plain("0.png", key)
+        source(folder, 10 * SIZE).base_view("0.png", key)
 
 
 @pytest.mark.parametrize("count", [1, 32, 33, 70])
@@ -75,7 +75,7 @@ def test_sources_of_two_sizes_share_the_room_and_not_the_images(folder):
     large = source(folder, 10 * SIZE)
     small = replace(large, preprocessing=replace(PRE, image_size=8))
     key = sha256_file(folder / "0.png")
-    assert large.plain("0.png", key).shape == (3, 16, 16)
-    assert small.plain("0.png", key).shape == (3, 8, 8)
-    assert torch.equal(small.plain("0.png", key), replace(small, kept=Kept(0)).plain("0.png", key))
+    assert large.base_view("0.png", key).shape == (3, 16, 16)
+    assert small.base_view("0.png", key).shape == (3, 8, 8)
+    assert torch.equal(small.base_view("0.png", key), replace(small, cache=ResizedImageCache(0)).base_view("0.png", key))
     assert large.kept.room == 10 * SIZE - SIZE - SIZE // 4

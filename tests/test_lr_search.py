@@ -12,8 +12,9 @@ from headstart.models.backbones import build_backbone
 from headstart.models.heads import Classifier, build_head
 from headstart.models.weights import state_digest
 from headstart.training import fine_tune as tuning
-from headstart.training.fine_tune import Network, Stretch
-from headstart.training.head import endless, head_prepare, train_head
+from headstart.training.activation_dataset import endless
+from headstart.training.fine_tune import Network, UnfreezePhase
+from headstart.training.head import head_prepare, train_head
 from headstart.training.lr_report import write_search
 from headstart.training.lr_search import RULES, Curve, minimum, range_test, slide, steep, suggest, trim, valley
 from headstart.training.optimizers import cross_entropy
@@ -71,7 +72,7 @@ def test_searching_on_the_head_changes_nothing():
 
 def unfrozen_test(net: Network, feed, lr_ratio: float = 3.0, **options) -> Curve:
     settings = {"lr_min": 1e-6, "lr_max": 10.0, "steps": 40, "seed": 3} | options
-    prepare = tuning.network_prepare(net, Stretch("all", 1, 1e-3, lr_ratio), feed, OPTIONS)
+    prepare = tuning.network_prepare(net, UnfreezePhase("all", 1, 1e-3, lr_ratio), feed, OPTIONS)
     return range_test(net.model, prepare, tuning.endless(feed, OPTIONS, 0), loss=cross_entropy(), **settings)
 
 
@@ -89,7 +90,7 @@ def test_searching_on_the_unfrozen_network_changes_nothing(bn_freeze):
         assert [m.training for m in net.model.modules()] == modes
         assert [p.requires_grad for p in net.model.parameters()] == wanted
         assert all(parameter.grad is None for parameter in net.model.parameters())
-        tuned(net, [(Stretch("all", 1, 1e-3, 3), feed)])
+        tuned(net, [(UnfreezePhase("all", 1, 1e-3, 3), feed)])
         return state_digest(net.model)
 
     assert fitted(search=True) == fitted(search=False)
@@ -97,7 +98,7 @@ def test_searching_on_the_unfrozen_network_changes_nothing(bn_freeze):
 
 def test_the_second_search_scales_all_groups_together():
     net, feed = network(), images_feed()
-    prepare = tuning.network_prepare(net, Stretch("all", 1, 1e-3, 10.0), feed, OPTIONS)
+    prepare = tuning.network_prepare(net, UnfreezePhase("all", 1, 1e-3, 10.0), feed, OPTIONS)
     made = []
 
     def watched(model):

@@ -15,8 +15,8 @@ from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.images.transforms import Preprocessing
 from headstart.models.backbones import bare_backbone, build_backbone
-from headstart.models.heads import Classifier, Standardise, adapt, build_head
-from headstart.models.trained import Card, Outdated, load_card, load_classifier, load_head, save_model
+from headstart.models.heads import Classifier, Standardise, build_head, fit_standardiser
+from headstart.models.trained import ModelCard, Outdated, load_card, load_classifier, load_head, save_model
 from headstart.models.weights import state_digest
 from headstart.training.checkpoints import Checkpoint, Saved
 from tests.test_families import FAMILIES
@@ -27,7 +27,7 @@ def test_packaged_weights_are_imagenets(name, crop_pct):
     """The package's weights in timm's architecture tell a real photo's class (scikit-image ships the cat)."""
     from skimage import data
 
-    from headstart.images.transforms import normalise, plain_view
+    from headstart.images.transforms import base_view, normalise
     from headstart.models.weights import create_timm
 
     model = create_timm(f"tf_efficientnet_{name}", "packaged", {}, "none")[0].eval()
@@ -35,7 +35,7 @@ def test_packaged_weights_are_imagenets(name, crop_pct):
     assert (backbone.preprocessing.mean, backbone.preprocessing.interpolation) == ((0.5, 0.5, 0.5), "bicubic")
     assert (backbone.preprocessing.crop_pct, backbone.width) == (crop_pct, 2560)
     with torch.no_grad():
-        cat = model(normalise(plain_view(data.cat(), backbone.preprocessing)[None], backbone.preprocessing)).argmax()
+        cat = model(normalise(base_view(data.cat(), backbone.preprocessing)[None], backbone.preprocessing)).argmax()
     assert int(cat) in range(281, 286)  # tabby, tiger cat, Persian, Siamese, Egyptian
 
 
@@ -151,14 +151,14 @@ def test_the_table_shows_the_lessons_remark(capsys, monkeypatch):
 def test_the_linear_head_sees_standardised_activations():
     x = torch.randn(50, 6) * torch.tensor([1.0, 2, 3, 4, 5, 0]) + 7
     head = build_head("linear", 6, 3, seed=0)
-    adapt(head, x.split(20))
+    fit_standardiser(head, x.split(20))
     standard = head[0]
     assert isinstance(standard, Standardise)
     y = standard(x)
     assert torch.allclose(y.mean(0), torch.zeros(6), atol=1e-5)
     assert y.var(0, correction=0).mean() == pytest.approx(1, abs=1e-4)
     with pytest.raises(InputError, match="standard deviation 0"):
-        adapt(head, [torch.ones(5, 6)])
+        fit_standardiser(head, [torch.ones(5, 6)])
 
 
 def test_the_mlp_head_is_fastais():
@@ -174,7 +174,7 @@ def make_model(tmp_path, kind="linear"):
     backbone = build_backbone("test_resnet", "random", 32)
     model = Classifier(backbone.body, build_head(kind, backbone.width, 3, 0)).eval()
     limits = {"max_pixels": 50_000_000, "min_side": 8, "formats": ["JPEG", "PNG"]}
-    card = Card("test_resnet", {}, preprocessing, limits, kind, backbone.width, ("a", "b", "c"), {"weights": "x"})
+    card = ModelCard("test_resnet", {}, preprocessing, limits, kind, backbone.width, ("a", "b", "c"), {"weights": "x"})
     save_model(tmp_path / "m.safetensors", model, card)
     return model, card
 
@@ -205,7 +205,7 @@ def test_a_flip_anywhere_in_the_card_is_detected_or_says_the_same(tmp_path):
     """The names of the classes, the preprocessing: what is wrong there would be a wrong answer."""
     path = tmp_path / "m.safetensors"
     preprocessing = Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3)
-    card = Card("resnet18", {"x": 1}, preprocessing, {"min_side": 8}, "linear", 8, ("cat", "dog"), {"manifest": "ab"})
+    card = ModelCard("resnet18", {"x": 1}, preprocessing, {"min_side": 8}, "linear", 8, ("cat", "dog"), {"manifest": "ab"})
     save_model(path, build_head("linear", 8, 2, seed=0), card)
     whole = path.read_bytes()
     refused = 0
@@ -258,6 +258,6 @@ def test_layers_that_share_their_weights_are_saved_and_stay_shared(tmp_path):
     assert path.is_file()
     saved = Checkpoint(tmp_path, "t").load().model
     assert torch.equal(saved["0.weight"], saved["1.weight"])
-    card = Card("x", {}, Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3), {}, "linear", 4, ("a", "b"), {})
+    card = ModelCard("x", {}, Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3), {}, "linear", 4, ("a", "b"), {})
     save_model(tmp_path / "m.safetensors", model, card)
     assert load_card(tmp_path / "m.safetensors") == card

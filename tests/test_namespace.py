@@ -8,8 +8,8 @@ import pytest
 
 from headstart.activations import namespace
 from headstart.activations.engine import Plan
-from headstart.images.decode import Whites
 from headstart.images.transforms import Augmentation, Preprocessing
+from headstart.images.whites import Whites
 from tests.conftest import REPOSITORY
 from tests.machines import MACHINES, pretend
 from tests.test_graph import closure

@@ -7,7 +7,7 @@ from PIL import Image
 from skimage import data as pictures
 
 from headstart.ingest.near_duplicates import leaks, near_duplicates
-from headstart.ingest.splits import HELD_OUT
+from headstart.ingest.splits import EXCLUDED
 from headstart.ingest.summary import summarise
 from tests.conftest import encode, picture, scan_folder
 from tests.images import save
@@ -46,17 +46,17 @@ def test_planted_copies_are_held_out_counted_and_listed(photos):
     copies = result.manifest[result.manifest["path"].str.contains("copy")]
     assert (copies["split"] == "train").sum() <= 4  # of 40: a dark sky may be missed (bench.duplicates)
     found = result.leaks[result.leaks["split"] == "train"]
-    assert set(found["path"]) == set(result.manifest.loc[result.manifest["split"] == HELD_OUT, "path"])
+    assert set(found["path"]) == set(result.manifest.loc[result.manifest["split"] == EXCLUDED, "path"])
     originals = dict(zip((f"copy{i}" for i in range(20)), judged["path"], strict=True))
     for row in found.itertuples():
         source = originals[row.path.split("/")[1].split(".")[0]]
         assert row.of == source or row.of.split("/")[1].split(".")[0] == row.path.split("/")[1].split(".")[0]
     report = summarise(result)
-    assert report["near_copies_in_train"] == report["splits"][HELD_OUT] == len(found) > 15
-    assert report["held_out_exact"] == 0
+    assert report["near_copies_in_train"] == report["splits"][EXCLUDED] == len(found) > 15
+    assert report["excluded_exact"] == 0
     assert report["near_copies_with_another_label"] > 0
     others = result.manifest[~result.manifest["path"].str.contains("copy")].set_index("key")["split"]
-    held = result.manifest.loc[result.manifest["split"] == HELD_OUT, "key"]
+    held = result.manifest.loc[result.manifest["split"] == EXCLUDED, "key"]
     unmoved = before.manifest.set_index("key")["split"].drop(held, errors="ignore")
     assert unmoved.equals(others.drop(held, errors="ignore")), "never moved, only held out"
 
@@ -68,7 +68,7 @@ def test_they_stay_if_wanted_and_are_listed_all_the_same(photos):
         (photos / "a" / f"copy{quality}.jpg").write_bytes(save(Image.open(photos / judged), "JPEG", quality=quality))
     result = scan_folder(photos, near_duplicates="keep", **BIG)
     assert len(result.leaks) > 3
-    assert HELD_OUT not in set(result.manifest["split"])
+    assert EXCLUDED not in set(result.manifest["split"])
 
 
 def test_digits_that_look_alike_are_strangers(tmp_path):

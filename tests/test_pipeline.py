@@ -15,8 +15,9 @@ import torch
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows import pipeline
+from flows.execution import FRESH, RAN, RESTORED, check_inputs, execute
 from flows.param_edits import set_params
-from flows.pipeline import FRESH, RAN, RESTORED, check_inputs, execute, summary_text
+from flows.summary import summary_text
 from headstart.core import files
 from headstart.core.errors import InputError
 from headstart.core.graph import load_graph

@@ -100,10 +100,10 @@ def test_predictions_are_those_of_the_model(folder, model, tmp_path):
     rows = predict_folder(folder, job(model, top=3), state=tmp_path / "s.sqlite").rows
     network, card = load_classifier(model)
     from headstart.images.decode import decode
-    from headstart.images.transforms import plain_view
+    from headstart.images.transforms import base_view
 
     for row in rows[rows["error"] == ""].itertuples():
-        x = normalise(plain_view(decode((folder / row.path).read_bytes()), card.preprocessing)[None], card.preprocessing)
+        x = normalise(base_view(decode((folder / row.path).read_bytes()), card.preprocessing)[None], card.preprocessing)
         with torch.no_grad():
             p = network(x).softmax(1)[0]
         assert row.label_1 == row.predicted and row.confidence == row.probability_1
@@ -221,7 +221,7 @@ def predict(project: Path, *arguments: str, code: int = 0) -> str:
 
 @pytest.mark.e2e
 def test_the_command_with_every_way_to_name_a_model(done, folder, tmp_path):
-    number = Registry(done).holder("champion")
+    number = Registry(done).get_alias("champion")
     assert number is not None
     outs = []
     for name in ("champion", "challenger", str(number.number), number.run_id, "models/fine_tuned.safetensors"):

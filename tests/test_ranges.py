@@ -12,10 +12,11 @@ from PIL import Image
 from headstart.activations.store import Activations
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.images.decode import DecodeError, Whites, decode_image, floating_white, integer_white
-from headstart.images.loader import ImageSource, Kept
-from headstart.images.transforms import Augmentation, Preprocessing, plain_view, resized
-from headstart.manifest import read_manifest, whites_of, without_copies, write_manifest
+from headstart.images.decode import DecodeError, decode_image
+from headstart.images.loader import ImageSource, ResizedImageCache
+from headstart.images.transforms import Augmentation, Preprocessing, base_view, resized
+from headstart.images.whites import Whites, floating_white, integer_white, whites_of
+from headstart.manifest import read_manifest, without_copies, write_manifest
 from headstart.models.trained import load_card
 from headstart.prediction.batch import predict_folder
 from headstart.prediction.predictor import Predictor
@@ -151,7 +152,7 @@ def test_a_model_brings_the_range_it_was_trained_with(project, tmp_path):
     predictor = Predictor(project / "models/fine_tuned.safetensors")
     seen = predictor._view_of(data, 0)
     images = ImageSource(folder, 10**6, card.preprocessing, NONE, 0)
-    assert torch.equal(seen, images.plain(row["path"], row["key"]))
+    assert torch.equal(seen, images.base_view(row["path"], row["key"]))
     assert seen.max() > 200, "not near black"
     summary = json.loads((project / "reports/data/summary.json").read_text())
     assert summary["warned"]["range"] == len(manifest) - 1 and summary["warned"]["elongated"] == 1
@@ -201,14 +202,14 @@ def test_an_elongated_image_goes_through_scan_loader_and_prediction(tmp_path):
     (row,) = found.notes[found.notes["kind"] == "elongated"].itertuples()
     assert row.path == "a/long.png" and "8 x 1200" in row.text.replace("1200 x 8", "8 x 1200")
     key = found.manifest.set_index("path").loc["a/long.png", "key"]
-    kept = Kept(1 << 20)
+    kept = ResizedImageCache(1 << 20)
     images = ImageSource(folder, 10**6, PRE, Augmentation("top_down", True, 45.0, 1.5, 0.1), 0, kept)
     for view in (*images.views("a/long.png", key, range(4)), images.augmented("a/long.png", key, 3)):
         assert view.shape == (3, 32, 32)
     assert sum(image.nbytes for image in kept.images.values()) <= 3 * 32 * 32 * 16
     make_model(tmp_path)
     assert Predictor(tmp_path / "m.safetensors").probabilities([data]).shape == (1, 3)
-    assert torch.equal(plain_view(long_image(8, 1_200), PRE), next(iter(images.views("a/long.png", key, [0]))))
+    assert torch.equal(base_view(long_image(8, 1_200), PRE), next(iter(images.views("a/long.png", key, [0]))))
 
 
 # copies

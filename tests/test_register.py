@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from flows.register import against_guess, aligned, crown, judge, register
+from flows.register import judge, promote, register
 from headstart.core.errors import InputError
 from headstart.core.params import load_params
 from headstart.manifest import read_manifest, write_manifest
 from headstart.models.trained import Outdated
+from headstart.tracking.promotion import against_guess, aligned
 from headstart.tracking.registry import CHALLENGER, CHAMPION, NAME, Registry, find_model
 from tests.projects import ENVIRONMENT, how, run
 
@@ -32,7 +33,7 @@ def judged(done, tmp_path_factory) -> Path:
     (project / "mlflow.db").unlink()
     how(project, *BAD)
     assert verdict(project, 1).startswith("version 1 stays challenger: it is the first; of 34 test images it has")
-    assert crown(project, 1).reason == "by hand"
+    assert promote(project, 1).reason == "by hand"
     how(project, *GOOD)
     return project
 
@@ -56,7 +57,7 @@ def versions(project: Path) -> int:
 
 def holders(project: Path) -> tuple[int, int]:
     registry = Registry(project)
-    champion, challenger = registry.holder(CHAMPION), registry.holder(CHALLENGER)
+    champion, challenger = registry.get_alias(CHAMPION), registry.get_alias(CHALLENGER)
     assert champion and challenger
     return champion.number, challenger.number
 
@@ -99,9 +100,9 @@ def test_rollback_is_one_command_and_the_flow_does_not_undo_it(mine):
 
 
 def test_a_rollback_leads_back_from_a_choice_by_hand(mine):
-    assert crown(mine, 1).version == 1 and holders(mine) == (1, 2)
-    assert crown(mine, 1).version == 1, "again: nothing to remember"
-    assert crown(mine, None).version == 2 and holders(mine) == (2, 2)
+    assert promote(mine, 1).version == 1 and holders(mine) == (1, 2)
+    assert promote(mine, 1).version == 1, "again: nothing to remember"
+    assert promote(mine, None).version == 2 and holders(mine) == (2, 2)
 
 
 def test_a_version_that_was_made_elsewhere_is_refused(mine):
@@ -121,7 +122,7 @@ def test_a_damaged_champion_is_noticed_and_a_rollback_works(mine, judged):
             find_model(mine, "champion")
         with pytest.raises(InputError, match="damaged"):
             again(mine)
-        assert crown(mine, None).version == 1
+        assert promote(mine, None).version == 1
         assert find_model(mine, "champion") != file
     finally:
         file.write_bytes(sound)
@@ -182,8 +183,8 @@ def test_below_30_test_images_nothing_is_decided_and_a_person_may(done, tmp_path
     assert sentence.startswith("version 1 stays challenger: of ")
     assert "nothing can be decided, at least 30 are needed" in sentence
     assert "python -m flows.register --champion 1" in sentence
-    assert Registry(project).holder(CHAMPION) is None
-    assert crown(project, 1).promoted and holders(project) == (1, 1)
+    assert Registry(project).get_alias(CHAMPION) is None
+    assert promote(project, 1).promoted and holders(project) == (1, 1)
     assert again(project).promoted, "and stays it"
 
 
@@ -232,7 +233,7 @@ def test_a_death_at_any_step_leaves_a_sound_registry_and_a_rerun_completes_it(do
     _forget_models(project)
     run(project, sys.executable, "-c", DYING, step, when, code=-signal.SIGKILL)
     for alias in (CHAMPION, CHALLENGER):
-        Registry(project).holder(alias)  # raises where it points at what is not whole
+        Registry(project).get_alias(alias)  # raises where it points at what is not whole
     assert again(project).promoted
     assert versions(project) == 1 and holders(project) == (1, 1)
 
@@ -282,7 +283,7 @@ def test_a_champion_of_an_earlier_version_blocks_nothing_and_it_is_said_what_to_
     """Its file lacks what is needed to build its network; it cannot be asked, and running the pipeline again does not help."""
     from flows import register as module
 
-    champion, load = Registry(mine).holder(CHAMPION), module.load_card
+    champion, load = Registry(mine).get_alias(CHAMPION), module.load_card
 
     def loaded(path):
         if path == champion.file:

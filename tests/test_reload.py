@@ -11,7 +11,7 @@ from headstart.core.files import sha256_file
 from headstart.images.transforms import normalise
 from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.heads import Classifier, build_head
-from headstart.models.trained import Card, load_classifier, refuse_another, save_model
+from headstart.models.trained import ModelCard, load_classifier, refuse_another, save_model
 from headstart.prediction.export import export
 from headstart.prediction.predictor import Predictor
 from tests.conftest import LIMITS, encode, picture
@@ -42,7 +42,7 @@ SMALLEST = """
 """.split()  # noqa: SIM905
 
 
-def trained(name: str, size: int, path) -> tuple[Classifier, Backbone, Card]:
+def trained(name: str, size: int, path) -> tuple[Classifier, Backbone, ModelCard]:
     """A classifier on a backbone whose weights come from a file at `path`, as of a network with 7 classes, and its card."""
     if name in tv.list_models(module=tv):
         sized = {"image_size": size} if name.startswith("vit_") else {"input_size": (size, size)} if "maxvit" in name else {}
@@ -56,7 +56,7 @@ def trained(name: str, size: int, path) -> tuple[Classifier, Backbone, Card]:
     head = build_head("mlp", backbone.width, 3, seed=0)
     model = Classifier(backbone.body, head).eval()
     limits = {"max_pixels": 10_000, "min_side": 4, "formats": LIMITS["formats"]}
-    card = Card(
+    card = ModelCard(
         name, backbone.options, backbone.preprocessing, limits, "mlp", backbone.width, ("a", "b", "c"), {"weights": "w"}
     )
     return model, backbone, card
@@ -115,7 +115,7 @@ def test_weights_from_a_file_keep_the_input_scaling_wherever_the_model_is_used(n
 
 def test_a_model_file_that_comes_back_as_another_network_is_refused(tmp_path):
     model, backbone, card = trained("googlenet", 64, tmp_path / "weights.pth")
-    other = Card(**card.__dict__ | {"options": {"transform_input": False}})
+    other = ModelCard(**card.__dict__ | {"options": {"transform_input": False}})
     save_model(tmp_path / "m.safetensors", model, other)
     with pytest.raises(InputError, match="googlenet is another network: its logits are off by"):
         refuse_another(tmp_path / "m.safetensors", model, views_of(64))

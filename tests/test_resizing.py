@@ -9,7 +9,8 @@ from flows.param_edits import set_params
 from headstart.core.errors import InputError
 from headstart.core.graph import load_graph
 from headstart.core.stages import run_stage
-from headstart.models.backbones import build_backbone, refuse_size
+from headstart.models.backbones import build_backbone
+from headstart.models.sizes import refuse_size
 from headstart.training.fine_tune import Network
 
 PHASES = [
@@ -48,7 +49,7 @@ def test_each_phase_trains_at_its_size_and_all_are_validated_at_the_full_one(pro
 
     monkeypatch.setattr(Network, "forward", watched)
     monkeypatch.setattr(Network, "runner", watched_runner)
-    run(project, f"fine_tune.gradual=[{', '.join(PHASES)}]", "fine_tune.epochs=1", "precompute.map_after=early")
+    run(project, f"fine_tune.gradual=[{', '.join(PHASES)}]", "fine_tune.epochs=1", "precompute.cache_map_after=early")
     sizes = list(dict.fromkeys(trained))
     assert len(sizes[0]) == 3 and sizes[0][0] != 3  # the cached map
     assert sizes[1:] == [(3, 24, 24), (3, 16, 16), (3, 32, 32)]

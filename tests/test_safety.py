@@ -15,8 +15,8 @@ from headstart.training.loop import Phase, Trainer, is_spoilt
 from headstart.training.optimizers import build_optimizer, cross_entropy
 from headstart.training.options import Options
 from headstart.training.schedules import OneCycle
-from headstart.training.validation import calibrated_log_loss, predict, scores
-from tasks.fine_tune import what_was_kept
+from headstart.training.tuning import what_was_kept
+from headstart.training.validation import calibrated_log_loss, collect_logits, scores
 
 STEPS = 12
 
@@ -57,7 +57,7 @@ def phase(model: nn.Module, lr: float, epochs: int = 2, name: str = "all") -> Ph
         prepare=model.train,
         forward=model,
         batches=batches,
-        validate=lambda: scores(predict(model, [X_VALID]), Y_VALID),
+        validate=lambda: scores(collect_logits(model, [X_VALID]), Y_VALID),
     )
 
 
@@ -81,7 +81,7 @@ def test_what_no_epoch_betters_is_kept_as_it_came():
     assert [row["epoch"] for row in history.epochs] == [0, 1, 2]
     assert history.best_epoch()["epoch"] == 0
     assert same(state(model), before)
-    assert history.epochs[0]["valid_log_loss"] == scores(predict(model, [X_VALID]), Y_VALID)["log_loss"]
+    assert history.epochs[0]["valid_log_loss"] == scores(collect_logits(model, [X_VALID]), Y_VALID)["log_loss"]
     found = what_was_kept(history)
     assert found["epoch"] == 0 and "Fine-tuning is not kept, the trained head is better as it was" in found["sentence"]
 
@@ -172,7 +172,7 @@ def test_with_few_steps_an_epoch_what_is_recorded_is_what_is_left(knows, lr, tmp
     monkeypatch.setattr(sys.modules[__name__], "Y", Y[:128])
     model = good_model(knows)
     history = fit(model, [phase(model, lr, 6)], checkpoint=Checkpoint(tmp_path, "t"))
-    found = scores(predict(model, [X_VALID]), Y_VALID)
+    found = scores(collect_logits(model, [X_VALID]), Y_VALID)
     assert history.best_epoch()["valid_log_loss"] == pytest.approx(found["log_loss"])
     assert [row["epoch"] for row in history.epochs] == list(range(7))
     best = min(row["valid_calibrated_log_loss"] for row in history.epochs)

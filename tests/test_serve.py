@@ -63,7 +63,7 @@ IMAGES = [encode(picture(number % 3, number)) for number in range(12)]
 
 def test_answers_are_the_models(address, done):
     status, rows = ask(address, [text(image) for image in IMAGES])
-    champion = Registry(done).holder("champion")
+    champion = Registry(done).get_alias("champion")
     assert champion is not None
     expected = Predictor(champion.file).probabilities(IMAGES)
     assert status == 200

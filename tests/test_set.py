@@ -15,8 +15,8 @@ import yaml
 from dvc.utils.serialize import load_yaml
 
 from flows import pipeline
+from flows.execution import FRESH, RAN, check_inputs, run_or_reuse
 from flows.param_edits import edit_params, set_params
-from flows.pipeline import FRESH, RAN, check_inputs, run_or_reuse
 from headstart.core.errors import InputError, OfTheMachine, Unavailable
 from headstart.core.files import no_space
 from headstart.core.graph import load_graph

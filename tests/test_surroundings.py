@@ -18,7 +18,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import pipeline
-from flows.pipeline import check_server, server_there
+from flows.prefect_client import check_server, server_there
 from headstart.core.command_line import guarded
 from headstart.core.errors import Unavailable
 from headstart.tracking import record, store

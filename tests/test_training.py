@@ -15,15 +15,17 @@ from headstart.models.cuts import cut_body
 from headstart.models.depthwise import Depthwise
 from headstart.models.folding import FoldedConv, training_view
 from headstart.models.freezing import freeze_except, layer_groups, trained_groups, training_mode
-from headstart.models.heads import Classifier, adapt, build_head
+from headstart.models.heads import Classifier, build_head, fit_standardiser
 from headstart.models.weights import state_digest
-from headstart.training.fine_tune import Feed, Network, Stretch, cached_feed, fine_tune, live_feed
-from headstart.training.head import Rows, epoch_batches, train_head
+from headstart.training.activation_dataset import ActivationDataset, epoch_batches
+from headstart.training.batch_sources import BatchSource, from_feature_maps, from_images
+from headstart.training.fine_tune import Network, UnfreezePhase, fine_tune
+from headstart.training.head import train_head
 from headstart.training.loop import History, train_step
 from headstart.training.optimizers import build_optimizer, class_weights, cross_entropy, epoch_order
 from headstart.training.options import Options
 from headstart.training.schedules import group_rates, steps_per_epoch
-from headstart.training.validation import predict, scores
+from headstart.training.validation import collect_logits, scores
 
 CPU = torch.device("cpu")
 
@@ -117,9 +119,9 @@ def rows(count: int = 120, width: int = 8, views: int = 2) -> tuple[torch.Tensor
     return x, y
 
 
-def in_memory(x: torch.Tensor, y: torch.Tensor) -> Rows:
-    """Rows [v, n, d] and classes [n]."""
-    return Rows(lambda images, views: x[views, images], len(x), y)
+def in_memory(x: torch.Tensor, y: torch.Tensor) -> ActivationDataset:
+    """ActivationDataset [v, n, d] and classes [n]."""
+    return ActivationDataset(lambda images, views: x[views, images], len(x), y)
 
 
 def test_an_epoch_holds_each_image_once_in_a_view_drawn_afresh():
@@ -149,14 +151,14 @@ def test_a_head_learns_keeps_its_best_epoch_and_repeats_to_the_bit(kind):
 
     def trained() -> tuple[nn.Module, object]:
         head = build_head(kind, 8, 3, seed=1)
-        adapt(head, x[0].split(50))
+        fit_standardiser(head, x[0].split(50))
         return head, train_head(
             head, in_memory(x, y), in_memory(x[1:], y), epochs=6, lr=1e-2, seed=0, log=silent, options=Options(batch_size=16)
         )
 
     (head, history), (twin, _) = trained(), trained()
     assert state_digest(head) == state_digest(twin)
-    found = scores(predict(head, [x[1]]), y)
+    found = scores(collect_logits(head, [x[1]]), y)
     best = history.best_epoch()
     assert found["accuracy"] > 0.9
     assert found["log_loss"] == best["valid_log_loss"]
@@ -187,7 +189,7 @@ def test_prediction_leaves_modes_as_they_were():
     head = build_head("mlp", 8, 3, seed=0)
     head.train()
     head[0].eval()
-    predict(head, [torch.randn(4, 8)])
+    collect_logits(head, [torch.randn(4, 8)])
     assert [module.training for module in head] == [False, True, True, True, True, True, True]
 
 
@@ -196,10 +198,10 @@ LABELS = torch.arange(24) % 3
 BACKBONE = build_backbone("test_resnet", "random", 32)
 
 
-def images_feed(workers: int = 1) -> Feed:
+def images_feed(workers: int = 1) -> BatchSource:
     """The images, changed in every epoch."""
     train, valid = (lambda epoch, row: IMAGES[row] ^ abs(epoch), LABELS), (lambda row: IMAGES[row], LABELS)
-    return live_feed(train, valid, BACKBONE.preprocessing, workers, CPU)
+    return from_images(train, valid, BACKBONE.preprocessing, workers, CPU)
 
 
 def network(bn_freeze: bool = True) -> Network:
@@ -207,7 +209,7 @@ def network(bn_freeze: bool = True) -> Network:
     return Network(model, BACKBONE.groups, bn_freeze)
 
 
-def tuned(net: Network, stretches: list[tuple[Stretch, Feed]], **options) -> History:
+def tuned(net: Network, stretches: list[tuple[UnfreezePhase, BatchSource]], **options) -> History:
     settings = Options(**({"batch_size": 8, "label_smoothing": 0.1} | options))
     return fine_tune(net, stretches, y_train=LABELS, y_valid=LABELS, options=settings, seed=0, log=silent)
 
@@ -216,7 +218,7 @@ def tuned(net: Network, stretches: list[tuple[Stretch, Feed]], **options) -> His
 def test_fine_tuning_trains_only_its_groups_and_repeats_to_the_bit(bn_freeze):
     nets = [network(bn_freeze) for _ in range(3)]
     for net, start, workers in zip(nets, ("late", "late", "all"), (1, 3, 2), strict=True):
-        history = tuned(net, [(Stretch(start, 2, 1e-3, 3), images_feed(workers))])
+        history = tuned(net, [(UnfreezePhase(start, 2, 1e-3, 3), images_feed(workers))])
         assert history.best_epoch()["epoch"] > 0, "what it began with would tell nothing"
     model, twin, whole = (net.model for net in nets)
     assert state_digest(model) == state_digest(twin) != state_digest(whole)
@@ -265,15 +267,15 @@ def test_a_tail_on_the_cached_map_has_the_losses_of_the_full_forward():
     """With the same views: the map of each image is of the very picture that the full forward sees."""
     front, _ = cut_body(BACKBONE.body, BACKBONE.groups, "early")
     preprocessing = BACKBONE.preprocessing
-    still = live_feed((lambda epoch, row: IMAGES[row], LABELS), (lambda row: IMAGES[row], LABELS), preprocessing, 1, CPU)
+    still = from_images((lambda epoch, row: IMAGES[row], LABELS), (lambda row: IMAGES[row], LABELS), preprocessing, 1, CPU)
     with torch.no_grad():
         maps = front(torch.cat(list(still.valid())))
-    cached = Rows(lambda images, views: maps[images], 1, LABELS)
+    cached = ActivationDataset(lambda images, views: maps[images], 1, LABELS)
     histories, models = [], []
-    for feed in (still, cached_feed("early", cached, cached, CPU)):
+    for feed in (still, from_feature_maps("early", cached, cached, CPU)):
         for bn_freeze in (True, False):
             net = network(bn_freeze)
-            histories.append(tuned(net, [(Stretch("late", 3, 3e-3, 3), feed)], weight_decay=0.0))
+            histories.append(tuned(net, [(UnfreezePhase("late", 3, 3e-3, 3), feed)], weight_decay=0.0))
             models.append(net.model)
     for full, tail, a, b in zip(histories[:2], histories[2:], models[:2], models[2:], strict=True):
         assert np.allclose([row[2] for row in full.trace], [row[2] for row in tail.trace], rtol=2e-3)
@@ -285,16 +287,16 @@ def test_a_tail_on_the_cached_map_has_the_losses_of_the_full_forward():
 
 def test_gradual_unfreezing_goes_on_from_the_best_of_the_phase_before():
     net = network()
-    history = tuned(net, [(Stretch("head", 1, 1e-3), images_feed()), (Stretch("late", 2, 1e-3), images_feed()),
-                          (Stretch("all", 1, [1e-5, 1e-4, 1e-3]), images_feed())])  # fmt: skip
+    history = tuned(net, [(UnfreezePhase("head", 1, 1e-3), images_feed()), (UnfreezePhase("late", 2, 1e-3), images_feed()),
+                          (UnfreezePhase("all", 1, [1e-5, 1e-4, 1e-3]), images_feed())])  # fmt: skip
     assert [(row["epoch"], row["phase"]) for row in history.epochs] == [
         (0, "as it came"), (1, "head"), (2, "late"), (3, "late"), (4, "all")]  # fmt: skip
     assert [row[0] for row in history.trace] == list(range(1, 13))
-    found = scores(predict(net.model, images_feed().valid()), LABELS)
+    found = scores(collect_logits(net.model, images_feed().valid()), LABELS)
     best = min(row["valid_calibrated_log_loss"] for row in history.epochs)
     assert found["calibrated_log_loss"] == pytest.approx(best, rel=1e-4)
     with pytest.raises(InputError, match="2 rates for 3 layer groups"):
-        tuned(network(), [(Stretch("all", 1, [1e-5, 1e-4]), images_feed())])
+        tuned(network(), [(UnfreezePhase("all", 1, [1e-5, 1e-4]), images_feed())])
 
 
 def test_early_stopping_keeps_the_best_and_ends_a_phase_only():
@@ -305,7 +307,7 @@ def test_early_stopping_keeps_the_best_and_ends_a_phase_only():
         head, noise, in_memory(x[1:], y), epochs=50, lr=3e-2, seed=0, log=silent, options=Options(batch_size=16, patience=2)
     )
     assert len(history.epochs) == history.best + 1 + 2 < 50
-    found = scores(predict(head, [x[1]]), y)
+    found = scores(collect_logits(head, [x[1]]), y)
     best = history.best_epoch()["valid_calibrated_log_loss"]
     assert found["calibrated_log_loss"] == best == min(e["valid_calibrated_log_loss"] for e in history.epochs)
 

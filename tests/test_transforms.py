@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.images.transforms import Augmentation, Preprocessing, augmented_view, normalise, plain_view, resized
+from headstart.images.transforms import Augmentation, Preprocessing, augmented_view, base_view, normalise, resized
 from headstart.seeds import view_generator
 
 PRE = Preprocessing(32, 0.875, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -18,7 +18,7 @@ def test_plain_view_is_the_libraries_resize_and_centre_crop():
     resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)).astype(int)
     left, top = round((size[0] - 32) / 2), round((size[1] - 32) / 2)
     crop = torch.from_numpy(resized[top : top + 32, left : left + 32]).permute(2, 0, 1)
-    view = plain_view(pixels, PRE)
+    view = base_view(pixels, PRE)
     assert (view.shape, view.dtype) == ((3, 32, 32), torch.uint8)
     assert (view.int() - crop).abs().float().mean() < 1.0  # the same filter, rounded elsewhere
 
@@ -26,12 +26,12 @@ def test_plain_view_is_the_libraries_resize_and_centre_crop():
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 300, 3), (7, 3, 3), (640, 480, 3)])
 def test_every_shape_of_image_gives_the_input_size(shape):
     pixels = np.full(shape, 200, np.uint8)
-    views = [plain_view(pixels, PRE), augmented_view(resized(pixels, PRE), PRE, LESSON, view_generator(0, "k", 1))]
+    views = [base_view(pixels, PRE), augmented_view(resized(pixels, PRE), PRE, LESSON, view_generator(0, "k", 1))]
     assert all(view.shape == (3, 32, 32) for view in views)
 
 
 def test_a_still_augmentation_is_the_plain_view():
-    assert torch.equal(augmented_view(resized(PIXELS, PRE), PRE, STILL, view_generator(0, "k", 1)), plain_view(PIXELS, PRE))
+    assert torch.equal(augmented_view(resized(PIXELS, PRE), PRE, STILL, view_generator(0, "k", 1)), base_view(PIXELS, PRE))
 
 
 def test_views_are_a_function_of_seed_key_and_number():

@@ -24,7 +24,7 @@ from headstart.activations.store import Activations
 from headstart.core.errors import InputError
 from headstart.core.files import read_checked_json
 from headstart.manifest import read_manifest
-from headstart.models.trained import Card, load_classifier, load_head
+from headstart.models.trained import ModelCard, load_classifier, load_head
 from tests.projects import how
 
 
@@ -34,7 +34,7 @@ def activations(path: Path) -> bytes:
     return found.digest().encode() + found.gather(np.arange(len(found))).numpy().tobytes()
 
 
-def model(load: Callable[[Path], tuple[nn.Module, Card]], path: Path) -> bytes:
+def model(load: Callable[[Path], tuple[nn.Module, ModelCard]], path: Path) -> bytes:
     """All tensors and the card."""
     module, card = load(path)
     return repr(card).encode() + save(module.state_dict())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from headstart.activations import namespace
-from headstart.activations.cache import Cache, open_cache, places, row_bytes
+from headstart.activations.cache import Cache, open_cache, row_bytes, row_keys
 from headstart.activations.compute import File, Filled, assemble, engine_rows, fill
 from headstart.activations.engine import Engine, build_engine, fidelity
 from headstart.activations.guard import refuse_moved, refuse_moving, refuse_other
@@ -137,7 +137,7 @@ def prepare(
 ) -> tuple[str, Engine, dict[str, float]]:
     """Prove on a sample that a body's activations may be cached; the body's digest, an engine and its fidelity."""
     preprocessing = images.preprocessing
-    pictures = torch.stack([images.plain(*file) for file in sample])
+    pictures = torch.stack([images.base_view(*file) for file in sample])
     digest = refuse_moving(body, normalise(pictures[torch.arange(4) % len(pictures)], preprocessing))
     engine = build_engine(
         body,
@@ -194,7 +194,7 @@ def check_sample(cache: Cache, engine: Engine, images: ImageSource, sample: Sequ
 
         return alone(rows)
 
-    stored, _ = cache.read(cache.find(np.concatenate([places([key], [view]) for key, view in wanted])))
+    stored, _ = cache.read(cache.find(np.concatenate([row_keys([key], [view]) for key, view in wanted])))
     refuse_other(afresh, wanted, stored)
 
 
@@ -212,7 +212,8 @@ def refuse_too_large(project: Path, cache_root: Path, needed: int, max_gb: float
     if needed > max_gb * 1e9:
         raise InputError(
             f"the activations of all views need {needed / 1e9:.3g} GB, and precompute.max_gb is {max_gb:g}",
-            fix="raise precompute.max_gb, lower precompute.views, set precompute.map_after=none or precompute.storage=float16",
+            fix="raise precompute.max_gb or lower precompute.views; or set precompute.cache_map_after to none, or"
+            " precompute.storage to float16",
         )
     for path, copies, what in ((project, 2, "with DVC's copy"), (cache_root, 1, "in the cache")):
         free = free_bytes(path)

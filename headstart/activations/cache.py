@@ -31,27 +31,27 @@ TAG_TEXT = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"  # https://bford.info/cachedir/
     "# Headstart's cache of activations, format 1. May be deleted at any time.\n"
 )
-ENTRY = np.dtype([("place", "S34"), ("checksum", "<u8")])  # place: SHA-256 of the image, then the view (big-endian)
+ENTRY = np.dtype([("row_key", "S34"), ("checksum", "<u8")])  # row_key: SHA-256 of the image, then the view (big-endian)
 BLOCK_BYTES = 32_000_000
 PRUNE = "free space (python -m flows.cache prune), then run again; what was computed is kept"
 DELETE = "delete the folder, or set runtime.cache_dir to another one"
 
 
-def places(keys: Iterable[str], views: Sequence[int]) -> NDArray[np.bytes_]:
+def row_keys(keys: Iterable[str], views: Sequence[int]) -> NDArray[np.bytes_]:
     """The cache's names [n * v] for each image key (hex) and, within it, each view."""
     tails = [view.to_bytes(2, "big") for view in views]
-    return np.array([bytes.fromhex(key) + tail for key in keys for tail in tails], ENTRY["place"])
+    return np.array([bytes.fromhex(key) + tail for key in keys for tail in tails], ENTRY["row_key"])
 
 
-def split_place(place: bytes) -> tuple[str, int]:
-    """Key (hex) and view of a place."""
-    whole = place.ljust(34, b"\0")  # numpy drops zeros at the end
+def split_row_key(row_key: bytes) -> tuple[str, int]:
+    """Key (hex) and view of a row_key."""
+    whole = row_key.ljust(34, b"\0")  # numpy drops zeros at the end
     return whole[:32].hex(), int.from_bytes(whole[32:], "big")
 
 
-def checksum(place: bytes, row: NDArray[np.uint8]) -> int:
-    """xxh3 of the place and the row's bytes."""
-    return xxhash.xxh3_64_intdigest(row.data, seed=xxhash.xxh3_64_intdigest(place.ljust(34, b"\0")))
+def checksum(row_key: bytes, row: NDArray[np.uint8]) -> int:
+    """xxh3 of the row_key and the row's bytes."""
+    return xxhash.xxh3_64_intdigest(row.data, seed=xxhash.xxh3_64_intdigest(row_key.ljust(34, b"\0")))
 
 
 def row_bytes(shape: Sequence[int], storage: str) -> int:
@@ -66,9 +66,9 @@ def split_blocks(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows: places [n], checksums [n] and the rows themselves as bytes [n, b]."""
+    """Consecutive rows: row_keys [n], checksums [n] and the rows themselves as bytes [n, b]."""
 
-    places: NDArray[np.bytes_]
+    row_keys: NDArray[np.bytes_]
     checksums: NDArray[np.uint64]
     values: NDArray[np.uint8]
 
@@ -97,26 +97,26 @@ class Cache:
         self._rows: NDArray[np.uint8] = np.empty((0, self.row_bytes), np.uint8)  # nothing cannot be mapped
         if whole:
             self._rows = np.memmap(rows, np.uint8, "r", shape=(whole, self.row_bytes))
-        self._order = np.argsort(self.entries["place"], kind="stable")
-        self._sorted = self.entries["place"][self._order]
+        self._order = np.argsort(self.entries["row_key"], kind="stable")
+        self._sorted = self.entries["row_key"][self._order]
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def find(self, wanted: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        """Row numbers of places [n]; -1 where there is none."""
+        """Row numbers of row_keys [n]; -1 where there is none."""
         if not len(self.entries):
             return np.full(len(wanted), -1)
         found = np.searchsorted(self._sorted, wanted, side="right") - 1  # the last of equal ones
         rows = self._order[np.maximum(found, 0)]
-        return np.where((found >= 0) & (self.entries["place"][rows] == wanted), rows, -1)
+        return np.where((found >= 0) & (self.entries["row_key"][rows] == wanted), rows, -1)
 
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Rows by number as bytes [n, b], and whether each is what its checksum says."""
         values: NDArray[np.uint8] = self._rows[rows]
         entries = self.entries[rows]
-        pairs = zip(entries["place"].tolist(), values, strict=True)
-        found = np.fromiter((checksum(place, row) for place, row in pairs), np.uint64, len(rows))
+        pairs = zip(entries["row_key"].tolist(), values, strict=True)
+        found = np.fromiter((checksum(row_key, row) for row_key, row in pairs), np.uint64, len(rows))
         return values, found == entries["checksum"]
 
     @contextmanager
@@ -144,12 +144,12 @@ class Cache:
             os.fsync(stream.fileno())
 
     def append(self, wanted: Sequence[bytes], values: NDArray[np.uint8]) -> None:
-        """Add rows [n, b] for places [n]; only while `writing`, from any thread.
+        """Add rows [n, b] for row_keys [n]; only while `writing`, from any thread.
 
         Raises:
             InputError: no space left, naming what was wanted. The cache is still valid then.
         """
-        entries = np.array([(place, checksum(place, row)) for place, row in zip(wanted, values, strict=True)], ENTRY)
+        entries = np.array([(row_key, checksum(row_key, row)) for row_key, row in zip(wanted, values, strict=True)], ENTRY)
         parts = (np.ascontiguousarray(values).tobytes(), entries.tobytes())
         with self._appending:
             try:

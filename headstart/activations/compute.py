@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headstart.activations.cache import BLOCK_BYTES, Block, Cache, places, split_blocks, split_place
+from headstart.activations.cache import BLOCK_BYTES, Block, Cache, row_keys, split_blocks, split_row_key
 from headstart.activations.engine import Engine
 from headstart.core.errors import InputError
 from headstart.core.parallel import chunks
@@ -56,7 +56,7 @@ def fill(
     Raises:
         InputError: an image changed, activations that are not finite, no space left.
     """
-    wanted = places([key for _, key in files], range(1 + views))
+    wanted = row_keys([key for _, key in files], range(1 + views))
     missing, damaged = _missing(cache, wanted)
     if damaged:
         logger.warning("  %s damaged rows in the activations cache are computed again", f"{damaged:,}")
@@ -104,7 +104,7 @@ def _compute(
     def keep(batch: list[tuple[tuple[str, int], torch.Tensor]]) -> int:
         names, inputs = zip(*batch, strict=True)
         values = engine_rows(engine, names, torch.stack(inputs))
-        cache.append([places([key], [view])[0] for key, view in names], values)
+        cache.append([row_keys([key], [view])[0] for key, view in names], values)
         return len(batch)
 
     def done() -> Iterator[int]:
@@ -141,12 +141,12 @@ def assemble(cache: Cache, keys: Sequence[str], views: int) -> Iterator[Block]:
     """
     step = max(1, BLOCK_BYTES // (cache.row_bytes * (1 + views)))
     for start in range(0, len(keys), step):
-        wanted = places(keys[start : start + step], range(1 + views))
+        wanted = row_keys(keys[start : start + step], range(1 + views))
         rows = cache.find(wanted)
         values, sound = cache.read(rows)
         sound &= rows >= 0
         if not sound.all():
-            key, view = split_place(wanted[int(sound.argmin())])
+            key, view = split_row_key(wanted[int(sound.argmin())])
             raise InputError(
                 f"{cache.folder}: the row of image {key[:12]}…, view {view} was damaged meanwhile", fix="run again"
             )

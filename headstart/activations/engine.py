@@ -29,7 +29,7 @@ from headstart.hardware import choose_precision, resolve_workers
 from headstart.images.loader import alone
 from headstart.images.transforms import Preprocessing, normalise
 from headstart.models.folding import fold_batch_norms
-from headstart.runtime import place
+from headstart.runtime import to_device
 
 MAX_ERROR = 0.063  # relative, of bfloat16 against float32: what a cosine of .998 comes to
 MAX_STORAGE_ERROR = 1e-3  # relative, of float16 against what was computed
@@ -276,7 +276,7 @@ def torch_forward(
     On CUDA each calling thread has a stream of its own and waits for that alone, so that one thread's transfers and
     another's decoding go on beside the computation.
     """
-    whole = place(_FromBytes(body, preprocessing).eval(), device)
+    whole = to_device(_FromBytes(body, preprocessing).eval(), device)
     local = threading.local()
 
     def compiled(precision: str) -> Forward:

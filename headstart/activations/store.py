@@ -56,15 +56,15 @@ def write_shards(
         with atomic_path(folder / f"{shard:05}.arrow") as path, pa.ipc.new_file(str(path), schema) as writer:
             while block is not None and size < limit:
                 writer.write_batch(_batch(block, schema))
-                total, size = total + len(block.places), size + block.values.nbytes
+                total, size = total + len(block.row_keys), size + block.values.nbytes
                 block = next(stream, None)
         shard += 1
     return total
 
 
 def _batch(block: Block, schema: pa.Schema) -> pa.RecordBatch:
-    n = len(block.places)
-    named = np.frombuffer(block.places.tobytes(), [("key", f"V{KEY_BYTES}"), ("view", ">u2")])
+    n = len(block.row_keys)
+    named = np.frombuffer(block.row_keys.tobytes(), [("key", f"V{KEY_BYTES}"), ("view", ">u2")])
     kind = schema.field("activations").type
     values = pa.Array.from_buffers(kind.value_type, n * kind.list_size, [None, pa.py_buffer(block.values)])
     keys = pa.Array.from_buffers(pa.binary(KEY_BYTES), n, [None, pa.py_buffer(np.ascontiguousarray(named["key"]))])
@@ -120,7 +120,7 @@ class Activations:
         """Hex SHA-256 over what the rows are of and their checksums; no row is read."""
         digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
         for block in self._blocks:
-            digest.update(b"".join(block.places()) + block.checksums.tobytes())
+            digest.update(b"".join(block.row_keys()) + block.checksums.tobytes())
         return digest.hexdigest()
 
     def locate(self, keys: Sequence[str]) -> NDArray[np.int64]:
@@ -160,10 +160,10 @@ class Activations:
         if self._sound[i]:
             return
         block = self._blocks[i]
-        places = block.places()
-        for place, row, wanted in zip(places, block.values.view(np.uint8), block.checksums.tolist(), strict=True):
-            if checksum(place, row) != wanted:
-                key = place[:KEY_BYTES].hex()
+        row_keys = block.row_keys()
+        for row_key, row, wanted in zip(row_keys, block.values.view(np.uint8), block.checksums.tolist(), strict=True):
+            if checksum(row_key, row) != wanted:
+                key = row_key[:KEY_BYTES].hex()
                 raise InputError(f"{self.folder}: a row of image {key[:12]}… is damaged", fix=RERUN)
         self._sound[i] = True
 
@@ -198,7 +198,7 @@ class _Mapped:
         self.views: NDArray[np.int16] = batch.column("view").to_numpy()
         self.checksums: NDArray[np.uint64] = batch.column("checksum").to_numpy()
 
-    def places(self) -> list[bytes]:
+    def row_keys(self) -> list[bytes]:
         """The cache's names of the rows."""
         views = self.views.tolist()
         return [

@@ -66,7 +66,7 @@ def _lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, EXPLAINED) and any(words in said for words in NO_MEMORY))
 
 
-def told_to_stop(kind: type[BaseException] | None) -> bool:
+def is_shutdown(kind: type[BaseException] | None) -> bool:
     """Whether what ended a block is a wish to stop (SystemExit, KeyboardInterrupt, Prefect's TerminationSignal), no error."""
     return kind is not None and not issubclass(kind, Exception)
 

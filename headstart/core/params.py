@@ -72,7 +72,7 @@ class Data(Section):
     nested_folders: bool
     follow_external_links: bool
     on_label_conflict: Literal["refuse", "quarantine"]
-    near_duplicates: Literal["hold_out", "keep"]
+    near_duplicates: Literal["exclude", "keep"]
     max_quarantined: Annotated[float, Field(ge=0, le=1)]
     formats: Annotated[list[Formats], Field(min_length=1)]
     max_pixels: Annotated[int, Field(gt=0, le=178_000_000)]  # Pillow refuses more by itself
@@ -114,7 +114,7 @@ class Precompute(Section):
     views: Annotated[int, Field(ge=0, le=64)]
     view_seed: Annotated[int, Field(ge=0, lt=2**32)]
     augment: Augment
-    map_after: Literal["none", "early", "late"]
+    cache_map_after: Literal["none", "early", "late"]
     engine: Literal["auto", "openvino", "torch"]
     precision: Literal["auto", "float32", "bfloat16"]
     storage: Literal["auto", "float32", "float16"]
@@ -179,7 +179,7 @@ UnfreezeFrom = Annotated[str, Field(pattern="^(all|early|late|head|last-[0-9]+)$
 GroupRates = LearningRate | Annotated[list[Annotated[float, Field(gt=0, le=10)]], Field(min_length=3, max_length=3)]
 
 
-class Stretch(Section):
+class PhaseParams(Section):
     """A phase of gradual unfreezing."""
 
     unfreeze_from: UnfreezeFrom
@@ -192,20 +192,25 @@ class FineTune(Training):
     lr: GroupRates
     lr_ratio: Annotated[float, Field(ge=1, le=1000)]
     unfreeze_from: UnfreezeFrom
-    gradual: list[Stretch]
+    gradual: list[PhaseParams]
     bn_freeze: bool | Literal["auto"]
     precision: Literal["auto", "float32", "bfloat16"]
 
     @model_validator(mode="after")
     def end_cycles(self) -> Self:
         if self.schedule == "sgdr":
-            for stretch in self.gradual:
-                self.refuse_part_of_a_cycle(stretch.epochs)
+            for phase in self.gradual:
+                self.refuse_part_of_a_cycle(phase.epochs)
         return self
 
-    def stretches(self) -> list[Stretch]:
+    def own_sizes(self) -> dict[str, int]:
+        """The image sizes of phases that have one of their own, by parameter."""
+        sizes = {f"fine_tune.gradual[{i}].image_size": phase.image_size for i, phase in enumerate(self.gradual)}
+        return {key: size for key, size in sizes.items() if size != "none"}
+
+    def phases(self) -> list[PhaseParams]:
         """All phases in order, the last being the section's own."""
-        return [*self.gradual, Stretch(unfreeze_from=self.unfreeze_from, epochs=self.epochs, lr=self.lr)]
+        return [*self.gradual, PhaseParams(unfreeze_from=self.unfreeze_from, epochs=self.epochs, lr=self.lr)]
 
 
 class Evaluate(Section):
@@ -213,7 +218,7 @@ class Evaluate(Section):
 
 
 class Promote(Section):
-    level: Annotated[float, Field(gt=0, lt=1)]
+    alpha: Annotated[float, Field(gt=0, lt=1)]
     margin: Annotated[float, Field(ge=0, lt=1)]
 
 

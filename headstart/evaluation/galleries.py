@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from headstart.evaluation.report import base64_text, encoded
+from headstart.evaluation.encoding import base64_text, encoded
 from headstart.images.loader import ImageSource
 from headstart.plotting import label as short
 
@@ -26,7 +26,7 @@ TILE, COLUMNS = 128, 6
 
 
 @dataclass(frozen=True)
-class Judged:
+class TestPredictions:
     """The test images and what the model says of them.
 
     Args:
@@ -41,14 +41,14 @@ class Judged:
     p_nc: torch.Tensor
     classes: Sequence[str]
 
-    def truths(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def true_class(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """True class, its probability, and whether it was said, [n] each."""
         y_n = torch.tensor(self.table["class_index"].to_numpy(), dtype=torch.int64)
         return y_n, self.p_nc[torch.arange(len(y_n)), y_n], self.p_nc.argmax(1) == y_n
 
     def picture(self, i: int) -> torch.Tensor:
         """The plain view of test image i, [3, s, s] uint8."""
-        return self.images.plain(self.table["path"][i], self.table["key"][i])
+        return self.images.base_view(self.table["path"][i], self.table["key"][i])
 
     def item(self, i: int) -> dict[str, Any]:
         """What the report says of test image i, and its picture."""
@@ -66,9 +66,9 @@ class Judged:
         }
 
 
-def rankings(judged: Judged) -> dict[str, list[int]]:
+def rankings(judged: TestPredictions) -> dict[str, list[int]]:
     """Test images in order: most wrong (errors, least probability of the truth), most right, most uncertain."""
-    _, true_n, hit_n = judged.truths()
+    _, true_n, hit_n = judged.true_class()
     ascending = true_n.argsort(stable=True).tolist()
     top = judged.p_nc.topk(min(2, judged.p_nc.shape[1]), dim=1).values
     margin_n = top[:, 0] - top[:, -1]
@@ -79,9 +79,9 @@ def rankings(judged: Judged) -> dict[str, list[int]]:
     }
 
 
-def by_class(judged: Judged) -> dict[str, list[int]]:
+def by_class(judged: TestPredictions) -> dict[str, list[int]]:
     """For each class (40 at most, those with the lowest accuracy), its most wrong and its most right images."""
-    y_n, true_n, hit_n = judged.truths()
+    y_n, true_n, hit_n = judged.true_class()
     there = [c for c in range(len(judged.classes)) if bool((y_n == c).any())]
     worst = sorted(there, key=lambda c: (float(hit_n[y_n == c].double().mean()), c))[:CLASSES_SHOWN]
     chosen: dict[str, list[int]] = {}
@@ -105,7 +105,7 @@ def _tile(image: torch.Tensor) -> Image.Image:
     return picture
 
 
-def contact_sheet(judged: Judged, rows: Sequence[int]) -> bytes:
+def contact_sheet(judged: TestPredictions, rows: Sequence[int]) -> bytes:
     """Test images side by side as one PNG, each with its true class and what it was taken for."""
     from matplotlib.figure import Figure
 
@@ -126,7 +126,7 @@ def contact_sheet(judged: Judged, rows: Sequence[int]) -> bytes:
     return png(figure)
 
 
-def sheets(judged: Judged) -> Mapping[str, bytes]:
+def sheets(judged: TestPredictions) -> Mapping[str, bytes]:
     """most_wrong.png, most_right.png, most_uncertain.png."""
     return {f"{name.replace(' ', '_')}.png": contact_sheet(judged, rows[:SHOWN]) for name, rows in rankings(judged).items()}
 
@@ -136,7 +136,7 @@ def look_alike_pictures(images: ImageSource, pairs: pd.DataFrame, manifest: pd.D
     keys = manifest.set_index("path")["key"]
 
     def picture(path: str) -> str:
-        return thumbnail(images.plain(path, keys[path]))
+        return thumbnail(images.base_view(path, keys[path]))
 
     return [
         {

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import pandas as pd
 import torch
 from torch.nn import functional
+
+from headstart.activations.store import Activations
 
 COSINE = 0.93  # no two digits reach it; half of recompressed, a fifth of turned and cropped photos do
 BLOCK = 4096
@@ -38,3 +41,21 @@ def look_alikes(test_md: torch.Tensor, train_blocks: Callable[[], Iterator[torch
         start += len(block)
     rows = [(i, int(place[i]), round(float(best[i]), 4)) for i in torch.nonzero(best >= COSINE).flatten().tolist()]
     return sorted(rows, key=lambda row: (-row[2], row[0]))
+
+
+def look_alike_pairs(activations: Activations, train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+    """Test images that look much like a training image to the backbone: path, label, like, like_label, cosine.
+
+    Args:
+        activations: of all images.
+        train, test: the manifest's rows to compare, each image once.
+    """
+
+    def blocks() -> Iterator[torch.Tensor]:
+        return activations.blocks(list(train["key"]), BLOCK)
+
+    rows = [
+        (test["path"][i], test["label"][i], train["path"][j], train["label"][j], cosine)
+        for i, j, cosine in look_alikes(activations.rows(list(test["key"])), blocks)
+    ]
+    return pd.DataFrame(rows, columns=["path", "label", "like", "like_label", "cosine"])

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 
-def test_time_augmentation(logits_vnc: torch.Tensor, formula: str) -> torch.Tensor:
+def tta_probabilities(logits_vnc: torch.Tensor, formula: str) -> torch.Tensor:
     """Probabilities [n, c] float64 from the logits of all views.
 
     Args:

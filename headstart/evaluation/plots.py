@@ -12,34 +12,6 @@ from numpy.typing import NDArray
 from headstart.evaluation.metrics import Reliability
 from headstart.plotting import ACCENT, INK, QUIET, label, plain_frame, png
 
-RULE_COLOURS = ("#b45309", "#0b6e99", "#7c3aed", "#15803d")
-
-
-def lr_curve(
-    curves: Sequence[tuple[Sequence[float], Sequence[float]]],
-    suggestions: Mapping[str, Sequence[float]],
-    chosen: float,
-    abstained: bool,
-) -> bytes:
-    """Smoothed loss over learning rate for every seed, each rule's suggestions and the one chosen marked."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for lrs, losses in curves:
-        axes.plot(lrs, losses, color=QUIET, linewidth=1)
-    for (rule, lrs), colour in zip(suggestions.items(), RULE_COLOURS, strict=False):
-        for i, lr in enumerate(lrs):
-            axes.axvline(lr, color=colour, linewidth=0.8, alpha=0.6, label=rule if i == 0 else None)
-    how = "default (abstained)" if abstained else "chosen"
-    axes.axvline(chosen, color=INK, linewidth=2, label=f"{how}: {chosen:.2g}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed")
-    drawn = [losses for _, losses in curves if losses]
-    if drawn:  # none where training diverged at its first step
-        lowest, highest = min(map(min, drawn)), max(losses[0] for losses in drawn)
-        axes.set_ylim(max(0, lowest - 0.05 * highest), highest * 1.3)
-    axes.legend(fontsize=8)
-    plain_frame(axes)
-    return png(figure)
-
 
 def confusion(counts_cc: NDArray[np.int64], classes: Sequence[str]) -> bytes:
     """The confusion matrix, shaded by the share of the true class, counts written in where there is room."""
@@ -80,7 +52,7 @@ def reliability_diagram(found: Reliability) -> bytes:
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingCurves:
     """How a stage trained.
 
     Args:
@@ -92,7 +64,7 @@ class Course:
     epochs: NDArray[np.float64]
 
 
-def training_curves(stages: Mapping[str, Course]) -> bytes:
+def training_curves(stages: Mapping[str, TrainingCurves]) -> bytes:
     """By step: training and validation loss, the learning rate of the last layer group, and validation accuracy."""
     figure = Figure(figsize=(9, 2.7 * len(stages) + 0.4), layout="constrained")
     rows = figure.subplots(len(stages), 3, squeeze=False)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from headstart.images.containers import png_chunks, png_end
+from headstart.images.whites import Whites, floating_white, integer_white
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 HEIF = "HEIF"  # iPhones' photos; accepted where data.formats has it and pillow-heif is installed
@@ -47,31 +48,6 @@ class DecodeError(ValueError):
 
 NEARLY_0 = 0.05  # of the largest value
 SIGNED = "signed values"  # what the reason for such an image begins with
-
-
-@dataclass(frozen=True)
-class Whites:
-    """The raw values that become white, 255: one for all images of a source, so that equal values look equal.
-
-    Args:
-        integer: of gray images with more than 8 bits.
-        floating: of gray images of floating-point numbers.
-    """
-
-    integer: float = 65535.0
-    floating: float = 1.0
-
-
-def integer_white(peak: float) -> float:
-    """White for whole numbers up to `peak`: the end of 8, 10, 12, 14 or 16 bits, or what was found where it is more."""
-    return next((2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if peak < 2**bits), float(peak))
-
-
-def floating_white(peak: float) -> float:
-    """White for floating-point numbers up to `peak`: 1 for shares, 255 for levels of 8 bits, else what was found."""
-    if peak <= 1:
-        return 1.0
-    return 255.0 if 128 <= peak <= 255 else float(peak)
 
 
 @dataclass(frozen=True)
@@ -115,7 +91,7 @@ def decode_image(
     formats: Sequence[str] = FORMATS,
     *,
     fast: bool = True,
-    enough: int | None = None,
+    min_decode_side: int | None = None,
     whites: Whites | None = None,
 ) -> Decoded:
     """Decode one image file to RGB.
@@ -127,8 +103,8 @@ def decode_image(
         max_pixels: the largest width x height, checked from the header before pixels are decoded.
         formats: those accepted, of `FORMATS`.
         fast: decode JPEG with libjpeg-turbo itself, which is faster than through Pillow; the pixels are the same.
-        enough: a picture with sides of at least so many pixels will do. A JPEG's data are then all unpacked and checked
-            likewise, and only the last step (inverse DCT, colours) is made for fewer pixels.
+        min_decode_side: a picture with sides of at least so many pixels will do. A JPEG's data are still unpacked and checked
+            in full, and only the last step (inverse DCT, colours) is made for fewer pixels.
         whites: what more than 8 bits are scaled by; None takes each image's own range, as the scan does.
 
     Raises:
@@ -138,7 +114,7 @@ def decode_image(
         _open_heif()
     try:
         with Image.open(io.BytesIO(data), formats=tuple(formats)) as image:
-            return _decode_open(data, image, max_pixels, fast, enough, whites)
+            return _decode_open(data, image, max_pixels, fast, min_decode_side, whites)
     except DecodeError:
         raise
     except UnidentifiedImageError:
@@ -164,13 +140,13 @@ def _open_heif() -> None:
 
 
 def _decode_open(
-    data: bytes, image: Image.Image, max_pixels: int, fast: bool, enough: int | None, whites: Whites | None
+    data: bytes, image: Image.Image, max_pixels: int, fast: bool, min_decode_side: int | None, whites: Whites | None
 ) -> Decoded:
     _check_size(image, max_pixels)
     turned = 1
     kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a JPEG with further pictures behind it
     mode, animated = image.mode, bool(getattr(image, "is_animated", False))
-    pixels, complaint = _turbo(data, image, enough or 0) if kind == "JPEG" else (None, "")
+    pixels, complaint = _turbo(data, image, min_decode_side or 0) if kind == "JPEG" else (None, "")
     if pixels is not None and fast and mode in ("RGB", "L"):
         orientation = _orientation(image)
         if orientation == 1 and mode == "RGB":
@@ -208,7 +184,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise DecodeError(f"{width} x {height} pixels are more than {max_pixels:,}")
 
 
-def _turbo(data: bytes, image: Image.Image, enough: int) -> tuple[NDArray[np.uint8] | None, str]:
+def _turbo(data: bytes, image: Image.Image, min_decode_side: int) -> tuple[NDArray[np.uint8] | None, str]:
     """A JPEG's pixels by libjpeg-turbo, and what it complains of; Pillow hides its complaints.
 
     Returns:
@@ -223,7 +199,7 @@ def _turbo(data: bytes, image: Image.Image, enough: int) -> tuple[NDArray[np.uin
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         if (width, height) != image.size:
             raise DecodeError(f"damaged image: {width} x {height} pixels or {image.size}, by which header")
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, space, min_height=enough, min_width=enough)
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, space, min_height=min_decode_side, min_width=min_decode_side)
         return (pixels[..., 0] if space == "GRAY" else pixels), ""
     except DecodeError:
         raise

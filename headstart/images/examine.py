@@ -17,8 +17,9 @@ from PIL import Image
 
 from headstart.core.files import sha256_bytes
 from headstart.images.containers import trailing_bytes
-from headstart.images.decode import MOST_ELONGATED, Decoded, DecodeError, Whites, decode_image
+from headstart.images.decode import MOST_ELONGATED, Decoded, DecodeError, decode_image
 from headstart.images.kinds import EXTENSIONS, OTHER_EXTENSIONS, RAW, advice, extension, other_image
+from headstart.images.whites import Whites
 
 THUMB_SIDE = 8
 HASH_SIDE = 32
@@ -66,11 +67,11 @@ class Gone(Exception):
     """The file was there when the folder was listed and is not any more."""
 
 
-def usable(path: str, limits: Limits, enough: int, whites: Whites | None = None) -> tuple[str, bytes, Decoded]:
+def usable(path: str, limits: Limits, min_decode_side: int, whites: Whites | None = None) -> tuple[str, bytes, Decoded]:
     """Read, hash and fully decode one file; training and prediction refuse the same.
 
     Args:
-        enough: a picture with sides of at least so many pixels will do (see `decode_image`).
+        min_decode_side: a picture with sides of at least so many pixels will do (see `decode_image`).
         whites: likewise.
 
     Returns:
@@ -84,7 +85,7 @@ def usable(path: str, limits: Limits, enough: int, whites: Whites | None = None)
     key = sha256_bytes(data)
     named = OTHER_EXTENSIONS.get(extension(PurePath(path).name), "")
     try:
-        image = accepted(data, limits, enough, whites)
+        image = accepted(data, limits, min_decode_side, whites)
     except DecodeError as error:
         known = not named or other_image(data)
         raise Unusable(str(error) if known else f"{error}; named as {named}: {advice(named)}", key) from None
@@ -93,14 +94,14 @@ def usable(path: str, limits: Limits, enough: int, whites: Whites | None = None)
     return key, data, image
 
 
-def accepted(data: bytes, limits: Limits, enough: int, whites: Whites | None = None) -> Decoded:
+def accepted(data: bytes, limits: Limits, min_decode_side: int, whites: Whites | None = None) -> Decoded:
     """Decode a file's bytes, if they are an image within the limits.
 
     Raises:
         DecodeError: they are not.
     """
     try:
-        image = decode_image(data, limits.max_pixels, limits.formats, enough=enough, whites=whites)
+        image = decode_image(data, limits.max_pixels, limits.formats, min_decode_side=min_decode_side, whites=whites)
     except DecodeError:
         kind = other_image(data)
         if not kind:
@@ -140,7 +141,7 @@ def look(image: Decoded) -> tuple[str, NDArray[np.uint8]]:
     """What near copies share.
 
     Args:
-        image: decoded with `enough=LOOK_SIDE`, or whole.
+        image: decoded with `min_decode_side=LOOK_SIDE`, or whole.
 
     Returns:
         The perceptual hash (ImageHash's DCT hash, 64 bits in hex) and a thumbnail [8, 8, 3] uint8.

@@ -18,10 +18,10 @@ from headstart.seeds import view_generator
 
 A = TypeVar("A")
 B = TypeVar("B")
-KEPT_BYTES = 1 << 30
+RESIZED_CACHE_BYTES = 1 << 30
 
 
-class Kept:
+class ResizedImageCache:
     """Resized images, those that came first, up to so many bytes: an epoch need not decode what the last one did."""
 
     def __init__(self, most: int) -> None:
@@ -47,7 +47,7 @@ class ImageSource:
         preprocessing: size, crop, interpolation.
         augmentation: what a view may do.
         seed: views depend on it and on the image's bytes.
-        kept: images that are read more than once, as one that trains is; none by default. Sources that differ in size
+        cache: images that are read more than once, as one that trains is; none by default. Sources that differ in size
             alone may share it.
     """
 
@@ -56,14 +56,14 @@ class ImageSource:
     preprocessing: Preprocessing
     augmentation: Augmentation
     seed: int
-    kept: Kept = field(default_factory=partial(Kept, 0), compare=False, repr=False)
+    cache: ResizedImageCache = field(default_factory=partial(ResizedImageCache, 0), compare=False, repr=False)
 
-    def plain(self, path: str, key: str) -> torch.Tensor:
-        """The plain view [3, s, s] uint8 of the file with SHA-256 `key`."""
+    def base_view(self, path: str, key: str) -> torch.Tensor:
+        """The base view (the centre crop) [3, s, s] uint8 of the file with SHA-256 `key`."""
         return centre(self._resized(path, key), self.preprocessing)
 
     def views(self, path: str, key: str, numbers: Iterable[int]) -> Iterator[torch.Tensor]:
-        """The views of these numbers, decoded once: 0 is the plain one, v depends on bytes, seed and v alone."""
+        """The views of these numbers, decoded once: 0 is the base view, v depends on bytes, seed and v alone."""
         image = self._resized(path, key)
         for number in numbers:
             yield self._augment(image, key, "view", number) if number else centre(image, self.preprocessing)
@@ -74,11 +74,11 @@ class ImageSource:
 
     def _resized(self, path: str, key: str) -> torch.Tensor:
         name = key, self.preprocessing.resized_side  # the key is of the bytes: right whatever became of the file
-        image = self.kept.images.get(name)
+        image = self.cache.images.get(name)
         if image is None:
-            pixels = read_pixels(self.folder, path, key, self.max_pixels, self.preprocessing.whites, self.preprocessing.enough)
-            image = resized(pixels, self.preprocessing)
-            self.kept.add(name, image)
+            p = self.preprocessing
+            image = resized(read_pixels(self.folder, path, key, self.max_pixels, p.whites, p.min_decode_side), p)
+            self.cache.add(name, image)
         return image
 
     def _augment(self, image: torch.Tensor, key: str, kind: str, number: int) -> torch.Tensor:

@@ -9,18 +9,19 @@ from numpy.typing import NDArray
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_bytes
-from headstart.images.decode import FORMATS, HEIF, DecodeError, Whites, decode_image
+from headstart.images.decode import FORMATS, HEIF, DecodeError, decode_image
 from headstart.images.kinds import HEIC, other_image
+from headstart.images.whites import Whites
 
 
 def read_pixels(
-    source: Path, path: str, key: str, max_pixels: int, whites: Whites, enough: int | None = None
+    source: Path, path: str, key: str, max_pixels: int, whites: Whites, min_decode_side: int | None = None
 ) -> NDArray[np.uint8]:
     """Read and decode `source / path`, whose bytes must still have the hash `key`.
 
     Args:
         whites: of the source, see `manifest.whites_of`.
-        enough: a picture with sides of at least so many pixels will do (see `decode_image`).
+        min_decode_side: a picture with sides of at least so many pixels will do (see `decode_image`).
 
     Returns:
         [h, w, 3] uint8.
@@ -37,6 +38,6 @@ def read_pixels(
         raise InputError(f"{source / path}: its bytes changed since the manifest was made", fix=relink)
     try:
         formats = (*FORMATS, HEIF) if other_image(data) == HEIC else FORMATS  # the scan has accepted what is listed
-        return decode_image(data, max_pixels, formats, enough=enough, whites=whites).pixels
+        return decode_image(data, max_pixels, formats, min_decode_side=min_decode_side, whites=whites).pixels
     except DecodeError as error:
         raise InputError(f"{source / path}: {error}, though it was readable before", fix=relink) from None

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from headstart.images.decode import MOST_ELONGATED, Whites
+from headstart.images.decode import MOST_ELONGATED
+from headstart.images.whites import Whites
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Preprocessing:
         return round(self.image_size / self.crop_pct)
 
     @property
-    def enough(self) -> int:
+    def min_decode_side(self) -> int:
         """Sides with which a picture need not be decoded larger: twice what it is resized to."""
         return 2 * self.resized_side
 
@@ -82,7 +83,10 @@ class Augmentation:
     lighting: float
 
 
-def plain_view(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> torch.Tensor:
+NO_AUGMENTATION = Augmentation("none", False, 0.0, 1.0, 0.0)
+
+
+def base_view(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> torch.Tensor:
     """Resize the shorter side and crop the centre.
 
     Args:

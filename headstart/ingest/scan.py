@@ -23,8 +23,9 @@ from headstart.core.code_digest import closure, digest
 from headstart.core.errors import InputError
 from headstart.core.progress import track
 from headstart.core.text import SHOWN, listing, printable
-from headstart.images.decode import SIGNED, Whites, floating_white, integer_white
+from headstart.images.decode import SIGNED
 from headstart.images.examine import Limits
+from headstart.images.whites import Whites, floating_white, integer_white, whites_of
 from headstart.ingest import splits
 from headstart.ingest.conflicts import Labelled, as_problems, conflicts
 from headstart.ingest.layouts import Listing
@@ -33,7 +34,7 @@ from headstart.ingest.problems import Problem, refuse
 from headstart.ingest.scan_state import ScanState, scan_state
 from headstart.ingest.tree import Tree
 from headstart.ingest.workers import examine_all
-from headstart.manifest import COLUMNS, class_order, whites_of
+from headstart.manifest import COLUMNS, class_order
 
 REMEMBER = 2_000  # answers kept in one transaction: what a killed scan need not repeat
 FIELDS = ("key", "width", "height", "bytes", "format", "mode", "orientation", "phash", "peak")
@@ -95,7 +96,7 @@ def scan(
     Args:
         max_quarantined: the largest share of files that may be unusable.
         on_label_conflict: "refuse" or "quarantine" the same bytes under two labels.
-        near_duplicates: "hold_out" or "keep" training images that nearly copy a validation or test image.
+        near_duplicates: "exclude" or "keep" training images that nearly copy a validation or test image.
         timeout: seconds for one file.
         workers: processes that read, threads that compare.
         state: where answers for unchanged files are kept.
@@ -117,13 +118,13 @@ def scan(
     refuse(tree.root, [*problems, *_unusable(tree, found, quarantine, max_quarantined, set(frame["label"].unique()))])
     assigned, folds, rescued = splits.assign(frame, **rule.__dict__)
     frame = frame.assign(split=assigned, fold=np.array(folds, np.int16))
-    apart = splits.held_by_group(frame)
+    apart = splits.split_by_group(frame)
     text = "its group is in a split that comes first: held out"
     notes += [(path, "group", text) for path in frame.loc[apart, "path"]]
     copies = leaks(frame, _thumbs(frame), workers)
-    if near_duplicates == "hold_out":
+    if near_duplicates == "exclude":
         held = set(copies.loc[copies["split"] == "train", "path"])
-        frame["split"] = frame["split"].where(~frame["path"].isin(held), splits.HELD_OUT)
+        frame["split"] = frame["split"].where(~frame["path"].isin(held), splits.EXCLUDED)
     splits.check(tree.root, frame)
     kept = set(frame["path"])
     return Scan(

@@ -13,7 +13,7 @@ from headstart.core.text import listing
 from headstart.manifest import SPLITS
 from headstart.seeds import share_and_fold
 
-HELD_OUT = "held_out"
+EXCLUDED = "excluded"
 _RANK = {split: i for i, split in enumerate(SPLITS)}
 
 
@@ -43,7 +43,7 @@ def assign(
         InputError: a fold of a source that has a validation split of its own.
 
     Returns:
-        Splits (train, valid, test, held_out), folds, and the classes that got an image back from valid or test.
+        Splits (train, valid, test, excluded), folds, and the classes that got an image back from valid or test.
     """
     declared = set(frame["declared"].unique()) - {""}
     if fold != "none" and "valid" in declared:
@@ -90,13 +90,13 @@ def _rescue(frame: pd.DataFrame, units: pd.Series, splits: pd.Series, shares: di
 def _one_split_each(keys: pd.Series, splits: pd.Series) -> pd.Series:
     rank = splits.map(_RANK).fillna(-1)
     best = rank.groupby(keys).transform("max")
-    return splits.where(rank == best, HELD_OUT)
+    return splits.where(rank == best, EXCLUDED)
 
 
-def held_by_group(frame: pd.DataFrame) -> pd.Series:
+def split_by_group(frame: pd.DataFrame) -> pd.Series:
     """Which rows (columns group, key, split) are held out for their group's sake; the others are copies."""
-    used = frame[frame["split"] != HELD_OUT]
-    return (frame["split"] == HELD_OUT) & frame["group"].isin(set(used["group"]) - {""}) & ~frame["key"].isin(used["key"])
+    used = frame[frame["split"] != EXCLUDED]
+    return (frame["split"] == EXCLUDED) & frame["group"].isin(set(used["group"]) - {""}) & ~frame["key"].isin(used["key"])
 
 
 def check(source: object, frame: pd.DataFrame) -> None:
@@ -107,7 +107,7 @@ def check(source: object, frame: pd.DataFrame) -> None:
     """
     for split in SPLITS:
         if not (frame["split"] == split).any():
-            held = int((frame["split"] == HELD_OUT).sum())
+            held = int((frame["split"] == EXCLUDED).sum())
             more = "add images, or raise data.valid_fraction / data.test_fraction"
             raise InputError(
                 f"{source}: no image is left in the {split} split ({len(frame)} images in all, {held} held out of training)",

@@ -14,13 +14,13 @@ from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from headstart.images.decode import Whites
 from headstart.images.kinds import why_sidecar
 from headstart.images.reading import read_pixels
+from headstart.images.whites import Whites, whites_of
 from headstart.ingest.layouts import extensions
 from headstart.ingest.scan import Scan
-from headstart.ingest.splits import HELD_OUT, unusual_shares
-from headstart.manifest import SPLITS, whites_of
+from headstart.ingest.splits import EXCLUDED, unusual_shares
+from headstart.manifest import SPLITS
 from headstart.plotting import ACCENT, QUIET, label, plain_frame, png
 
 NORMALISED = {
@@ -34,7 +34,7 @@ NORMALISED = {
     "I": "16 bits to 8",
     "F": "floating point to 8 bits",
 }
-COLOURS = {"train": ACCENT, "valid": "#b45309", "test": "#15803d", HELD_OUT: QUIET}
+COLOURS = {"train": ACCENT, "valid": "#b45309", "test": "#15803d", EXCLUDED: QUIET}
 MAX_BARS = 40
 ROWS, SAMPLES, SAMPLE_SIDE = 10, 8, 96  # rows, pictures in each, pixels
 LISTED = 20
@@ -47,7 +47,7 @@ def summarise(scan: Scan) -> dict[str, Any]:
     assert scan.files == len(manifest) + len(scan.quarantine) + ignored
     unusual = unusual_shares(manifest)
     near = scan.leaks[scan.leaks["split"] == "train"]
-    held_out = int((manifest["split"] == HELD_OUT).sum())
+    excluded = int((manifest["split"] == EXCLUDED).sum())
     return {
         "files": scan.files,
         "images": len(manifest),
@@ -58,13 +58,13 @@ def summarise(scan: Scan) -> dict[str, Any]:
         "normalised": _normalised(manifest),
         "classes": int(manifest["label"].nunique()),
         "groups": int(manifest.loc[manifest["group"] != "", "group"].nunique()),
-        "splits": {split: int((manifest["split"] == split).sum()) for split in (*SPLITS, HELD_OUT)},
+        "splits": {split: int((manifest["split"] == split).sum()) for split in (*SPLITS, EXCLUDED)},
         "folds": {str(fold): int((manifest["fold"] == fold).sum()) for fold in sorted(set(manifest["fold"]) - {-1})},
         "exact_copies": len(manifest) - int(manifest["key"].nunique()),
-        "held_out_groups": kinds["group"],
-        "held_out_exact": held_out
+        "excluded_groups": kinds["group"],
+        "excluded_exact": excluded
         - kinds["group"]
-        - int((manifest["path"].isin(near["path"]) & (manifest["split"] == HELD_OUT)).sum()),
+        - int((manifest["path"].isin(near["path"]) & (manifest["split"] == EXCLUDED)).sum()),
         "near_copies_in_train": len(near),
         "near_copies_in_valid": len(scan.leaks) - len(near),
         "near_copies_with_another_label": int((scan.leaks["label"] != scan.leaks["of_label"]).sum()),

@@ -22,6 +22,7 @@ from headstart.core.errors import InputError
 from headstart.images.transforms import Preprocessing
 from headstart.models import weights as weight_files
 from headstart.models.families import map_stages
+from headstart.models.sizes import forward_once, patch_side, refuse_part_of_a_patch, size_error, unseen_edge
 from headstart.seeds import scoped_seed
 
 logger = logging.getLogger("headstart")
@@ -146,20 +147,6 @@ def build_backbone(
     return backbone
 
 
-def unseen_edge(body: nn.Module, size: int) -> int:
-    """How many pixels at the right or lower edge no output depends on: strides that do not divide the size leave some out."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(1, 3, size, size, generator=generator).requires_grad_()
-    with torch.enable_grad():
-        y = body(x)
-        weights = torch.rand(y.shape, generator=generator)  # a plain sum behind a layer norm is always the same
-        (slope,) = torch.autograd.grad((y * weights).sum(), x)
-    seen_hw = slope.abs().amax((0, 1)) > 0
-    if not seen_hw.any():  # dead: nothing can be told
-        return 0
-    return max(size - 1 - int(seen_hw.any(dim).nonzero().max()) for dim in (0, 1))
-
-
 def bare_backbone(name: str, preprocessing: Preprocessing, options: Mapping[str, Any]) -> Backbone:
     """The architecture alone, as `options` of the trained backbone say, for weights that follow from its own file."""
     build = _build_torchvision if library_of(name) == TORCHVISION else _build_timm
@@ -179,7 +166,7 @@ def _backbone(
     if fit is not None:
         weight_files.refuse_misfit(fit, body)
     kept = sum(parameter.numel() for parameter in body.parameters())
-    width = _forward(body, name, size).shape[1]
+    width = forward_once(body, name, size).shape[1]
     return Backbone(name, body, width, _halves(body), preprocessing, options, kept, total - kept)
 
 
@@ -197,44 +184,6 @@ def _options(name: str, weights: str, size: int) -> dict[str, Any]:
     return {}
 
 
-def refuse_size(backbone: Backbone, image_size: int, key: str = "backbone.image_size") -> None:
-    """Refuse images of a size that the built network cannot take, or of which it would not see the edge.
-
-    Args:
-        key: the parameter that asks for it.
-
-    Raises:
-        InputError: naming the parameter and the size.
-    """
-    refuse_part_of_a_patch(patch_side(backbone.body), backbone.name, image_size, key)
-    _forward(backbone.body, backbone.name, image_size, key)
-
-
-def refuse_part_of_a_patch(patch: int, name: str, size: int, key: str = "backbone.image_size") -> None:
-    """Refuse an image size that is no multiple of the patch that a network cuts its input into: the rest is never seen.
-
-    Raises:
-        InputError: naming the nearest sizes.
-    """
-    if size % patch:
-        below = size - size % patch
-        near = [str(one) for one in (below, below + patch) if one > 0]
-        raise InputError(
-            f"{key}: {name} cuts its input into patches of {patch} x {patch} pixels;"
-            f" of {size} pixels the last {size % patch} are never seen",
-            wanted=f"a multiple of {patch}, such as {' or '.join(near)}",
-            fix=f"--set {key}={near[0]}" if key == "backbone.image_size" else f"set it to {near[0]}",
-        )
-
-
-def patch_side(model: nn.Module) -> int:
-    """The side of the patches, pixels, that a network's first convolution takes side by side; 1 where they overlap."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d) and module.in_channels == 3), None)
-    if first is None or first.kernel_size != first.stride or first.padding not in ((0, 0), "valid"):
-        return 1
-    return int(first.stride[0])
-
-
 Built = tuple[nn.Module, Preprocessing, weight_files.Fit | None]
 
 
@@ -247,7 +196,7 @@ def _build_torchvision(name: str, weights: str, size: int, sha256: str, options:
     try:
         model = tv.get_model(name, weights=None, **options, **more)
     except (AssertionError, ValueError) as error:
-        raise _size_error(name, size, error) from None
+        raise size_error(name, size, error) from None
     fit = weight_files.load_torchvision(model, name, listed, weights, sha256)
     preset = listed.transforms()
     crop, resize = preset.crop_size[0], preset.resize_size[0]
@@ -262,7 +211,7 @@ def _build_timm(name: str, weights: str, size: int, sha256: str, options: Mappin
     except (AssertionError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise _size_error(name, size, error) from None
+        raise size_error(name, size, error) from None
     mean: Any = tuple(config.mean)
     std: Any = tuple(config.std)
     return model, Preprocessing(size, config.crop_pct or 0.875, config.interpolation or "bicubic", mean, std), fit
@@ -286,11 +235,11 @@ def _cut_timm(model: Any, name: str, size: int) -> nn.Module:
     """
     model.reset_classifier(0)
     features = TimmFeatures(model, pooled=False).eval()
-    found: Any = _forward(features, name, size)
+    found: Any = forward_once(features, name, size)
     if isinstance(found, torch.Tensor) and found.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NCHW":
         return MapBody(features)
     pooled = TimmFeatures(model, pooled=True).eval()
-    found = _forward(pooled, name, size)
+    found = forward_once(pooled, name, size)
     if not isinstance(found, torch.Tensor) or found.ndim != 2:
         what = f"a tensor of {found.ndim} dimensions" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
         raise InputError(
@@ -299,23 +248,6 @@ def _cut_timm(model: Any, name: str, size: int) -> nn.Module:
             fix="take another backbone",
         )
     return TokenBody(pooled)
-
-
-@torch.no_grad()
-def _forward(module: nn.Module, name: str, size: int, key: str = "backbone.image_size") -> torch.Tensor:
-    try:
-        output: torch.Tensor = module(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        raise _size_error(name, size, error, key) from None
-    return output
-
-
-def _size_error(name: str, size: int, error: Exception, key: str = "backbone.image_size") -> InputError:
-    why = str(error).strip().partition("\n")[0] or "its own check of the size fails"
-    return InputError(
-        f"{key}: {name} refuses {size} pixels: {why[:200]}",
-        fix="take the size its weights were trained at (224 for most)",
-    )
 
 
 def _halves(body: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -30,7 +30,7 @@ def cut_body(body: nn.Module, groups: Mapping[str, tuple[str, ...]], after: str)
             cannot be traced).
     """
     if after not in groups:
-        raise InputError(f"precompute.map_after: {after!r}", wanted=f"none, {', '.join(groups)}")
+        raise InputError(f"precompute.cache_map_after: {after!r}", wanted=f"none, {', '.join(groups)}")
     names = list(groups)
     front = {name for group in names[: names.index(after) + 1] for name in groups[group]}
     own = dict(body.named_parameters())
@@ -107,7 +107,7 @@ def _tail(body: nn.Module, graph: fx.Graph, crossing: fx.Node) -> nn.Module:
 
 
 def _cannot(after: str, why: str) -> InputError:
-    return InputError(f"precompute.map_after: {after}: this backbone cannot be cut there: {why[:200]}", fix="none")
+    return InputError(f"precompute.cache_map_after: {after}: this backbone cannot be cut there: {why[:200]}", fix="none")
 
 
 def output_shape(module: nn.Module, image_size: int) -> tuple[int, ...]:

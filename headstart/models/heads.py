@@ -90,7 +90,7 @@ def build_head(kind: str, width: int, classes: int, seed: int) -> nn.Sequential:
         return linear_head(width, classes) if kind == "linear" else mlp_head(width, classes)
 
 
-def adapt(head: nn.Sequential, blocks: Iterable[torch.Tensor]) -> None:
+def fit_standardiser(head: nn.Sequential, blocks: Iterable[torch.Tensor]) -> None:
     """Fit a new head's fixed statistics to the training activations (blocks [n, d]), where it has such."""
     for module in head.modules():
         if isinstance(module, Standardise):

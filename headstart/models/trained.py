@@ -25,7 +25,7 @@ SAME = 1e-3  # of the largest logit: memory layouts differ, and with them last b
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """What a model file says of itself.
 
     Args:
@@ -54,7 +54,7 @@ class Outdated(InputError):
     """A model file that an earlier version wrote: it lacks what is needed to build its network."""
 
 
-def save_model(path: Path, module: nn.Module, card: Card) -> None:
+def save_model(path: Path, module: nn.Module, card: ModelCard) -> None:
     """Write a module's state and its card atomically; equal models give equal bytes.
 
     A checksum of tensors and card goes into the metadata and is verified on load.
@@ -64,7 +64,7 @@ def save_model(path: Path, module: nn.Module, card: Card) -> None:
     write_bytes(path, _file(state, fields | {"sha256": sha256_bytes(_file(state, fields))}))
 
 
-def load_card(path: Path) -> Card:
+def load_card(path: Path) -> ModelCard:
     """Read a model file's card.
 
     Raises:
@@ -73,7 +73,7 @@ def load_card(path: Path) -> Card:
     return _read(path)[1]
 
 
-def load_head(path: Path) -> tuple[nn.Module, Card]:
+def load_head(path: Path) -> tuple[nn.Module, ModelCard]:
     """Load a trained head in eval mode.
 
     Raises:
@@ -85,7 +85,7 @@ def load_head(path: Path) -> tuple[nn.Module, Card]:
     return head.eval(), card
 
 
-def load_classifier(path: Path) -> tuple[Classifier, Card]:
+def load_classifier(path: Path) -> tuple[Classifier, ModelCard]:
     """Load a fine-tuned model, body and head, in eval mode.
 
     Raises:
@@ -135,7 +135,7 @@ def _file(state: Mapping[str, torch.Tensor], fields: Mapping[str, Any]) -> bytes
     return save(dict(state), metadata={"headstart": canonical_json(fields)})
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], Card]:
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -150,7 +150,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], Card]:
         checksum = fields.pop("sha256")
         sound = checksum == sha256_bytes(_file(state, fields))
         preprocessing = Preprocessing.from_dict(fields.pop("preprocessing"))
-        card = Card(**(fields | {"preprocessing": preprocessing, "classes": tuple(fields["classes"])}))
+        card = ModelCard(**(fields | {"preprocessing": preprocessing, "classes": tuple(fields["classes"])}))
     except (KeyError, TypeError, ValueError):
         if fields.keys() & {"backbone", "classes"} and not fields.keys() >= {"options", "limits"}:
             raise Outdated(f"{path}: a model of an earlier version of Headstart", fix="run the pipeline again") from None

@@ -1,4 +1,7 @@
-"""From a model file and image bytes to classes: the same decoding, preprocessing and engine as in the pipeline."""
+"""From a model file and images to classes: one predictor for evaluation, the registry, a folder of files and the server.
+
+Decoding, preprocessing and engine are those of precompute. Shape legend: v views, n images, c classes, s input side.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,16 @@ import torch
 
 from headstart.activations.engine import build_engine
 from headstart.core.errors import InputError
+from headstart.core.parallel import chunks
+from headstart.core.progress import track
+from headstart.hardware import resolve_workers
 from headstart.images.decode import Decoded, DecodeError
 from headstart.images.examine import Limits, accepted
-from headstart.images.transforms import plain_view
+from headstart.images.loader import ImageSource, image_map
+from headstart.images.transforms import base_view
 from headstart.models.trained import load_classifier
+
+Workers = int | Literal["auto"]
 
 
 class Predictor:
@@ -22,9 +31,10 @@ class Predictor:
     Args:
         path: fine_tuned.safetensors.
         device: where to compute.
-        batch_size: the engine's fixed batch shape. Of 1, an image alone waits for no padding, and on a CPU the
+        batch_size: the engine's fixed batch shape. With 1, a single image waits for no padding, and on a CPU the
             throughput is the same; either way an image's result does not depend on the others'.
         workers: threads that will classify at once.
+        engine, precision: see `build_engine`.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -35,15 +45,18 @@ class Predictor:
         path: Path,
         device: torch.device | None = None,
         batch_size: int = 1,
-        workers: int | Literal["auto"] = "auto",
+        workers: Workers = "auto",
+        engine: str = "auto",
+        precision: str = "auto",
     ) -> None:
         self.model, self.card = load_classifier(path)
         self.limits = Limits(**self.card.limits)  # as when it was trained, whatever params.yaml says now
+        self.workers = resolve_workers(workers)
         self.engine = build_engine(
             self.model.body,
             self.card.preprocessing,
-            engine="auto",
-            precision="auto",
+            engine=engine,
+            precision=precision,
             storage="float32",
             batch_size=batch_size,
             device=device or torch.device("cpu"),
@@ -51,15 +64,43 @@ class Predictor:
         )
 
     def view(self, image: Decoded) -> torch.Tensor:
-        """The network's input [3, s, s] uint8 of a decoded image (with `enough` of the card's preprocessing)."""
-        return plain_view(image.pixels, self.card.preprocessing)
+        """The network's input [3, s, s] uint8 of an image that was decoded with the card's `min_decode_side`."""
+        return base_view(image.pixels, self.card.preprocessing)
 
     @torch.inference_mode()
+    def logits(self, views: torch.Tensor) -> torch.Tensor:
+        """Logits [n, c] float32, in the order of `card.classes`, of views [n, 3, s, s] uint8."""
+        x_nd = torch.cat([self.engine(some) for some in views.split(self.engine.plan.batch_size)])
+        logits_nc: torch.Tensor = self.model.head(x_nd).float()
+        return logits_nc
+
     def classify(self, views: torch.Tensor) -> torch.Tensor:
         """Class probabilities [n, c] float32, in the order of `card.classes`, of views [n, 3, s, s] uint8."""
-        x_nd = torch.cat([self.engine(some) for some in views.split(self.engine.plan.batch_size)])
-        probabilities: torch.Tensor = self.model.head(x_nd).float().softmax(1)
-        return probabilities
+        return self.logits(views).softmax(1)
+
+    def logits_of_files(
+        self, images: ImageSource, files: Sequence[tuple[str, str]], views: int = 1, what: str = "classifying"
+    ) -> torch.Tensor:
+        """Logits [v, n, c] of the base view and the augmented views of a source's images.
+
+        As in precompute, each worker decodes and classifies in one thread.
+
+        Args:
+            files: (path, key) of each image.
+            views: v.
+            what: what the progress says is done.
+
+        Raises:
+            InputError: an image changed since the manifest was made.
+        """
+
+        def classify(part: list[tuple[str, str]]) -> torch.Tensor:
+            return self.logits(torch.stack([view for file in part for view in images.views(*file, range(views))]))
+
+        parts = chunks(files, max(1, self.engine.plan.batch_size // views))
+        done = image_map(classify, parts, self.workers, ahead=2 * self.workers)
+        found = list(track(done, what, len(files) * views, unit="views" if views > 1 else "images", weigh=len))
+        return torch.cat(found).reshape(len(files), views, -1).transpose(0, 1)
 
     def probabilities(self, files: Sequence[bytes]) -> torch.Tensor:
         """Class probabilities of image files.
@@ -80,6 +121,7 @@ class Predictor:
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InputError(f"row {row}: {type(data).__name__}", wanted="the bytes of an image file, not a path or URL")
         try:
-            return self.view(accepted(bytes(data), self.limits, self.card.preprocessing.enough, self.card.preprocessing.whites))
+            p = self.card.preprocessing
+            return self.view(accepted(bytes(data), self.limits, p.min_decode_side, p.whites))
         except DecodeError as error:
             raise InputError(f"row {row}: {error}", wanted="the bytes of an image file") from None

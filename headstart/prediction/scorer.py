@@ -25,7 +25,7 @@ from headstart.core.parallel import chunks
 from headstart.images.examine import Gone, Unreadable, Unusable, usable
 from headstart.images.loader import image_map
 from headstart.prediction.predictor import Predictor
-from headstart.prediction.thread_status import Board
+from headstart.prediction.thread_status import ThreadStatus
 from headstart.runtime import configure
 
 BATCH = 16
@@ -40,7 +40,7 @@ class Scorer:
         board: where each thread notes what it is at.
     """
 
-    def __init__(self, predictor: Predictor, top: int, connection: socket.socket, board: Board) -> None:
+    def __init__(self, predictor: Predictor, top: int, connection: socket.socket, board: ThreadStatus) -> None:
         self.predictor, self.top, self.connection, self.board = predictor, top, connection, board
         self.sending = threading.Lock()
         self.numbers = itertools.count()
@@ -60,7 +60,7 @@ class Scorer:
             self.at(index)
             try:
                 p = self.predictor.card.preprocessing
-                key, _, image = usable(path, self.predictor.limits, p.enough, p.whites)
+                key, _, image = usable(path, self.predictor.limits, p.min_decode_side, p.whites)
                 seen.append((index, key, self.predictor.view(image)))
             except Unusable as error:
                 answers.append((index, {"error": str(error), "key": error.key, "final": not isinstance(error, Unreadable)}))
@@ -85,7 +85,7 @@ def main(descriptor: int, board: int) -> None:
             predictor = Predictor(Path(job["model"]), device, BATCH, job["workers"])
             if sha256_file(Path(job["model"])) != job["digest"]:
                 raise InputError(f"{job['model']}: changed while files were classified by it", fix="run again")
-            scorer = Scorer(predictor, min(job["top"], len(predictor.card.classes)), connection, Board(board))
+            scorer = Scorer(predictor, min(job["top"], len(predictor.card.classes)), connection, ThreadStatus(board))
             workers = job["workers"]
             for _ in image_map(scorer.score, chunks(enumerate(job["paths"]), BATCH), workers, ahead=2 * workers):
                 pass

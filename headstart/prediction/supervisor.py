@@ -19,7 +19,7 @@ import psutil
 
 from headstart.core.errors import InputError, Unavailable
 from headstart.ingest.workers import ENOUGH, child_environment, ended, kill, not_started
-from headstart.prediction.thread_status import Board, new_board
+from headstart.prediction.thread_status import ThreadStatus, new_thread_status
 
 COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.prediction.scorer")
 Answer = dict[str, Any]
@@ -107,8 +107,8 @@ class _Scorer:
         self.timeout, self.left = job.timeout, len(paths)
         self.limits = [max(seconds, 4 * job.timeout) for seconds in (IDLE_SECONDS, BUSY_SECONDS)]
         self.still = self.unused = self.used = 0.0  # seconds waited without a sign of life, without its work; its work so far
-        descriptor = new_board()
-        self.board = Board(descriptor)
+        descriptor = new_thread_status()
+        self.board = ThreadStatus(descriptor)
         self.seen: dict[int, tuple[int, float]] = {}  # slot of the board: what stood there last, since when
         self.connection, theirs = socket.socketpair()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - `answers` closes it

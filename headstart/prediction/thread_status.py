@@ -10,11 +10,11 @@ from collections.abc import Iterator
 SLOTS, BYTES = 1024, 8
 
 
-class Board:
+class ThreadStatus:
     """A whole number for each of up to 1,024 threads, 0 or more where the thread is at something.
 
     Args:
-        descriptor: of the file that is shared; see `new_board`.
+        descriptor: of the file that is shared; see `new_thread_status`.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -27,8 +27,8 @@ class Board:
         return (number - 1 for number in self.numbers)
 
 
-def new_board() -> int:
-    """A descriptor of a file without a name, to be handed to `Board` here and in a child."""
+def new_thread_status() -> int:
+    """A descriptor of a file without a name, to be handed to `ThreadStatus` here and in a child."""
     with tempfile.TemporaryFile() as file:
         file.truncate(SLOTS * BYTES)
         return os.dup(file.fileno())

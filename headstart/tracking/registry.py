@@ -61,7 +61,7 @@ class Registry:
         )
         return self._checked(made)
 
-    def holder(self, alias: str) -> Version | None:
+    def get_alias(self, alias: str) -> Version | None:
         """The version with an alias, None where none has it.
 
         Raises:
@@ -76,7 +76,7 @@ class Registry:
         Raises:
             InputError: there is none, or what is kept of it is damaged.
         """
-        version = self.version(int(name)) if name.isdecimal() else self.holder(name)
+        version = self.version(int(name)) if name.isdecimal() else self.get_alias(name)
         if version is None:
             raise InputError(
                 f"no version of the model is called {name!r}",
@@ -85,17 +85,17 @@ class Registry:
             )
         return version
 
-    def point(self, alias: str, version: Version) -> None:
+    def set_alias(self, alias: str, version: Version) -> None:
         """Move an alias, in one transaction."""
         self.client.set_registered_model_alias(NAME, alias, str(version.number))
 
-    def crown(self, version: Version) -> None:
+    def promote(self, version: Version) -> None:
         """Make a version the champion; a rollback leads to the one that is it now, be that damaged."""
         before = self._alias(CHAMPION)
         if before is not None and int(before.version) != version.number:
             self.client.set_model_version_tag(NAME, str(version.number), REPLACED, str(before.version))
         self.client.delete_model_version_tag(NAME, str(version.number), ROLLED_BACK)
-        self.point(CHAMPION, version)
+        self.set_alias(CHAMPION, version)
 
     def roll_back(self) -> Version:
         """Make the version champion that the present one replaced; works though the present one be damaged.
@@ -112,7 +112,7 @@ class Registry:
             )
         version = self.version(int(before))
         self.client.set_model_version_tag(NAME, str(present.version), ROLLED_BACK, "true")
-        self.point(CHAMPION, version)
+        self.set_alias(CHAMPION, version)
         return version
 
     def trained_on(self, version: Version) -> frozenset[str]:

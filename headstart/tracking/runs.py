@@ -16,10 +16,10 @@ from mlflow.entities import Metric, Param
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 
-from headstart.core.errors import told_to_stop
+from headstart.core.errors import is_shutdown
 from headstart.core.files import write_json
 from headstart.core.liveness import alive, forget
-from headstart.tracking.store import ALIVE, KIND, close_dead_runs, full_disk_told, store, tracking_uri
+from headstart.tracking.store import ALIVE, KIND, close_dead_runs, full_disk_as_input_error, store, tracking_uri
 
 MOST_METRICS = 1000  # MLflow's own limit of a batch
 
@@ -82,7 +82,7 @@ def open_run(
         InputError: the disk is full.
     """
     token = uuid.uuid4().hex
-    with full_disk_told(root), ExitStack() as leaving:
+    with full_disk_as_input_error(root), ExitStack() as leaving:
         close_dead_runs(root)
         client, experiment = store(root)
         leaving.enter_context(alive(root, KIND, token, until_forgotten=True))
@@ -96,7 +96,7 @@ def open_run(
             write_json(resume, {"run_id": run_id})
 
         def end(kind: type[BaseException] | None, *_: object) -> None:
-            client.set_terminated(run_id, "KILLED" if told_to_stop(kind) else "FAILED" if kind else "FINISHED")
+            client.set_terminated(run_id, "KILLED" if is_shutdown(kind) else "FAILED" if kind else "FINISHED")
             forget(root, KIND, token)
 
         leaving.push(end)

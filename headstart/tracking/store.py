@@ -57,7 +57,7 @@ def _say_where(root: Path) -> None:
 
 
 @contextmanager
-def full_disk_told(root: Path) -> Iterator[None]:
+def full_disk_as_input_error(root: Path) -> Iterator[None]:
     """MLflow's way of saying that the disk is full, in ours.
 
     Raises:

@@ -14,7 +14,7 @@ RESNET34_CONVOLUTIONS = 36
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BatchNormChoice:
     """What was chosen, and why.
 
     Args:
@@ -47,7 +47,7 @@ class Verdict:
         return f"undecided, {measured}; {chosen} by the lesson's rule of thumb ({rule})"
 
 
-def choose(frozen_nc: torch.Tensor, moving_nc: torch.Tensor, y_n: torch.Tensor, body: nn.Module, seed: int) -> Verdict:
+def choose(frozen_nc: torch.Tensor, moving_nc: torch.Tensor, y_n: torch.Tensor, body: nn.Module, seed: int) -> BatchNormChoice:
     """Keep the better arm; where neither paired test tells them apart, freeze in bodies deeper than ResNet-34.
 
     Source of the rule: fast.ai's lesson 3 (2018), `learn.bn_freeze(True)`.
@@ -61,4 +61,4 @@ def choose(frozen_nc: torch.Tensor, moving_nc: torch.Tensor, y_n: torch.Tensor, 
     better = comparison.better()
     convolutions = sum(isinstance(module, nn.Conv2d) for module in body.modules())
     frozen = better == "a" if better != "undecided" else convolutions > RESNET34_CONVOLUTIONS
-    return Verdict(frozen, better != "undecided", comparison, convolutions)
+    return BatchNormChoice(frozen, better != "undecided", comparison, convolutions)

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from headstart.core.errors import InputError, told_to_stop
+from headstart.core.errors import InputError, is_shutdown
 from headstart.seeds import derive_seed, random_state, restore_random_state, scoped_seed
 from headstart.training.checkpoints import Checkpoint, Saved, Tensors, load_optimizer, optimizer_tensors
 from headstart.training.interrupts import WholeSteps
@@ -225,7 +225,7 @@ class Trainer:
         history, epoch = self.history, self.history.done
 
         def leave(kind: type[BaseException] | None, *_: object) -> None:
-            if told_to_stop(kind) and not self.whole.inside:
+            if is_shutdown(kind) and not self.whole.inside:
                 self._save(optimizer, random_state())
 
         phase.prepare()
@@ -328,7 +328,7 @@ def train_step(
     return number
 
 
-def csv(rows: Sequence[Any], columns: list[str] | None = None) -> bytes:
+def csv_bytes(rows: Sequence[Any], columns: list[str] | None = None) -> bytes:
     """Rows as CSV; no times in them, so that equal runs give equal bytes."""
     buffer = io.StringIO()
     pd.DataFrame(rows, columns=columns).to_csv(buffer, index=False, lineterminator="\n")
@@ -338,4 +338,7 @@ def csv(rows: Sequence[Any], columns: list[str] | None = None) -> bytes:
 def history_files(history: History) -> dict[str, bytes]:
     """history.csv, a row per epoch, and trace.csv, some 50 points of each."""
     columns = ["epoch", "phase", "train_loss", "lr", "valid_log_loss", "valid_calibrated_log_loss", "valid_accuracy"]
-    return {"history.csv": csv(history.epochs, columns), "trace.csv": csv(history.trace, ["step", "lr", "loss"])}
+    return {
+        "history.csv": csv_bytes(history.epochs, columns),
+        "trace.csv": csv_bytes(history.trace, ["step", "lr", "loss"]),
+    }

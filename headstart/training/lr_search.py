@@ -56,13 +56,14 @@ class Suggestion:
 
     def as_json(self) -> dict[str, Any]:
         """For lr.json; a spread of nothing at all is null."""
-        return asdict(self) | {"spread": self.spread if math.isfinite(self.spread) else None}
+        return asdict(self) | {"spread": self.spread if math.isfinite(self.spread) else None, "sentence": self.sentence()}
 
     def sentence(self) -> str:
         """The finding in words."""
         if self.abstained:
-            return f"no suggestion: {self.abstained}; the default {self.lr:.2g} is used"
-        return f"suggested learning rate {self.lr:.2g} (all suggestions within a factor of {self.spread:.3g})"
+            return f"no learning rate is suggested: {self.abstained}; the default {self.lr:.1e} is used"
+        every = [lr for lrs in self.by_rule.values() for lr in lrs]
+        return f"suggested learning rate {self.lr:.1e} (median of {len(every)}; range {min(every):.1e} to {max(every):.1e})"
 
 
 def range_test(

@@ -14,7 +14,7 @@ HOTTEST = 8.0  # temperatures from 1/8 to 8: with few images that are all right,
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Iterable[torch.Tensor]) -> torch.Tensor:
+def collect_logits(model: nn.Module, batches: Iterable[torch.Tensor]) -> torch.Tensor:
     """Logits [n, c] of all batches, in eval mode; the model's mode is put back."""
     was_training = {module: module.training for module in model.modules()}
     model.eval()

@@ -1,0 +1,126 @@
+"""The report: one self-contained HTML file, the same bytes for the same run.
+
+No time, host, commit or run id is in it; those are MLflow's. Shape legend: n test images, c classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from headstart.core.params import Params
+from headstart.evaluation import galleries, metrics, plots, sections
+from headstart.evaluation.comparisons import comparison_rows, result_rows
+from headstart.evaluation.encoding import base64_text
+from headstart.evaluation.galleries import TestPredictions
+from headstart.models.trained import ModelCard
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of a run once the test images are classified.
+
+    Args:
+        results: as in metrics.json.
+        predictions: the test images and what the best model says of them.
+        y_n: their class indices.
+        manifest: all rows of it.
+        card: of the model.
+        look_alikes: see `look_alike_pairs`.
+        params: of the run.
+        digests: SHA-256 of the files that the results follow from, by name.
+    """
+
+    results: Mapping[str, Any]
+    predictions: TestPredictions
+    y_n: torch.Tensor
+    manifest: pd.DataFrame
+    card: ModelCard
+    look_alikes: pd.DataFrame
+    params: Params
+    digests: Mapping[str, str]
+
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts [c, c]: rows are the true classes, columns the predicted ones."""
+        return metrics.confusion_matrix(self.y_n, self.predictions.p_nc.argmax(1), len(self.card.classes))
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """Fill the template; every value is HTML-escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(context)
+
+
+def pictures(found: Evaluation, reports: Path) -> dict[str, bytes]:
+    """PNG files by name: confusion matrix, calibration, training, and the galleries as contact sheets.
+
+    Args:
+        reports: the folder of earlier stages' reports.
+    """
+    curves = {stage: sections.training_curves(reports / stage) for stage in ("train_head", "fine_tune")}
+    return {
+        "confusion_matrix.png": plots.confusion(found.confusion(), found.card.classes),
+        "calibration.png": plots.reliability_diagram(metrics.reliability(found.predictions.p_nc, found.y_n)),
+        "training.png": plots.training_curves(curves),
+        **galleries.sheets(found.predictions),
+    }
+
+
+def page(found: Evaluation, reports: Path, drawn: Mapping[str, bytes]) -> str:
+    """The report as HTML.
+
+    Args:
+        reports: the folder of earlier stages' reports.
+        drawn: what `pictures` gave.
+    """
+    counts, predictions, results, params = found.confusion(), found.predictions, found.results, found.params
+    copies = results["n_test_files"] - results["n_test"]
+    searches = [
+        sections.search_section(reports / "find_lr", "Of the head, on cached activations"),
+        sections.search_section(reports / "fine_tune", "Of the unfrozen network"),
+    ]
+    choice = reports / "fine_tune/bn_freeze.json"
+    rankings, by_class = galleries.rankings(predictions), galleries.by_class(predictions)
+    return render(
+        {
+            "source": params.data.source,
+            "backbone": found.card.backbone,
+            "image_size": found.card.preprocessing.image_size,
+            "classes": found.card.classes,
+            "n_test": f"{results['n_test']:,}",
+            "copies": f"{copies:,}" if copies else "",
+            "kept": json.loads((reports / "fine_tune/kept.json").read_text())["sentence"],
+            "results": result_rows(results),
+            "comparisons": comparison_rows(results),
+            "galleries": {name: [predictions.item(i) for i in rows[: galleries.SHOWN]] for name, rows in rankings.items()},
+            "by_class": {name: [predictions.item(i) for i in rows] for name, rows in by_class.items()},
+            "pictures": {name: base64_text(drawn[f"{name}.png"]) for name in ("confusion_matrix", "calibration", "training")},
+            "confused": metrics.most_confused(counts, found.card.classes),
+            "per_class": sections.class_rows(metrics.per_class(counts), found.manifest),
+            "searches": [search for search in searches if search],
+            "bn_freeze": json.loads(choice.read_text())["sentence"] if choice.is_file() else "",
+            "data": sections.data_section(reports / "data"),
+            "alike": galleries.look_alike_pictures(predictions.images, found.look_alikes, found.manifest),
+            "alike_total": len(found.look_alikes),
+            "params": list(sections.flat_params(params).items()),
+            "provenance": [
+                *((f"SHA-256 of {name}", digest) for name, digest in found.digests.items()),
+                ("backbone weights", found.card.provenance["weights"]),
+            ],
+        }
+    )

@@ -1,0 +1,89 @@
+"""Cached activations as training data: rows drawn from a mapped file, no image is touched.
+
+Shape legend: v views (the base view first), n images, m rows taken at once; f, h, w of a map.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from headstart.activations.store import Activations
+from headstart.seeds import derive_seed
+from headstart.training.loop import Batch
+from headstart.training.optimizers import epoch_order
+from headstart.training.options import Options
+
+TAKE = 8192  # rows gathered at a time
+TAKE_VALUES = 1 << 25  # and values, where rows are large
+
+
+@dataclass(frozen=True)
+class ActivationDataset:
+    """Activations and classes of some images, which need not be in memory.
+
+    Args:
+        take: from images [m] and views [m] (int64) to activations [m, ...] float32.
+        views: v.
+        y_n: class index of each image.
+        most: rows to take at a time.
+    """
+
+    take: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    views: int
+    y_n: torch.Tensor
+    most: int = TAKE
+
+    def base_views(self) -> Iterator[torch.Tensor]:
+        """The base view of all images, some thousands at a time."""
+        for images in torch.arange(len(self.y_n)).split(self.most):
+            yield self.take(images, torch.zeros_like(images))
+
+
+def activations_of(activations: Activations, chosen: pd.DataFrame) -> ActivationDataset:
+    """The rows and classes of some of the manifest's images, on the mapped file; maps keep their shape [f, h, w]."""
+    located = activations.locate(list(chosen["key"]))
+    shape = tuple(activations.meta["shape"])
+
+    def take(images: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        return activations.gather(located[images.numpy()] + views.numpy()).reshape(len(images), *shape)
+
+    y_n = torch.tensor(chosen["class_index"].to_numpy(), dtype=torch.int64)
+    return ActivationDataset(take, activations.views, y_n, max(1, min(TAKE, TAKE_VALUES // activations.width)))
+
+
+def epoch_batches(
+    data: ActivationDataset, batch_size: int, seed: int, *, balance: bool = False, first: int = 0
+) -> Iterator[Batch]:
+    """One epoch in random order, for each image one of its views drawn afresh.
+
+    A last batch of one row is dropped: batch norm cannot normalise it.
+
+    Args:
+        balance: draw images so that classes come equally often.
+        first: batches to leave out at the beginning.
+    """
+    y_n, generator = data.y_n, torch.Generator().manual_seed(seed)
+    order = epoch_order(y_n, balance, generator)
+    views = torch.randint(data.views, (len(y_n),), generator=generator)[first * batch_size :]
+    if not len(views):
+        return
+    at_once = batch_size * max(1, data.most // batch_size)  # many at a time: gathering has a cost per call
+    for images, chosen in zip(order[first * batch_size :].split(at_once), views.split(at_once), strict=True):
+        x = data.take(images, chosen)
+        for x_b, part in zip(x.split(batch_size), images.split(batch_size), strict=True):
+            if len(part) > 1 or len(order) == 1:
+                yield x_b, y_n[part], part
+
+
+def endless(data: ActivationDataset, options: Options, seed: int) -> Iterator[Batch]:
+    """Epoch after epoch of shuffled batches, for the range test."""
+    balance = options.balance == "sampling"
+    return itertools.chain.from_iterable(
+        epoch_batches(data, options.batch_size, derive_seed(seed, "order", epoch), balance=balance)
+        for epoch in itertools.count()
+    )

@@ -1,0 +1,229 @@
+"""Fine-tuning as a whole: where each phase's batches come from, the search for a rate, the variants of batch norm.
+
+With `bn_freeze: auto` two variants train from the same head: one keeps batch norm's running statistics, one moves them.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from headstart.activations.store import Activations
+from headstart.core.errors import InputError
+from headstart.core.params import FineTune, PhaseParams, RangeTest
+from headstart.core.progress import track
+from headstart.hardware import choose_precision
+from headstart.images.loader import ImageSource
+from headstart.manifest import class_indices
+from headstart.models.backbones import Backbone
+from headstart.models.cuts import cut_body
+from headstart.models.freezing import has_batch_norm
+from headstart.models.heads import Classifier
+from headstart.models.sizes import refuse_size
+from headstart.models.trained import ModelCard
+from headstart.models.weights import state_digest
+from headstart.runtime import to_device
+from headstart.seeds import derive_seed
+from headstart.training import batch_sources
+from headstart.training.activation_dataset import activations_of
+from headstart.training.batch_sources import BatchSource
+from headstart.training.bn_choice import BatchNormChoice, choose
+from headstart.training.checkpoints import Checkpoint
+from headstart.training.fine_tune import Network, UnfreezePhase, fine_tune, network_prepare
+from headstart.training.loop import History, Log
+from headstart.training.lr_search import Curve, Suggestion, range_test, suggest
+from headstart.training.options import options_of
+from headstart.training.validation import collect_logits
+
+logger = logging.getLogger("headstart")
+VARIANTS = {True: "frozen", False: "moving"}  # of batch norm's running statistics, by bn_freeze
+Rate = float | Sequence[float]
+# From a training's name, its parameters and the file that keeps its run's id to a tracked run.
+OpenRun = Callable[[str, Mapping[str, Any], Path], AbstractContextManager[Log]]
+
+
+def open_network(backbone: Backbone, head: nn.Module, card: ModelCard, device: torch.device, settings: FineTune) -> Network:
+    """The backbone and its trained head as one network on `device`, in the precision that the hardware suits.
+
+    Raises:
+        InputError: the head was trained on another backbone, or a phase's own image size is none for this one.
+    """
+    if state_digest(backbone.body) != card.provenance["weights"] or dict(backbone.options) != dict(card.options):
+        raise InputError("models/head.safetensors was trained on another backbone", fix="run the whole pipeline")
+    for key, size in settings.own_sizes().items():
+        refuse_size(backbone, size, key)
+    model = to_device(Classifier(backbone.body, head), device)
+    if not has_batch_norm(model):
+        logger.info("  bn_freeze changes nothing: %s has no batch norm", backbone.name)
+    precision, why = choose_precision(settings.precision, device)
+    logger.info("  training in %s (%s)", precision, why)
+    return Network(model, backbone.groups, settings.bn_freeze is not False, precision)
+
+
+@dataclass(frozen=True)
+class TuningData:
+    """What fine-tuning learns from.
+
+    Args:
+        images: the source's images, at the size that the network takes.
+        train, valid: the manifest's rows to train on, and those that choose an epoch (copies count once).
+        maps: the folder of the cached map that `precompute.cache_map_after` names, and that layer group; None without.
+        workers: threads that decode.
+    """
+
+    images: ImageSource
+    train: pd.DataFrame
+    valid: pd.DataFrame
+    maps: tuple[Path, str] | None
+    workers: int
+
+    def source(self, network: Network, phase: PhaseParams, device: torch.device) -> BatchSource:
+        """A phase's batches: from the cached map where the phase trains nothing before it, else from the images.
+
+        A phase with an `image_size` of its own trains on images of that size. Validation uses the full size in all phases,
+        so that their scores can be compared.
+
+        Raises:
+            InputError: the map is of other weights.
+        """
+        if self.maps is not None and self.maps[1] in network.frozen(phase.unfreeze_from) and phase.image_size == "none":
+            return self._from_map(*self.maps, network, device)
+        preprocessing, train, valid = self.images.preprocessing, self.train, self.valid
+        size = preprocessing.image_size if phase.image_size == "none" else phase.image_size
+        sized = replace(self.images, preprocessing=replace(preprocessing, image_size=size))
+        return batch_sources.from_images(
+            train=(lambda epoch, row: sized.augmented(train["path"][row], train["key"][row], epoch), class_indices(train)),
+            valid=(lambda row: self.images.base_view(valid["path"][row], valid["key"][row]), class_indices(valid)),
+            preprocessing=preprocessing,
+            workers=self.workers,
+            device=device,
+        )
+
+    def _from_map(self, folder: Path, after: str, network: Network, device: torch.device) -> BatchSource:
+        maps = Activations(folder)
+        front, _ = cut_body(network.model.body, network.groups, after)
+        if maps.meta["weights"] != state_digest(front):
+            raise InputError(f"{folder} is of other weights", fix="run the whole pipeline")
+        logger.info("  training the layers after the group %r from its cached map, %s views of each image", after, maps.views)
+        train, valid = (activations_of(maps, rows) for rows in (self.train, self.valid))
+        return batch_sources.from_feature_maps(after, train, valid, device, maps.digest())
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """Fine-tuning from one trained head.
+
+    Args:
+        network: as it comes; each variant trains a copy of it.
+        data, sources: what it learns from, and the batches of each of `settings.phases()`.
+        settings: params.yaml, section fine_tune.
+        seed: of order, dropout and the search.
+        checkpoint: from a training's name to its place on disk.
+        open_run: opens the tracked run of a training.
+    """
+
+    network: Network
+    data: TuningData
+    sources: Sequence[BatchSource]
+    settings: FineTune
+    seed: int
+    checkpoint: Callable[[str], Checkpoint]
+    open_run: OpenRun
+
+    def variants(self) -> list[bool]:
+        """The values of bn_freeze to train with: both for `auto`, where the network has batch norm."""
+        both = self.settings.bn_freeze == "auto" and has_batch_norm(self.network.model)
+        return [True, False] if both else [self.network.bn_freeze]
+
+    def phases(self, lr: Rate) -> list[UnfreezePhase]:
+        """The phases of params.yaml; those whose rate is `auto` get `lr`."""
+        return [
+            UnfreezePhase(one.unfreeze_from, one.epochs, lr if one.lr == "auto" else one.lr, self.settings.lr_ratio)
+            for one in self.settings.phases()
+        ]
+
+    def search(self, search: RangeTest, default: float) -> tuple[list[Curve], Suggestion]:
+        """Look for the last phase's rate by range tests on the unfrozen network.
+
+        Args:
+            search: params.yaml, section find_lr.unfrozen.
+            default: the rate to take where rules or seeds disagree.
+        """
+        options, phase, source = options_of(self.settings), self.phases(default)[-1], self.sources[-1]
+        loss = options.loss(class_indices(self.data.train), next(self.network.model.parameters()).device)
+
+        def curve(number: int) -> Curve:
+            seed = derive_seed(self.seed, "find_lr unfrozen", number)
+            return range_test(
+                self.network.model,
+                network_prepare(self.network, phase, source, options),
+                batch_sources.endless(source, options, seed),
+                loss=loss,
+                lr_min=search.lr_min,
+                lr_max=search.lr_max,
+                steps=search.steps,
+                seed=seed,
+            )
+
+        logger.info("  searching the learning rate of the unfrozen network")
+        found = self.checkpoint("search").remember(lambda: [asdict(curve(number)) for number in range(search.seeds)])
+        curves = [Curve(one["steps"], tuple(one["lrs"]), tuple(one["losses"])) for one in found]
+        return curves, suggest(curves, default)
+
+    def train(self, bn_freeze: bool, lr: Rate, name: str) -> tuple[Classifier, History]:
+        """Train a copy of the network as a tracked run of its own, named `name`."""
+        network = replace(self.network, model=copy.deepcopy(self.network.model), bn_freeze=bn_freeze, folded={})
+        checkpoint, data = self.checkpoint(VARIANTS[bn_freeze]), self.data
+        used = {"lr_used": lr, "bn_freeze_used": bn_freeze, "precision_used": network.precision}
+        with self.open_run(name, self.settings.model_dump() | used, checkpoint.run_path) as log:
+            history = fine_tune(
+                network,
+                list(zip(self.phases(lr), self.sources, strict=True)),
+                y_train=class_indices(data.train),
+                y_valid=class_indices(data.valid),
+                options=options_of(self.settings),
+                seed=self.seed,
+                log=log,
+                name_of=list(data.train["path"]).__getitem__,
+                checkpoint=checkpoint,
+                progress=lambda batches, epoch, steps: track(batches, f"{name}, epoch {epoch + 1}", steps, unit="batches"),
+            )
+        return network.model, history
+
+    def choose(self, models: Mapping[bool, Classifier]) -> BatchNormChoice:
+        """Compare the two variants (by bn_freeze) on the validation images."""
+        source = self.sources[-1]
+        frozen, moving = (self._probabilities(models[variant], variant, source) for variant in (True, False))
+        seed = derive_seed(self.seed, "bn_freeze")
+        return choose(frozen, moving, class_indices(self.data.valid), self.network.model.body, seed)
+
+    def _probabilities(self, model: Classifier, bn_freeze: bool, source: BatchSource) -> torch.Tensor:
+        runner = replace(self.network, model=model, bn_freeze=bn_freeze, folded={}).runner(source)
+        return collect_logits(runner, source.valid()).double().softmax(1)
+
+
+def what_was_kept(history: History) -> dict[str, str | int | float]:
+    """Whether validation found the fine-tuned network or the trained head as it was better, and why; for kept.json."""
+    head, *tuned = history.epochs
+    best = min(tuned, key=lambda row: row["valid_calibrated_log_loss"])
+    kept = history.best_epoch()["epoch"]
+    own, before = best["valid_calibrated_log_loss"], head["valid_calibrated_log_loss"]
+    losses = f"validation log-loss after temperature scaling {own:.4f} in epoch {best['epoch']}, {before:.4f} before"
+    accuracies = f"accuracy {best['valid_accuracy']:.4f}, {head['valid_accuracy']:.4f} before"
+    lowered = (
+        f" The rate was lowered to {history.scale:.2g} of what was set, as it spoilt the network." if history.scale < 1 else ""
+    )
+    if kept:
+        sentence = f"The fine-tuned network is kept, as it is after epoch {kept}: {losses} ({accuracies}).{lowered}"
+    else:
+        sentence = f"Fine-tuning is not kept, the trained head is better as it was: {losses} ({accuracies}).{lowered}"
+    return {"epoch": kept, "rate_scale": history.scale, "sentence": sentence}
