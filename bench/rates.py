@@ -28,7 +28,8 @@ from bench.data_sets import DIGITS, PHOTOS, divide, write_digits, write_textures
 from bench.sides import keyed
 from headstart.core.files import sha256_bytes
 from headstart.hardware import choose_precision
-from headstart.images.transforms import Augmentation, Preprocessing, augmented_view, normalise, resized
+from headstart.images.preprocessing import Preprocessing, normalise
+from headstart.images.transforms import Augmentation, augmented_view, resized
 from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.cuts import cut_body
 from headstart.models.heads import Classifier, build_head, fit_standardiser

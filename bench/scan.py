@@ -23,7 +23,7 @@ from pathlib import Path
 from bench.precompute import write_photos
 from headstart.hardware import resolve_workers
 from headstart.images.decode import FORMATS
-from headstart.images.examine import Limits
+from headstart.images.limits import Limits
 from headstart.ingest.layouts import list_source
 from headstart.ingest.scan import Scan, SplitRule, scan
 from headstart.ingest.tree import preflight

@@ -11,7 +11,7 @@ from typing import Any
 
 from headstart.core.errors import InputError
 from headstart.core.files import write_bytes
-from headstart.core.params import Params, check_params, is_text
+from headstart.core.params import RENAMED, Params, check_params, is_text
 from headstart.core.yaml_text import dump_yaml, parse_yaml, read_yaml, text_value
 
 OF_A_HOME = ("data.source", "backbone.weights", "runtime.cache_dir")  # `~` is expanded: no shell does it after a `=`
@@ -95,6 +95,8 @@ def _read_recipe(path: Path) -> Mapping[str, Any]:
 
 def _merge(document: Any, overlay: Mapping[str, Any], name: str, prefix: str) -> None:
     for key, value in overlay.items():
+        if f"{prefix}{key}" in RENAMED:
+            raise InputError(f"{name}: {prefix}{key}: it is called {RENAMED[f'{prefix}{key}']} now")
         if not isinstance(document, dict) or key not in document:
             known = ", ".join(sorted(document)) if isinstance(document, dict) else "none"
             raise InputError(f"{name}: {prefix}{key}: params.yaml has no such key", wanted=f"one of: {known}")
@@ -109,6 +111,8 @@ def _assign(document: Any, key: str, text: str, path: Path) -> None:
     node = document
     for section in sections:
         node = node.get(section) if isinstance(node, Mapping) else None
+    if key in RENAMED:
+        raise InputError(f"--set {key}: it is called {RENAMED[key]} now", fix=f"--set {RENAMED[key]}={text}")
     if not isinstance(node, dict) or last not in node:
         known = ", ".join(sorted(node)) if isinstance(node, dict) else ", ".join(sorted(document))
         raise InputError(f"--set {key}: {path.name} has no such key", wanted=f"one of: {known}")

@@ -15,6 +15,7 @@ from headstart.evaluation.comparisons import compare_models, result_rows
 from headstart.evaluation.look_alikes import look_alike_pairs
 from headstart.evaluation.page import Evaluation, page, pictures
 from headstart.evaluation.predictions import predictions_file
+from headstart.evaluation.sections import flat_params
 from headstart.images.loader import RESIZED_CACHE_BYTES, ImageSource, ResizedImageCache
 from headstart.images.transforms import Augmentation
 from headstart.manifest import class_indices, read_manifest, rows_of, without_copies, write_csv
@@ -55,7 +56,7 @@ def evaluate(context: StageContext) -> Summary:
     pairs = look_alike_pairs(activations, rows_of(manifest, "train").drop_duplicates("key", ignore_index=True), test)
     write_csv(context.output("reports/look_alikes.csv"), pairs)
     digests = {name: sha256_file(root / name) for name in ("data/manifest.parquet", HEAD, FINE_TUNED)}
-    evaluation = Evaluation(results, found, y_n, manifest, card, pairs, params, digests)
+    evaluation = Evaluation(results, found, y_n, manifest, card, pairs, params.data.source, flat_params(params), digests)
     drawn = pictures(evaluation, root / "reports")
     for name, data in drawn.items():
         write_bytes(context.output(f"reports/pictures/{name}"), data)

@@ -68,13 +68,12 @@ def build_tuner(context: StageContext) -> Tuner:
     network = open_network(backbone, head, card, device, settings)
     paths = {name: context.root / name for name in ("data/manifest.parquet", "models/head.safetensors", FOUND)}
     manifest, after = read_manifest(paths["data/manifest.parquet"]), params.precompute.cache_map_after
-    folder, limit = context.root / params.data.source, params.data.max_pixels
-    augmentation = Augmentation(**params.precompute.augment.model_dump())
+    folder, augmentation = context.root / params.data.source, Augmentation(**params.precompute.augment.model_dump())
     seed, cache = derive_seed(params.seed, "fine_tune"), ResizedImageCache(RESIZED_CACHE_BYTES)
-    images = ImageSource(folder, limit, card.preprocessing, augmentation, seed, cache)
+    images = ImageSource(folder, params.data.max_pixels, card.preprocessing, augmentation, seed, cache)
     maps = None if after == "none" else (context.root / f"data/activations/{after}", after)
-    workers = resolve_workers(params.runtime.workers)
-    data = TuningData(images, rows_of(manifest, "train"), without_copies(manifest, "valid"), maps, workers)
+    rows, workers = (rows_of(manifest, "train"), without_copies(manifest, "valid")), resolve_workers(params.runtime.workers)
+    data = TuningData(images, *rows, maps, workers)
     sources = [data.source(network, one, device) for one in settings.phases()]
     identity = {
         "code": context.code,

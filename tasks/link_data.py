@@ -10,7 +10,7 @@ from headstart.core.command_line import main
 from headstart.core.files import write_bytes, write_json
 from headstart.core.stages import StageContext, Summary
 from headstart.hardware import resolve_workers
-from headstart.images.examine import Limits
+from headstart.images.limits import Limits
 from headstart.ingest.findings import log_scan
 from headstart.ingest.layouts import list_source
 from headstart.ingest.scan import SplitRule, scan

@@ -8,7 +8,7 @@ from headstart.activations.store import Activations
 from headstart.core.command_line import main
 from headstart.core.files import read_checked_json, sha256_file, write_bytes
 from headstart.core.stages import StageContext, Summary
-from headstart.images.transforms import Preprocessing
+from headstart.images.preprocessing import Preprocessing
 from headstart.manifest import class_order, read_manifest, without_copies
 from headstart.models.heads import build_head, fit_standardiser
 from headstart.models.trained import ModelCard, save_model

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from headstart.images.decode import FORMATS
-from headstart.images.examine import Limits
+from headstart.images.limits import Limits
 from headstart.ingest.layouts import list_source
 from headstart.ingest.scan import Scan, SplitRule, scan
 from headstart.ingest.tree import preflight

@@ -148,7 +148,7 @@ def test_openvino_too_gives_the_same_bytes_whatever_the_order_and_the_workers(pr
 
 
 def test_the_map_at_a_boundary_is_cached_and_the_tail_goes_on_from_it(shapes, tmp_path):
-    from headstart.images.transforms import normalise
+    from headstart.images.preprocessing import normalise
 
     backbone, images, files = images_and_files(shapes)
     keys = [key for _, key in files]

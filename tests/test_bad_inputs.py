@@ -23,7 +23,8 @@ from PIL import Image
 
 from headstart.core.errors import InputError
 from headstart.images.decode import decode
-from headstart.images.examine import Limits, Unreadable, examine
+from headstart.images.examine import Unreadable, examine
+from headstart.images.limits import Limits
 from headstart.images.reading import read_pixels
 from headstart.images.whites import Whites
 from headstart.ingest.scan import Scan

@@ -137,7 +137,7 @@ def cases() -> Iterator[tuple[str, list[str], list[str]]]:
     yield "flows.clean", ["--dry-run=yes"], ["--dry-run"]
     yield "flows.clean", ["all"], ["unrecognized arguments: all"]
 
-    link = "tasks.link_data"
+    link = "flows.link"
     yield link, ["--from"], ["--from: expected one argument"]
     yield link, ["--from", "nowhere"], ["nowhere: no such folder"]
     yield link, ["--from", "~nobody-of-this-name/x"], ["no such folder"]

@@ -9,7 +9,8 @@ from PIL import Image
 
 from headstart.images import decode as decode_module
 from headstart.images.decode import DecodeError, decode, decode_image
-from headstart.images.examine import Limits, examine
+from headstart.images.examine import examine
+from headstart.images.limits import Limits
 from headstart.images.reading import read_pixels
 from headstart.images.whites import Whites
 from tests import images

@@ -8,9 +8,11 @@ from scipy.stats import binomtest
 from sklearn import metrics as sk
 
 from headstart.core.errors import InputError
-from headstart.evaluation import galleries, metrics, plots, report
+from headstart.evaluation import galleries, metrics, plots
+from headstart.evaluation import page as page_module
 from headstart.evaluation.look_alikes import look_alikes
 from headstart.prediction.predictor import Predictor
+from headstart.training.lr_report import lr_curve
 from tests.conftest import encode, picture
 from tests.test_models import make_model
 
@@ -55,7 +57,7 @@ def test_pictures_are_the_same_bytes_each_time():
     found = metrics.reliability(torch.tensor([[0.9, 0.1], [0.4, 0.6]]), torch.tensor([0, 0]))
     for draw in (
         lambda: plots.confusion(counts, ("a", "b")),
-        lambda: plots.lr_curve([((1e-3, 1e-2), (2.0, 1.0))], {"steep": [3e-3]}, 3e-3, False),
+        lambda: lr_curve([((1e-3, 1e-2), (2.0, 1.0))], {"steep": [3e-3]}, 3e-3, False),
         lambda: plots.training_curves({"train_head": course, "fine_tune": course}),
         lambda: plots.reliability_diagram(found),
     ):
@@ -81,7 +83,7 @@ def page() -> str:
     row = {"name": EVIL, "precision": 0, "recall": 0, "f1": 0, "train": 1, "valid": 1, "test": 1}
     search = {"title": EVIL, "sentence": EVIL, "rules": [{"rule": EVIL, "lrs": EVIL}], "picture": ""}
     alike = {"path": EVIL, "label": EVIL, "like": EVIL, "like_label": EVIL, "image": "", "like_image": ""}
-    return report.render({
+    return page_module.render({
         "source": EVIL, "backbone": EVIL, "image_size": 1, "classes": [EVIL, "b"], "n_test": "1",
         "copies": "2", "kept": EVIL,
         "results": [{"name": EVIL, **score}] * 4, "comparisons": [against | {"better": EVIL}],
@@ -135,7 +137,8 @@ def test_the_report_is_accessible():
 def judged(p: list[list[float]], y: list[int], folder) -> galleries.TestPredictions:
     from headstart.core.files import sha256_bytes
     from headstart.images.loader import ImageSource
-    from headstart.images.transforms import Augmentation, Preprocessing
+    from headstart.images.preprocessing import Preprocessing
+    from headstart.images.transforms import Augmentation
 
     preprocessing = Preprocessing(20, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
     rows = []
@@ -187,7 +190,8 @@ def test_the_predictor_takes_bytes_only_and_sees_what_training_saw(tmp_path):
     assert probabilities.shape == (40, 3)
     assert torch.allclose(probabilities.sum(1), torch.ones(40), atol=1e-5)
     from headstart.images.decode import decode
-    from headstart.images.transforms import base_view, normalise
+    from headstart.images.preprocessing import normalise
+    from headstart.images.transforms import base_view
 
     x = normalise(base_view(decode(files[7]), card.preprocessing)[None], card.preprocessing)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from headstart.activations import engine as engine_module
 from headstart.activations.engine import Engine, Plan, build_engine, fidelity, plan_engine, plan_storage
 from headstart.core.errors import InputError
 from headstart.hardware import choose_precision
-from headstart.images.transforms import normalise
+from headstart.images.preprocessing import normalise
 from headstart.models.backbones import build_backbone
 from headstart.models.folding import fold_batch_norms
 from headstart.models.freezing import layer_groups

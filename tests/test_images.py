@@ -12,7 +12,8 @@ from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.images import loader as module
 from headstart.images.loader import ImageSource, ResizedImageCache
-from headstart.images.transforms import Augmentation, Preprocessing
+from headstart.images.preprocessing import Preprocessing
+from headstart.images.transforms import Augmentation
 from headstart.training.batch_sources import image_batches
 
 PRE = Preprocessing(16, 1.0, "bilinear", (0.5,) * 3, (0.2,) * 3)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from flows.param_edits import set_params
 from headstart.core.errors import InputError
-from headstart.evaluation.report import data_section
+from headstart.evaluation.sections import data_section
 from headstart.ingest import conflicts as conflicts_module
 from headstart.ingest.conflicts import Labelled, conflicts
 from headstart.ingest.problems import Problem, accepting, refuse

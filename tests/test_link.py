@@ -1,4 +1,4 @@
-"""`python -m tasks.link_data --from`: links, snapshots, and the source that is never written."""
+"""`python -m flows.link --from`: links, snapshots, and the source that is never written."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from tests.projects import run
 
 
 def link_data(project: Path, *arguments: str, code: int = 0) -> str:
-    return run(project, sys.executable, "-m", "tasks.link_data", *arguments, code=code)
+    return run(project, sys.executable, "-m", "flows.link", *arguments, code=code)
 
 
 def content(folder: Path) -> dict[str, tuple[str, int, int]]:

@@ -13,7 +13,7 @@ from torchvision import models as tv
 from flows import backbones as table
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.images.transforms import Preprocessing
+from headstart.images.preprocessing import Preprocessing
 from headstart.models.backbones import bare_backbone, build_backbone
 from headstart.models.heads import Classifier, Standardise, build_head, fit_standardiser
 from headstart.models.trained import ModelCard, Outdated, load_card, load_classifier, load_head, save_model
@@ -27,7 +27,8 @@ def test_packaged_weights_are_imagenets(name, crop_pct):
     """The package's weights in timm's architecture tell a real photo's class (scikit-image ships the cat)."""
     from skimage import data
 
-    from headstart.images.transforms import base_view, normalise
+    from headstart.images.preprocessing import normalise
+    from headstart.images.transforms import base_view
     from headstart.models.weights import create_timm
 
     model = create_timm(f"tf_efficientnet_{name}", "packaged", {}, "none")[0].eval()

@@ -25,7 +25,7 @@ def test_fixed_names_are_there():
         "train_head": {"epochs", "lr", "head", "batch_size"},
         "fine_tune": {"epochs", "lr", "lr_ratio", "bn_freeze", "unfreeze_from", "batch_size"},
         "evaluate": {"tta"},
-        "promote": {"level", "margin"},
+        "promote": {"alpha", "margin"},
         "runtime": {"threads", "workers", "device"},
     }
     assert set(params) == {"seed", *fixed}

@@ -24,7 +24,8 @@ from headstart.core.graph import load_graph
 from headstart.core.params import load_params
 from headstart.core.stages import run_stage
 from headstart.images.loader import ImageSource
-from headstart.images.transforms import Augmentation, normalise
+from headstart.images.preprocessing import normalise
+from headstart.images.transforms import Augmentation
 from headstart.models.trained import load_classifier
 from headstart.tracking.registry import NAME, Registry
 from headstart.training import checkpoints

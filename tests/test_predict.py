@@ -23,7 +23,7 @@ from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.core.params import load_params
 from headstart.images.decode import FORMATS
-from headstart.images.transforms import normalise
+from headstart.images.preprocessing import normalise
 from headstart.ingest.labels import OWN, RESERVED
 from headstart.manifest import COLUMNS
 from headstart.models.trained import load_card, load_classifier, save_model

@@ -14,7 +14,8 @@ from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.images.decode import DecodeError, decode_image
 from headstart.images.loader import ImageSource, ResizedImageCache
-from headstart.images.transforms import Augmentation, Preprocessing, base_view, resized
+from headstart.images.preprocessing import Preprocessing
+from headstart.images.transforms import Augmentation, base_view, resized
 from headstart.images.whites import Whites, floating_white, integer_white, whites_of
 from headstart.manifest import read_manifest, without_copies, write_manifest
 from headstart.models.trained import load_card

@@ -8,7 +8,7 @@ from torchvision import models as tv
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
-from headstart.images.transforms import normalise
+from headstart.images.preprocessing import normalise
 from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.heads import Classifier, build_head
 from headstart.models.trained import ModelCard, load_classifier, refuse_another, save_model

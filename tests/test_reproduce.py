@@ -34,7 +34,7 @@ def shared(done, tmp_path_factory) -> Path:
     project = tmp_path_factory.mktemp("reproduce") / "project"
     shutil.copytree(done, project, symlinks=True)
     images = str((done / "data/shapes").resolve())
-    run(project, sys.executable, "-m", "tasks.link_data", "--from", images, "--name", "kept", "--snapshot")
+    run(project, sys.executable, "-m", "flows.link", "--from", images, "--name", "kept", "--snapshot")
     how(project, "data.source=data/kept")
     commit(project)
     return project

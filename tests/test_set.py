@@ -14,7 +14,7 @@ import pytest
 import yaml
 from dvc.utils.serialize import load_yaml
 
-from flows import pipeline
+from flows import link, pipeline
 from flows.execution import FRESH, RAN, check_inputs, run_or_reuse
 from flows.param_edits import edit_params, set_params
 from headstart.core.errors import InputError, OfTheMachine, Unavailable
@@ -23,7 +23,6 @@ from headstart.core.graph import load_graph
 from headstart.core.params import load_params
 from headstart.ingest.link import check_name
 from headstart.versioning import workspace
-from tasks import link_data
 from tests.conftest import REPOSITORY, write_shapes
 
 ODD = (
@@ -123,12 +122,12 @@ def through_a_shell(command: str, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_that_link_data_prints_works_as_printed(params, tmp_path, name, monkeypatch, caplog):
-    monkeypatch.setattr(link_data.logger, "propagate", True)
+    monkeypatch.setattr(link.logger, "propagate", True)
     caplog.set_level(logging.INFO, "headstart")
     (tmp_path / "dvc.yaml").write_text((REPOSITORY / "dvc.yaml").read_text())
     photos = write_shapes(tmp_path.parent / f"{tmp_path.name}-photos", each=1)
     check_name(tmp_path, photos, name, ())
-    link_data.link_source(tmp_path, photos, name, relink=False, snapshot=False)
+    link.link_source(tmp_path, photos, name, relink=False, snapshot=False)
     module, pipeline_module, flag, *assignments = through_a_shell(printed_command(caplog.text), tmp_path)
     assert (module, pipeline_module, flag) == ("-m", "flows.pipeline", "--set")
     found = set_params(params, assignments)

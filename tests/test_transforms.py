@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.images.transforms import Augmentation, Preprocessing, augmented_view, base_view, normalise, resized
+from headstart.images.preprocessing import Preprocessing, normalise
+from headstart.images.transforms import Augmentation, augmented_view, base_view, resized
 from headstart.seeds import view_generator
 
 PRE = Preprocessing(32, 0.875, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

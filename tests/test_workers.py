@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from headstart.core.errors import InputError, Unavailable
-from headstart.images.examine import Limits
+from headstart.images.limits import Limits
 from headstart.ingest import scan as scan_module
 from headstart.ingest import workers
 from headstart.ingest.workers import examine_all

@@ -23,7 +23,7 @@ from headstart.core.errors import InputError
 from headstart.core.files import free_bytes
 from headstart.core.progress import track
 from headstart.images.loader import ImageSource, alone
-from headstart.images.transforms import normalise
+from headstart.images.preprocessing import normalise
 from headstart.models.backbones import Backbone
 from headstart.models.cuts import output_shape
 

@@ -27,7 +27,7 @@ from torch import nn
 from headstart.core.errors import InputError
 from headstart.hardware import choose_precision, resolve_workers
 from headstart.images.loader import alone
-from headstart.images.transforms import Preprocessing, normalise
+from headstart.images.preprocessing import Preprocessing, normalise
 from headstart.models.folding import fold_batch_norms
 from headstart.runtime import to_device
 

@@ -9,18 +9,11 @@ from headstart.activations.engine import Plan
 from headstart.core.code_digest import closure, digest
 from headstart.core.files import canonical_json, sha256_bytes
 from headstart.hardware import describe_processor, library_versions
-from headstart.images.transforms import Augmentation, Preprocessing
+from headstart.images.preprocessing import Preprocessing
+from headstart.images.transforms import Augmentation
 
 LIBRARIES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "openvino")
 OPTIONAL = ("pillow-heif",)
-# Between a file's bytes and a stored row. Left out is what cannot change a row: the core (no pixel passes through it), and the
-# cache, which keeps bytes as they are.
-CODE = closure(
-    "headstart.activations.compute",
-    "headstart.models.backbones",
-    "headstart.models.cuts",
-    without=("headstart/core", "headstart/activations/cache.py"),
-)
 
 
 def describe(
@@ -58,10 +51,19 @@ def describe(
         "batch_size": plan.batch_size,
         "hardware": describe_processor(plan.device),
         "libraries": library_versions(),
-        "code": digest(CODE),
+        "code": digest(code()),
     }
 
 
 def name_of(description: dict[str, Any]) -> str:
     """The namespace's name: 32 hex digits of the description's SHA-256."""
     return sha256_bytes(canonical_json(description).encode())[:32]
+
+
+def code() -> tuple[str, ...]:
+    """The first-party files between an image's bytes and a stored row.
+
+    Left out is what cannot change a row: the core (no pixel passes through it), and the cache, which keeps bytes as they are.
+    """
+    roots = ("headstart.activations.compute", "headstart.models.backbones", "headstart.models.cuts")
+    return closure(*roots, without=("headstart/core", "headstart/activations/cache.py"))

@@ -15,6 +15,9 @@ from headstart.core.yaml_text import read_yaml
 
 MAX_SHOWN = 200  # characters of a wrong value
 MAX_LINES = 15  # of what is wrong: one screen
+# Names that earlier versions had: refused, with the new one.
+RENAMED = {"precompute.map_after": "precompute.cache_map_after", "promote.level": "promote.alpha"}
+RENAMED_VALUES = {"data.near_duplicates": {"hold_out": "exclude"}}
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 TrainingBatch = Annotated[int, Field(ge=2)]  # batch norm cannot normalise one row
@@ -276,8 +279,12 @@ def is_text(key: str) -> bool:
 def _explain(error: ValidationError, path: Path) -> str:
     seen: dict[str, list[str]] = {}
     values: dict[str, Any] = {}
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    now = {RENAMED.get(_place(item)) for item in items}
+    for item in items:
         place = _place(item)
+        if item["type"] == "missing" and place in now:
+            continue  # it is there, under its old name
         seen.setdefault(place, []).extend(_allowed(item))
         values[place] = item.get("input")
     # of a list that could also have been a word, what is wrong inside it says all
@@ -303,8 +310,12 @@ def _shown(value: Any) -> str:
 
 def _allowed(item: Any) -> list[str]:
     """What would have been right, as alternatives."""
+    if item["type"] == "extra_forbidden" and _place(item) in RENAMED:
+        return [f"it is called {RENAMED[_place(item)]} now"]
     if item["type"] == "extra_forbidden":
         return ["unknown key, allowed here: " + ", ".join(_keys_at(item["loc"][:-1]))]
+    if item["type"] == "literal_error" and str(item["input"]) in RENAMED_VALUES.get(_place(item), {}):
+        return [f"it is called {RENAMED_VALUES[_place(item)][item['input']]} now"]
     if item["type"] == "literal_error":
         return re.findall(r"'([^']*)'", item["ctx"]["expected"])
     if item["type"] == "bool_type":

@@ -38,7 +38,7 @@ def track(
     Args:
         items: what to go through.
         what: the step in a user's words, such as "computing activations".
-        total: the number of units in all.
+        total: the number of units in all; 0 where it is not known.
         unit: what is counted.
         weigh: units in an item.
     """
@@ -98,8 +98,9 @@ def _lines(items: Iterable[T], what: str, total: int, unit: str, weigh: Callable
             if observer is not None:
                 observer(what, pace.done, total)
             rate = pace.rate
-            left = f", {_short(rate)}/s, {(total - pace.done) / rate:.0f} s left" if rate else ""
-            logger.info("  %s: %s of %s %s%s", what, f"{pace.done:,}", f"{total:,}", unit, left)
+            left = f", {_short(rate)}/s, {(total - pace.done) / rate:.0f} s left" if rate and total else ""
+            done = f"{pace.done:,} of {total:,}" if total else f"{pace.done:,}"
+            logger.info("  %s: %s %s%s", what, done, unit, left)
 
 
 def _short(rate: float) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import logging
 import os
 import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,12 +14,11 @@ import requests
 
 from headstart.core.errors import InputError, Unavailable
 from headstart.core.files import fsync, remove
+from headstart.core.progress import track
 
-logger = logging.getLogger("headstart")
 CONNECT_SECONDS, READ_SECONDS = 20, 60
 ATTEMPTS = 5
 CHUNK_BYTES = 1 << 16  # what is lost at most where a download breaks off
-SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True)
@@ -92,23 +89,10 @@ def _continue(url: str, part: Path) -> None:
             return  # all of it is there; the checksum will tell
         reply.raise_for_status()
         resumed = reply.status_code == requests.codes.partial_content
-        total = (have if resumed else 0) + int(reply.headers.get("Content-Length", 0))
+        total, what = int(reply.headers.get("Content-Length", 0)), f"downloading {url.rpartition('/')[2]}"
         with part.open("ab" if resumed else "wb") as stream:
-            for chunk in _told(reply.iter_content(CHUNK_BYTES), url, have if resumed else 0, total):
+            for chunk in track(reply.iter_content(CHUNK_BYTES), what, total, unit="bytes", weigh=len):
                 stream.write(chunk)
-
-
-def _told(pieces: Iterator[bytes], url: str, done: int, total: int) -> Iterator[bytes]:
-    start = said = time.monotonic()
-    begun = done
-    for piece in pieces:
-        yield piece
-        done += len(piece)
-        now = time.monotonic()
-        if now - said >= SECONDS_BETWEEN_LINES:
-            said, rate = now, (done - begun) / (now - start)
-            left = f", {(total - done) / rate:,.0f} s left" if total else ""
-            logger.info("  %s: %s of %s MB%s", url.rpartition("/")[2], f"{done / 1e6:,.0f}", f"{total / 1e6:,.0f}", left)
 
 
 def _checksum(path: Path, wanted: str) -> str:

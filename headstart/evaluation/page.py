@@ -17,7 +17,6 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from headstart.core.params import Params
 from headstart.evaluation import galleries, metrics, plots, sections
 from headstart.evaluation.comparisons import comparison_rows, result_rows
 from headstart.evaluation.encoding import base64_text
@@ -36,7 +35,8 @@ class Evaluation:
         manifest: all rows of it.
         card: of the model.
         look_alikes: see `look_alike_pairs`.
-        params: of the run.
+        source: the folder that was learned from, as in params.yaml.
+        params: every parameter of the run, see `flat_params`.
         digests: SHA-256 of the files that the results follow from, by name.
     """
 
@@ -46,7 +46,8 @@ class Evaluation:
     manifest: pd.DataFrame
     card: ModelCard
     look_alikes: pd.DataFrame
-    params: Params
+    source: str
+    params: Mapping[str, str]
     digests: Mapping[str, str]
 
     def confusion(self) -> NDArray[np.int64]:
@@ -88,7 +89,7 @@ def page(found: Evaluation, reports: Path, drawn: Mapping[str, bytes]) -> str:
         reports: the folder of earlier stages' reports.
         drawn: what `pictures` gave.
     """
-    counts, predictions, results, params = found.confusion(), found.predictions, found.results, found.params
+    counts, predictions, results = found.confusion(), found.predictions, found.results
     copies = results["n_test_files"] - results["n_test"]
     searches = [
         sections.search_section(reports / "find_lr", "Of the head, on cached activations"),
@@ -98,7 +99,7 @@ def page(found: Evaluation, reports: Path, drawn: Mapping[str, bytes]) -> str:
     rankings, by_class = galleries.rankings(predictions), galleries.by_class(predictions)
     return render(
         {
-            "source": params.data.source,
+            "source": found.source,
             "backbone": found.card.backbone,
             "image_size": found.card.preprocessing.image_size,
             "classes": found.card.classes,
@@ -117,7 +118,7 @@ def page(found: Evaluation, reports: Path, drawn: Mapping[str, bytes]) -> str:
             "data": sections.data_section(reports / "data"),
             "alike": galleries.look_alike_pictures(predictions.images, found.look_alikes, found.manifest),
             "alike_total": len(found.look_alikes),
-            "params": list(sections.flat_params(params).items()),
+            "params": list(found.params.items()),
             "provenance": [
                 *((f"SHA-256 of {name}", digest) for name, digest in found.digests.items()),
                 ("backbone weights", found.card.provenance["weights"]),

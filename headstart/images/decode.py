@@ -29,7 +29,6 @@ ORIENTATION = 0x0112  # of EXIF
 WHITE = (255, 255, 255, 255)
 ROWS_PER_STRIP, STRIP_OFFSETS, IMAGE_LENGTH, BITS_PER_SAMPLE = 278, 273, 257, 258  # of TIFF
 DIM = 64  # levels of 255 that 14 bits in the lower part of 16 reach
-MOST_ELONGATED = 16  # long side over short side of what is resized; the rest is out of every view's reach
 EXTRANEOUS_SHARE = 0.01  # of a JPEG's bytes may be superfluous: some cameras write a few
 # Passes of an interlaced PNG: first column and row, steps (PNG 3rd edition 8.1).
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -17,8 +15,9 @@ from PIL import Image
 
 from headstart.core.files import sha256_bytes
 from headstart.images.containers import trailing_bytes
-from headstart.images.decode import MOST_ELONGATED, Decoded, DecodeError, decode_image
+from headstart.images.decode import Decoded, DecodeError, decode_image
 from headstart.images.kinds import EXTENSIONS, OTHER_EXTENSIONS, RAW, advice, extension, other_image
+from headstart.images.limits import MOST_ELONGATED, Limits
 from headstart.images.whites import Whites
 
 THUMB_SIDE = 8
@@ -26,24 +25,6 @@ HASH_SIDE = 32
 LOOK_SIDE = 40  # of the picture that hash and thumbnail are made from, at least; more finds no more (bench.duplicates)
 MAX_BYTES_PER_PIXEL = 8  # an uncompressed image of four 16-bit channels
 SLACK_BYTES = 10_000_000  # for headers, profiles, thumbnails
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a file must keep to.
-
-    Args:
-        max_pixels: the largest width x height.
-        min_side: the smallest width and height.
-        formats: those accepted, of `decode.FORMATS`.
-    """
-
-    max_pixels: int
-    min_side: int
-    formats: Sequence[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Unusable(Exception):

@@ -12,8 +12,9 @@ from typing import TypeVar
 import torch
 
 from headstart.core.parallel import ordered_map
+from headstart.images.preprocessing import Preprocessing
 from headstart.images.reading import read_pixels
-from headstart.images.transforms import Augmentation, Preprocessing, augmented_view, centre, resized
+from headstart.images.transforms import Augmentation, augmented_view, centre, resized
 from headstart.seeds import view_generator
 
 A = TypeVar("A")

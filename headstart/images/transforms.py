@@ -7,9 +7,7 @@ engine and the trainer normalise.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,50 +15,8 @@ from numpy.typing import NDArray
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from headstart.images.decode import MOST_ELONGATED
-from headstart.images.whites import Whites
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a backbone's weights were trained to see; from the weights' own metadata.
-
-    Args:
-        image_size: side of the square input, pixels.
-        crop_pct: the input's side as a share of the resized shorter side.
-        interpolation: "bilinear" or "bicubic" (antialiased).
-        mean, std: per channel, of pixels scaled to 0..1.
-        whites: the raw values that become white in gray images of more than 8 bits; those of the source trained on.
-    """
-
-    image_size: int
-    crop_pct: float
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    whites: Whites = Whites()
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """What `as_dict` gave, perhaps by way of JSON."""
-        parts = {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "whites": Whites(**values["whites"])}
-        return cls(**{**values, **parts})
-
-    @property
-    def resized_side(self) -> int:
-        """The shorter side before the crop, pixels."""
-        return round(self.image_size / self.crop_pct)
-
-    @property
-    def min_decode_side(self) -> int:
-        """Sides with which a picture need not be decoded larger: twice what it is resized to."""
-        return 2 * self.resized_side
-
-
-PRESETS = ("side_on", "top_down", "none")
+from headstart.images.limits import MOST_ELONGATED
+from headstart.images.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -169,10 +125,3 @@ def _turn(image: torch.Tensor, size: int, degrees: float, scale: float) -> torch
     if any(added):
         image = tv.pad(image, added, padding_mode="reflect")
     return tv.affine(image, degrees, [0, 0], scale, [0.0, 0.0], InterpolationMode.BILINEAR)
-
-
-def normalise(x_nchw: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """uint8 [n, 3, s, s] to float32, in channels-last memory, mean and std taken off."""
-    mean = torch.tensor(preprocessing.mean, device=x_nchw.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(preprocessing.std, device=x_nchw.device).view(1, 3, 1, 1) * 255
-    return x_nchw.to(torch.float32).sub(mean).div(std).contiguous(memory_format=torch.channels_last)

@@ -24,7 +24,7 @@ from headstart.core.errors import InputError
 from headstart.core.progress import track
 from headstart.core.text import SHOWN, listing, printable
 from headstart.images.decode import SIGNED
-from headstart.images.examine import Limits
+from headstart.images.limits import Limits
 from headstart.images.whites import Whites, floating_white, integer_white, whites_of
 from headstart.ingest import splits
 from headstart.ingest.conflicts import Labelled, as_problems, conflicts

@@ -109,7 +109,7 @@ def check_folder(source: Path) -> Path:
     if not there:
         link = f" (a link to {os.readlink(source)})" if source.is_symlink() else ""
         snapshot = source.with_name(f"{source.name}.dvc")
-        fix = "python -m tasks.link_data --from /path/to/images --name NAME; then set data.source: data/NAME"
+        fix = "python -m flows.link --from /path/to/images --name NAME; then set data.source: data/NAME"
         raise InputError(
             f"data.source {source}{link}: no such folder",
             wanted="a folder of class folders, of train/ valid/ test/, or with labels.csv",

@@ -19,7 +19,8 @@ from typing import Any
 import orjson
 
 from headstart.images.decode import Decoded
-from headstart.images.examine import Gone, Limits, Unreadable, Unusable, examine, look
+from headstart.images.examine import Gone, Unreadable, Unusable, examine, look
+from headstart.images.limits import Limits
 
 SECONDS_OF_SILENCE = 0.02
 BASE_BYTES, BYTES_PER_PIXEL = 3 << 30, 60  # of address space: a decoder that wants more gets a MemoryError

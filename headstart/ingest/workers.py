@@ -23,7 +23,7 @@ import orjson
 
 from headstart.core.errors import InputError, OfTheMachine, Unavailable, address_space_limit
 from headstart.core.parallel import chunks
-from headstart.images.examine import Limits
+from headstart.images.limits import Limits
 
 COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.ingest.worker")
 START_SECONDS = 120.0

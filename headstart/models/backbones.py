@@ -19,7 +19,7 @@ from torch import nn
 from torchvision import models as tv
 
 from headstart.core.errors import InputError
-from headstart.images.transforms import Preprocessing
+from headstart.images.preprocessing import Preprocessing
 from headstart.models import weights as weight_files
 from headstart.models.families import map_stages
 from headstart.models.sizes import forward_once, patch_side, refuse_part_of_a_patch, size_error, unseen_edge

@@ -16,7 +16,7 @@ from torch import nn
 
 from headstart.core.errors import InputError
 from headstart.core.files import canonical_json, sha256_bytes, write_bytes
-from headstart.images.transforms import Preprocessing, normalise
+from headstart.images.preprocessing import Preprocessing, normalise
 from headstart.models.backbones import bare_backbone
 from headstart.models.heads import Classifier, build_head
 from headstart.models.weights import unshared

@@ -13,7 +13,7 @@ from torch import nn
 from headstart.activations.engine import probe_images
 from headstart.core.errors import InputError
 from headstart.core.files import atomic_path, canonical_json
-from headstart.images.transforms import Preprocessing, normalise
+from headstart.images.preprocessing import Preprocessing, normalise
 from headstart.models.trained import load_classifier
 
 CARD = "headstart.json"  # the extra file in it: classes, size, how to crop, hash of the model it is of

@@ -17,7 +17,8 @@ from headstart.core.parallel import chunks
 from headstart.core.progress import track
 from headstart.hardware import resolve_workers
 from headstart.images.decode import Decoded, DecodeError
-from headstart.images.examine import Limits, accepted
+from headstart.images.examine import accepted
+from headstart.images.limits import Limits
 from headstart.images.loader import ImageSource, image_map
 from headstart.images.transforms import base_view
 from headstart.models.trained import load_classifier

@@ -13,7 +13,7 @@ import torch
 
 from headstart.core.parallel import chunks
 from headstart.images.loader import image_map
-from headstart.images.transforms import Preprocessing, normalise
+from headstart.images.preprocessing import Preprocessing, normalise
 from headstart.seeds import derive_seed
 from headstart.training.activation_dataset import ActivationDataset, epoch_batches
 from headstart.training.loop import Batch

@@ -1,0 +1,27 @@
+"""What an image must keep to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MOST_ELONGATED = 16  # long side over short side of what is resized; the rest is out of every view's reach
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file must keep to.
+
+    Args:
+        max_pixels: the largest width x height.
+        min_side: the smallest width and height.
+        formats: those accepted, of `decode.FORMATS`.
+    """
+
+    max_pixels: int
+    min_side: int
+    formats: Sequence[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
