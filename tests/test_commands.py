@@ -144,8 +144,8 @@ def cases() -> Iterator[tuple[str, list[str], list[str]]]:
     yield link, ["--from", ""], ["--from", "wanted a path"]
     yield link, ["--from", "file"], ["a file, not a folder"]
     yield link, ["--from", "data/shapes/", "--name", "a/b"], ["--name 'a/b'", "a plain file name"]
-    yield link, ["--name", "x"], ["belong to --from"]
-    yield link, ["--relink"], ["belong to --from"]
+    yield link, ["--name", "x"], ["arguments are required: --from"]
+    yield link, ["--relink"], ["arguments are required: --from"]
     yield link, ["more"], ["unrecognized arguments: more"]
 
     register = "flows.register"

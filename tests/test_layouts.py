@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.link import link_source
 from flows.param_edits import set_params
 from headstart.core.errors import InputError
 from headstart.evaluation.sections import data_section
@@ -344,7 +345,6 @@ def test_a_pattern_of_another_source_is_named_as_the_cause(project, tmp_path):
 
 def test_nothing_is_decoded_by_linking(project, tmp_path, monkeypatch):
     from headstart.ingest import scan as module
-    from tasks.link_data import link_source
 
     photos = write_shapes(tmp_path / "photos")
     spoil(photos)

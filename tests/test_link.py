@@ -17,7 +17,9 @@ from tests.projects import run
 
 
 def link_data(project: Path, *arguments: str, code: int = 0) -> str:
-    return run(project, sys.executable, "-m", "flows.link", *arguments, code=code)
+    """The stage, or with a folder to link the command for that."""
+    module = "tasks.link_data" if arguments in ((), ("--verify",)) else "flows.link"
+    return run(project, sys.executable, "-m", module, *arguments, code=code)
 
 
 def content(folder: Path) -> dict[str, tuple[str, int, int]]:
@@ -90,7 +92,7 @@ def test_a_link_elsewhere_is_replaced_only_if_asked_and_never_followed(project, 
         (["--from", "{photos}", "--name", "folder"], "is there already and is no link"),
         (["--from", "."], "it holds this project"),
         (["--from", "data/folder"], "lies in its data/"),
-        (["--name", "x"], "belong to --from"),
+        (["--name", "x"], "arguments are required: --from"),
         (["--from", "{photos}", "--name", "x.dvc"], "wanted: a plain file name"),
         (["--from", "{photos}", "--name", "x" * 201], "up to 200 bytes"),
         (["--from", "data/loop"], "data/loop (a link to loop): no such folder"),
@@ -213,8 +215,9 @@ def test_verify_refuses_what_changed_since_the_manifest(project):
 
 
 def test_an_edit_in_place_that_keeps_the_times_stops_the_stage(project, monkeypatch):
-    from headstart.core import stages
+    from headstart.core.graph import load_graph
     from headstart.core.params import load_params
+    from headstart.core.stages import run_stage
     from headstart.ingest import scan as module
     from tasks.link_data import link_data as stage
 
@@ -231,9 +234,9 @@ def test_an_edit_in_place_that_keeps_the_times_stops_the_stage(project, monkeypa
 
     monkeypatch.setattr(module, "examine_all", edit_then)
     params = load_params(project / "params.yaml")
-    graph = stages.load_graph(project, params)
+    graph = load_graph(project, params)
     with pytest.raises(InputError, match="an input changed while it ran"):
-        stages.run_stage(graph["link_data"], stage, project, params)
+        run_stage(graph["link_data"], stage, project, params)
     assert not (project / "data/manifest.parquet").exists()
 
 

@@ -169,7 +169,7 @@ def test_the_first_must_beat_the_most_frequent_class(done, tmp_path):
     version = registry.version(1)
     found = judge(project, params, registry, version, None)
     assert found.promoted
-    strict = params.model_copy(update={"promote": params.promote.model_copy(update={"level": 1e-12})})
+    strict = params.model_copy(update={"promote": params.promote.model_copy(update={"alpha": 1e-12})})
     assert not judge(project, strict, registry, version, None).promoted, "beyond chance, at the level asked for"
     assert "fine-tun" in registry.client.get_model_version(NAME, "1").tags["headstart.kept"]
 
@@ -260,12 +260,12 @@ def test_two_promoters_make_one_version(done, tmp_path):
     assert any("the model registry is held by process" in text for text in said)
 
 
-def test_level_and_margin_decide(judged):
+def test_alpha_and_margin_decide(judged):
     """The same two versions, judged by other rules."""
     params = load_params(judged / "params.yaml")
     registry = Registry(judged)
     first, second = registry.version(1), registry.version(2)
-    for rule, promoted in (({"margin": 0.99}, False), ({"level": 1e-9}, False), ({"margin": 0.2}, True)):
+    for rule, promoted in (({"margin": 0.99}, False), ({"alpha": 1e-9}, False), ({"margin": 0.2}, True)):
         changed = params.model_copy(update={"promote": params.promote.model_copy(update=rule)})
         assert judge(judged, changed, registry, second, first).promoted is promoted
     assert not judge(judged, params, registry, first, second).promoted
