@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +14,8 @@ from typing import Any
 import orjson
 import psutil
 
+from headstart.child_process import ENOUGH, Child, how_it_ended
 from headstart.core.errors import InputError, Unavailable
-from headstart.ingest.workers import ENOUGH, child_environment, ended, kill, not_started
 from headstart.prediction.thread_status import ThreadStatus, new_thread_status
 
 COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.prediction.scorer")
@@ -108,28 +105,13 @@ class _Scorer:
         self.limits = [max(seconds, 4 * job.timeout) for seconds in (IDLE_SECONDS, BUSY_SECONDS)]
         self.still = self.unused = self.used = 0.0  # seconds waited without a sign of life, without its work; its work so far
         descriptor = new_thread_status()
-        self.board = ThreadStatus(descriptor)
-        self.seen: dict[int, tuple[int, float]] = {}  # slot of the board: what stood there last, since when
-        self.connection, theirs = socket.socketpair()
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - `answers` closes it
-        told = job.__dict__ | {"model": str(job.model), "paths": paths}
-        with theirs, tempfile.TemporaryFile() as wanted:  # a file: whoever hangs before it reads must not block its writer
-            wanted.write(orjson.dumps(told) + b"\n")
-            wanted.seek(0)
-            try:
-                self.process = subprocess.Popen(
-                    [*command, str(theirs.fileno()), str(descriptor)],
-                    pass_fds=[theirs.fileno(), descriptor],
-                    stdin=wanted,
-                    stdout=subprocess.DEVNULL,
-                    stderr=self.errors,
-                    env=child_environment(),
-                    start_new_session=True,  # Ctrl-C is for the run, which then ends it
-                )
-            except OSError as error:
-                raise Unavailable(f"the process that classifies could not be started: {error.strerror}", fix=ENOUGH) from error
-            finally:
-                os.close(descriptor)
+        self.status = ThreadStatus(descriptor)
+        self.seen: dict[int, tuple[int, float]] = {}  # by thread: which file it was at when we last looked, since when
+        wanted = job.__dict__ | {"model": str(job.model), "paths": paths}
+        try:
+            self.child = Child("classifies", command, shared=[descriptor], stdin=orjson.dumps(wanted) + b"\n")
+        finally:
+            os.close(descriptor)
 
     def answers(self) -> Iterator[tuple[int, Answer]]:
         """(index, answer) as they come.
@@ -149,36 +131,29 @@ class _Scorer:
             if self.left:
                 raise self._death()
         finally:
-            self.connection.close()
-            kill(self.process)  # it has said all it had to say; ending by itself takes it half a second
-            self.errors.close()
+            self.child.end()  # it has said all it had to say; ending by itself takes it half a second
 
     def _lines(self) -> Iterator[bytes]:
         """Until the connection is closed, a thread has been at one file for longer than allowed, or nothing moves any more."""
-        pause = min(1.0, self.timeout / 4)
-        self.connection.settimeout(pause)
-        waiting, looked = b"", time.monotonic()
+        pause, looked = min(1.0, self.timeout / 4), time.monotonic()
         while True:
             if time.monotonic() - looked > pause:
                 looked = time.monotonic()
                 self._refuse_hanging(looked)
             try:
-                data = self.connection.recv(1 << 20)
+                line = self.child.line(pause)
             except TimeoutError:
                 self._refuse_stillness(pause)
                 continue
-            except ConnectionResetError:
-                return
-            if not data:
+            except EOFError:
                 return
             self.still = self.unused = 0.0
-            *lines, waiting = (waiting + data).split(b"\n")
-            yield from lines
+            yield line
 
     def _refuse_hanging(self, now: float) -> None:
-        for slot, index in enumerate(self.board):
-            if self.seen.get(slot, (-1, now))[0] != index:
-                self.seen[slot] = index, now
+        for thread, index in enumerate(self.status):
+            if self.seen.get(thread, (-1, now))[0] != index:
+                self.seen[thread] = index, now
                 self.still = self.unused = 0.0
         hanging = [index for index, since in self.seen.values() if index >= 0 and since < now - self.timeout]
         if hanging:
@@ -187,7 +162,7 @@ class _Scorer:
 
     def _refuse_stillness(self, waited: float) -> None:
         """A hang that no file is to blame for: while it is imported, compiles, or computes."""
-        used = _processor_seconds(self.process.pid)
+        used = _processor_seconds(self.child.process.pid)
         self.still, self.unused = self.still + waited, self.unused + waited
         if used > self.used + 1:
             self.used, self.unused = used, 0.0
@@ -198,13 +173,10 @@ class _Scorer:
             raise Died(how, [], Unavailable(f"the process that classifies {how}, and was decoding no file", fix=fix))
 
     def _death(self) -> Died:
-        try:
-            code = self.process.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:  # it has closed the connection, and hangs in its own end
-            code = kill(self.process)
-        how = f"crashed ({ended(code)})" if code < 0 else f"ended ({ended(code)})"
-        at = [index for index in self.board if index >= 0]
-        return Died(how, at, not_started("classifies", ended(code), self.errors))
+        code = self.child.end(SECONDS_TO_END)  # it may have closed the connection, and hang in its own end
+        ended = how_it_ended(code)
+        at = [index for index in self.status if index >= 0]
+        return Died(f"{'crashed' if code < 0 else 'ended'} ({ended})", at, self.child.not_started(ended))
 
 
 def _processor_seconds(process: int) -> float:
