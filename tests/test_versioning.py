@@ -79,7 +79,7 @@ def test_a_dvc_command_that_began_after_the_list_was_written_is_another(tmp_path
         assert not path.exists()
 
 
-@pytest.mark.parametrize("number", [2**22 + 1, os.getpid()])
+@pytest.mark.parametrize("number", [2**22 + 1, os.getpid()], ids=["dead", "own"])
 def test_a_dead_process_and_our_own_number_are_stale(tmp_path, number):
     path = listed(tmp_path, number)
     _refuse_a_running_stage(path)
