@@ -7,7 +7,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run repro test test-all schedule serve audit fuzz ui peers bench soak evidence seeds lock clean
+.PHONY: help install run repro test test-all schedule serve audit fuzz ui peers bench soak evidence seeds lock deps rooms clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
@@ -71,6 +71,12 @@ lock: ## compile requirements.lock from pyproject.toml (needs uv; it installs no
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-strip-extras --extra bench pyproject.toml \
 	  --constraint requirements.lock --custom-compile-command "make lock" --output-file bench/requirements.lock
 	python3 scripts/lock.py bench/requirements.lock
+
+deps: install ## write the code dependencies of each stage into dvc.yaml, from the imports
+	@python scripts/code_deps.py
+
+rooms: install ## draw docs/rooms.svg, which room of the code imports which
+	@python scripts/rooms.py
 
 clean: ## list, then delete, what the stages wrote and .headstart: not MLflow's records, DVC's cache, nor what is yours (ARGS=--dry-run)
 	@python -m flows.clean $(ARGS)

@@ -1,4 +1,4 @@
-"""mend: what a process that died left half written of DVC's own files; plain `dvc` commands refuse everything until then.
+"""`python -m flows.repair`: repair what a process that died left half written of DVC's own files, before a plain `dvc` command.
 
 It also refuses, as the flow does, where `dvc repro` would delete files of the user's: DVC removes outs before a stage runs.
 """

@@ -107,7 +107,7 @@ def _put_back(aside: Path, target: Path) -> None:
 def workspace(root: Path) -> Iterator[Workspace]:
     """Hold DVC's repository lock: nobody else changes dvc.lock or runs a stage meanwhile.
 
-    What a process that died left half written of DVC's own files is mended first.
+    What a process that died left half written of DVC's own files is repaired first.
 
     Raises:
         InputError: not a DVC project, or another process holds the lock (`Unavailable`); it says which.
@@ -127,7 +127,7 @@ def workspace(root: Path) -> Iterator[Workspace]:
             write_json(holder, {"process": os.getpid()})
             try:
                 _refuse_a_running_stage(root / ".dvc" / "tmp" / "rwlock")
-                _mend_lock_file(here.repo, root / "dvc.lock")
+                _repair_lock_file(here.repo, root / "dvc.lock")
                 yield here
             finally:
                 holder.unlink(missing_ok=True)
@@ -195,7 +195,7 @@ def _is_at_work(process: int, listed: str, listed_at: float) -> bool:
     )
 
 
-def _mend_lock_file(repo: Repo, path: Path) -> None:
+def _repair_lock_file(repo: Repo, path: Path) -> None:
     """Put a dvc.lock aside that DVC cannot read: a process died while DVC wrote it, in place and over some 50 ms.
 
     Nothing is lost with it: DVC's cache of runs knows the finished stages, and they are recorded anew.

@@ -14,7 +14,7 @@ from headstart.core.errors import InputError, explain
 from tests.conftest import REPOSITORY
 
 
-def test_errors_a_user_can_mend_become_one_message_and_exit_2(capsys):
+def test_errors_that_a_user_can_put_right_become_one_message_and_exit_2(capsys):
     def fail() -> int:
         raise InputError("x.csv: found", wanted="better", fix="do it")
 

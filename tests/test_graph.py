@@ -13,6 +13,7 @@ from headstart.core import code_digest
 from headstart.core.code_digest import closure, digest
 from headstart.core.graph import Stage, load_graph
 from headstart.core.params import Params, load_params
+from scripts import rooms
 from scripts.code_deps import MOST_IDLE, as_deps, idle_share
 from tests.conftest import REPOSITORY
 from tests.param_reads import Reads
@@ -306,3 +307,14 @@ def test_what_the_scan_starts_with_imports_no_torch():
     modules = ("core.command_line", "core.progress", "seeds", "hardware", "ingest.scan", "ingest.worker")
     code = f"import sys, {', '.join(f'headstart.{one}' for one in modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_the_picture_of_the_rooms_is_current():
+    assert rooms.PICTURE.read_text() == rooms.draw(rooms.imports()), "run: make rooms"
+
+
+def test_rooms_that_import_each_other_are_refused():
+    with pytest.raises(SystemExit, match="in a circle: a, b"):
+        rooms.reduced({"a": frozenset({"b"}), "b": frozenset({"a"}), "c": frozenset()})
+    slim = rooms.reduced({"a": frozenset({"b", "c"}), "b": frozenset({"c"}), "c": frozenset()})
+    assert slim == {"a": {"b"}, "b": {"c"}, "c": frozenset()}

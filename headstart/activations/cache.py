@@ -194,7 +194,7 @@ def open_root(root: Path) -> Path:
 
 def _cannot_use(root: Path, error: OSError) -> InputError:
     return InputError(
-        f"runtime.cache_dir: {root} cannot be written: {error.strerror}", fix="mend the permissions, or take another folder"
+        f"runtime.cache_dir: {root} cannot be written: {error.strerror}", fix="correct the permissions, or take another folder"
     )
 
 

@@ -79,7 +79,7 @@ def _uses(path: Path) -> tuple[frozenset[str], frozenset[str]]:
     """Dotted names that a module imports or starts, and files beside it that it opens."""
     modules: set[str] = set()
     files: set[str] = set()
-    for node in _executed(ast.parse(path.read_bytes())):
+    for node in executed(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -93,10 +93,10 @@ def _uses(path: Path) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(modules), frozenset(files)
 
 
-def _executed(tree: ast.AST) -> Iterator[ast.AST]:
+def executed(tree: ast.AST) -> Iterator[ast.AST]:
     """All nodes but those that run only for a type checker, or only where the module is a command."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"):
             continue
         yield node
-        yield from _executed(node)
+        yield from executed(node)

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend. Everything else is a bug and keeps its traceback."""
+"""Errors that the user can put right. Everything else is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def is_shutdown(kind: type[BaseException] | None) -> bool:
 
 
 def explain(error: BaseException) -> str | None:
-    """The one-screen text for an error a user can mend, or None when it is a bug of ours."""
+    """The one-screen text for an error that a user can put right, or None when it is a bug of ours."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return (
             f"cannot write or read {error.filename or 'a file of this project'}: {error.strerror}\n"
-            "  to do:  free space or mend the permissions, then run again; finished stages are kept"
+            "  to do:  free space or correct the permissions, then run again; finished stages are kept"
         )
     if _lacks_memory(error):
         limit = address_space_limit() or "none"
