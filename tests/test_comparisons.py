@@ -61,7 +61,8 @@ def test_the_better_arm_is_kept_and_the_rule_of_thumb_decides_the_rest():
     undecided = {name: choose(good, good, y, body, 0) for name, body in (("deep", deep), ("shallow", shallow))}
     assert (undecided["deep"].bn_freeze, undecided["deep"].decided) == (True, False)
     assert (undecided["shallow"].bn_freeze, undecided["shallow"].convolutions) == (False, 36)  # not deeper than ResNet-34
-    assert "by the lesson's rule of thumb (36 convolutions are no more than ResNet-34's)" in undecided["shallow"].sentence()
+    rule = "by the rule of thumb of fast.ai's lesson 3 (36 convolutions are no more than ResNet-34's)"
+    assert rule in undecided["shallow"].sentence()
     assert choose(good, good, y, nn.Linear(2, 2), 0).as_json()["sentence"]
 
 

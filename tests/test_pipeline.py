@@ -480,7 +480,8 @@ def test_force_names_and_summary(done):
 
 def test_what_was_kept_is_said_in_log_report_mlflow_and_registry(done):
     kept = json.loads((done / "reports/fine_tune/kept.json").read_text())
-    said = "The fine-tuned network is kept, as it is after epoch 1: " if kept["epoch"] else "Fine-tuning is not kept, the"
+    tuned = "The fine-tuned network is kept, in its state after epoch 1: "
+    said = tuned if kept["epoch"] else "Fine-tuning is not kept, because"
     assert kept["sentence"].startswith(said)
     assert kept["sentence"] in (done / "run.log").read_text()
     assert kept["sentence"] in (done / "reports/report.html").read_text()

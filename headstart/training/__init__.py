@@ -1,1 +1,1 @@
-"""Training: schedules, the learning-rate range test, the loop, the frozen head, fine-tuning."""
+"""Training: the loop, the head on a frozen body, fine-tuning, the learning-rate range test and the schedules."""

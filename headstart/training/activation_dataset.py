@@ -1,4 +1,4 @@
-"""Cached activations as training data: rows drawn from a mapped file, no image is touched.
+"""Cached activations as training data: rows from memory-mapped files, without reading any image.
 
 Shape legend: v views (the base view first), n images, m rows taken at once; f, h, w of a map.
 """
@@ -18,8 +18,8 @@ from headstart.training.loop import Batch
 from headstart.training.optimizers import epoch_order
 from headstart.training.options import Options
 
-TAKE = 8192  # rows gathered at a time
-TAKE_VALUES = 1 << 25  # and values, where rows are large
+TAKE = 8192  # most rows to gather at a time
+TAKE_VALUES = 1 << 25  # most values to gather at a time, if rows are large
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class ActivationDataset:
     """Activations and classes of some images, which need not be in memory.
 
     Args:
-        take: from images [m] and views [m] (int64) to activations [m, ...] float32.
+        take: maps images [m] and views [m] (int64) to activations [m, ...] float32.
         views: v.
         y_n: class index of each image.
-        most: rows to take at a time.
+        most: most rows to take at a time.
     """
 
     take: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -39,13 +39,13 @@ class ActivationDataset:
     most: int = TAKE
 
     def base_views(self) -> Iterator[torch.Tensor]:
-        """The base view of all images, some thousands at a time."""
+        """Yield the base views of all images, up to `most` at a time."""
         for images in torch.arange(len(self.y_n)).split(self.most):
             yield self.take(images, torch.zeros_like(images))
 
 
 def activations_of(activations: Activations, chosen: pd.DataFrame) -> ActivationDataset:
-    """The rows and classes of some of the manifest's images, on the mapped file; maps keep their shape [f, h, w]."""
+    """Return a dataset of the chosen manifest rows, read from the mapped files; maps keep their shape [f, h, w]."""
     located = activations.locate(list(chosen["key"]))
     shape = tuple(activations.meta["shape"])
 
@@ -59,13 +59,13 @@ def activations_of(activations: Activations, chosen: pd.DataFrame) -> Activation
 def epoch_batches(
     data: ActivationDataset, batch_size: int, seed: int, *, balance: bool = False, first: int = 0
 ) -> Iterator[Batch]:
-    """One epoch in random order, for each image one of its views drawn afresh.
+    """Yield one epoch in random order, with one randomly drawn view of each image.
 
-    A last batch of one row is dropped: batch norm cannot normalise it.
+    It drops a last batch of one row, because batch norm cannot normalise it.
 
     Args:
-        balance: draw images so that classes come equally often.
-        first: batches to leave out at the beginning.
+        balance: draw images so that all classes come equally often.
+        first: number of batches to skip at the beginning.
     """
     y_n, generator = data.y_n, torch.Generator().manual_seed(seed)
     order = epoch_order(y_n, balance, generator)
@@ -81,7 +81,7 @@ def epoch_batches(
 
 
 def endless(data: ActivationDataset, options: Options, seed: int) -> Iterator[Batch]:
-    """Epoch after epoch of shuffled batches, for the range test."""
+    """Yield shuffled batches epoch after epoch, for the range test."""
     balance = options.balance == "sampling"
     return itertools.chain.from_iterable(
         epoch_batches(data, options.batch_size, derive_seed(seed, "order", epoch), balance=balance)

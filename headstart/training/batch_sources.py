@@ -1,6 +1,6 @@
-"""Where a phase's batches come from: images, decoded and augmented as they are needed, or cached maps of a frozen front.
+"""Sources of a phase's batches: images, decoded and augmented as needed, or cached maps of the network's frozen front.
 
-Shape legend: n images of a batch; f, h, w of a map; s the network's input side.
+Shape legend: n images in a batch; f, h, w of a map; s the network's input side.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from headstart.training.schedules import steps_per_epoch
 
 @dataclass(frozen=True)
 class BatchSource:
-    """Where a phase's inputs come from.
+    """A source of inputs for a phase.
 
     Args:
-        after: the layer group whose cached map the inputs are; None for images.
-        batches: from an epoch, the seed of its order, the batch size, whether to balance classes, and the number of
-            the first batch wanted, to the batches.
-        valid: the validation inputs in order.
-        example: an input or two.
+        after: the layer group whose cached map gives the inputs; None for images.
+        batches: takes an epoch, the seed of its order, the batch size, whether to balance classes, and the number of
+            the first batch, and returns the batches.
+        valid: returns the validation inputs in order.
+        example: returns one or two inputs.
         digest: of cached maps.
     """
 
@@ -52,12 +52,12 @@ def image_batches(
 ) -> Iterator[torch.Tensor]:
     """Load images in order, in threads, and normalise them in batches.
 
-    A GPU trains while the next images are loaded. On a CPU the two take turns: both want all cores, and an operation
-    that waits for one that is loading takes longer than both one after the other.
+    A GPU trains while the next images are loaded. On a CPU training and loading take turns: both use all cores, and running
+    them at the same time takes longer than running one after the other.
 
     Args:
-        items: what `load` takes.
-        load: from an item to its image [3, s, s] uint8.
+        items: arguments for `load`.
+        load: returns an item's image [3, s, s] uint8.
 
     Yields:
         [n, 3, s, s] float32 on `device`.
@@ -78,13 +78,13 @@ def from_images(
     workers: int,
     device: torch.device,
 ) -> BatchSource:
-    """Images decoded and augmented as they are needed.
+    """Return a source that decodes and augments images as they are needed.
 
-    A last batch of one image is left out: batch norm could not normalise it.
+    It drops a last batch of one image, because batch norm cannot normalise it.
 
     Args:
-        train: from (epoch, row) to an augmented image [3, s, s] uint8; class indices [n].
-        valid: from row to the base view of an image; class indices [m].
+        train: a function from (epoch, row) to an augmented image [3, s, s] uint8, and the class indices [n].
+        valid: a function from a row to the image's base view, and the class indices [m].
     """
     (load, y_n), (load_valid, y_valid) = train, valid
 
@@ -104,7 +104,7 @@ def from_images(
 def from_feature_maps(
     after: str, train: ActivationDataset, valid: ActivationDataset, device: torch.device, digest: str = ""
 ) -> BatchSource:
-    """Cached maps [n, f, h, w] of the frozen front, each epoch one of every image's views."""
+    """Return a source of the frozen front's cached maps [n, f, h, w]; each epoch draws one view of every image."""
 
     def to(x: torch.Tensor) -> torch.Tensor:
         x = x.to(device)
@@ -122,7 +122,7 @@ def from_feature_maps(
 
 
 def endless(source: BatchSource, options: Options, seed: int) -> Iterator[Batch]:
-    """Epoch after epoch of a source, for the range test; its views are those of no training epoch."""
+    """Yield batches epoch after epoch, for the range test; its views differ from those of every training epoch."""
     balance = options.balance == "sampling"
     return itertools.chain.from_iterable(
         source.batches(-1 - epoch, derive_seed(seed, "order", epoch), options.batch_size, balance, 0)

@@ -1,4 +1,4 @@
-"""`bn_freeze: auto`: which of two arms, trained alike but for batch norm, is the better on the validation images."""
+"""`bn_freeze: auto`: choose between two variants, trained alike except for batch norm, by the validation images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ RESNET34_CONVOLUTIONS = 36
 
 @dataclass(frozen=True)
 class BatchNormChoice:
-    """What was chosen, and why.
+    """The choice of a batch norm variant, and its reason.
 
     Args:
         bn_freeze: the choice.
-        decided: whether the validation images told the arms apart; else the rule of thumb chose.
+        decided: whether the variants differ on the validation images beyond chance; if not, the rule of thumb chose.
         comparison: moving statistics (B) against frozen ones (A).
-        convolutions: of the body, which the rule of thumb goes by.
+        convolutions: number in the body, for the rule of thumb.
     """
 
     bn_freeze: bool
@@ -30,31 +30,31 @@ class BatchNormChoice:
     convolutions: int
 
     def as_json(self) -> dict[str, Any]:
-        """For bn_freeze.json."""
+        """Return the content of bn_freeze.json."""
         return asdict(self) | {"sentence": self.sentence()}
 
     def sentence(self) -> str:
-        """The verdict in words."""
+        """Return the choice in words."""
         c = self.comparison
         chosen = "frozen" if self.bn_freeze else "moving"
         measured = (
-            f"moving less frozen statistics: log-loss {c.log_loss:+.4f} (95 % {c.low:+.4f} to {c.high:+.4f}); "
-            f"frozen alone right on {c.only_a} validation images, moving alone on {c.only_b} (McNemar p = {c.p_value:.3f})"
+            f"log-loss of moving minus frozen statistics {c.log_loss:+.4f} (95 % {c.low:+.4f} to {c.high:+.4f}); "
+            f"only frozen is right on {c.only_a} validation images, only moving on {c.only_b} (McNemar p = {c.p_value:.3f})"
         )
         if self.decided:
             return f"{chosen} batch norm is better: {measured}"
         rule = f"{self.convolutions} convolutions are {'more' if self.bn_freeze else 'no more'} than ResNet-34's"
-        return f"undecided, {measured}; {chosen} by the lesson's rule of thumb ({rule})"
+        return f"undecided: {measured}; {chosen} by the rule of thumb of fast.ai's lesson 3 ({rule})"
 
 
 def choose(frozen_nc: torch.Tensor, moving_nc: torch.Tensor, y_n: torch.Tensor, body: nn.Module, seed: int) -> BatchNormChoice:
-    """Keep the better arm; where neither paired test tells them apart, freeze in bodies deeper than ResNet-34.
+    """Choose the better variant; if neither paired test decides, freeze in bodies deeper than ResNet-34.
 
     Source of the rule: fast.ai's lesson 3 (2018), `learn.bn_freeze(True)`.
 
     Args:
-        frozen_nc, moving_nc: validation probabilities of the two arms.
-        body: whose convolutions are counted.
+        frozen_nc, moving_nc: validation probabilities of the two variants.
+        body: its convolutions are counted.
         seed: of the bootstrap.
     """
     comparison = compare(frozen_nc, moving_nc, y_n, seed)

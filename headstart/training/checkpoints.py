@@ -1,7 +1,7 @@
-"""The state of a training on disk: one checksummed safetensors file, written atomically, no pickle.
+"""Checkpoints: a training's state on disk, one checksummed safetensors file, written atomically, without pickle.
 
-Checkpoints live outside every out, in `.headstart/checkpoints/STAGE/DIGEST/`, where DIGEST stands for all that decides
-the training's result: its inputs, parameters, code, libraries and the machine's own part (threads, device).
+Checkpoints live outside every DVC output, in `.headstart/checkpoints/STAGE/DIGEST/`. DIGEST covers everything that decides
+the training's result: its inputs, parameters, code and libraries, and the machine (threads, device).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Saved:
-    """All of a training's state.
+    """The whole state of a training.
 
     Args:
-        model, best: state dicts, the current one and the best epoch's; the latter empty where it is the current one.
+        model, best: state dicts, the current one and the best epoch's; `best` is empty if it is the current one.
         optimizer: the optimizer's tensors, named `PARAMETER.NAME`.
-        random: of the generators; empty at an epoch's end, as every epoch seeds its own.
-        progress: plain values, of `History`.
+        random: the generators' states; empty at an epoch's end, because every epoch seeds its own.
+        progress: the plain values of `History`.
     """
 
     model: Tensors
@@ -47,15 +47,15 @@ class Saved:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """What an optimizer has accumulated, flat."""
+    """Return the tensors that an optimizer has accumulated, as a flat dict."""
     states = optimizer.state_dict()["state"]
     return {f"{i}.{name}": torch.as_tensor(value) for i, state in states.items() for name, value in state.items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave, into an optimizer of the same groups, in its parameters' memory layout.
+    """Restore what `optimizer_tensors` returned into an optimizer of the same groups, in its parameters' memory layout.
 
-    A fused AdamW on other strides than its parameters' gives other bits.
+    A fused AdamW gives other bits if its state has other strides than its parameters.
     """
     state: dict[int, Tensors] = {}
     for name, value in tensors.items():
@@ -69,7 +69,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch
 
 
 def checksum(tensors: Tensors) -> str:
-    """Of names, types, shapes and values; 32 hex digits, against accidents only."""
+    """Return a checksum of names, types, shapes and values: 32 hex digits, against accidental damage only."""
     digest = xxhash.xxh3_128()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
@@ -78,20 +78,20 @@ def checksum(tensors: Tensors) -> str:
 
 
 class Checkpoint:
-    """One training's place on disk.
+    """The files of one training on disk.
 
     Args:
-        folder: of the digest.
-        name: of the training, where a stage has several.
+        folder: the folder named by the digest.
+        name: the training's name, as a stage may have several.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f"{name}.safetensors"
-        self.run_path = folder / f"{name}.run.json"  # which tracked run goes on
+        self.run_path = folder / f"{name}.run.json"  # the id of the tracked run to resume
         self.found_path = folder / f"{name}.json"
 
     def remember(self, compute: Callable[[], list[Any]]) -> list[Any]:
-        """What `compute` gave, plain values in a list: computed once, and read from disk after an interruption."""
+        """Return the list of plain values from `compute`, which runs once; after an interruption it is read from disk."""
         try:
             found: list[Any] = json.loads(self.found_path.read_text())["found"]
         except (OSError, ValueError, KeyError):
@@ -100,7 +100,7 @@ class Checkpoint:
         return found
 
     def save(self, saved: Saved) -> None:
-        """Write atomically; the state on disk is the old one or the new one, never a mix.
+        """Write the state atomically: the file holds the old state or the new one, never a mix.
 
         Raises:
             InputError: the disk is full.
@@ -112,12 +112,12 @@ class Checkpoint:
             with atomic_path(self.path) as temporary:
                 save_file(flat, temporary, metadata)
         except SafetensorError as error:
-            if os.strerror(errno.ENOSPC) in str(error):  # it tells no number
+            if os.strerror(errno.ENOSPC) in str(error):  # the error has no errno
                 raise no_space(self.path, sum(value.nbytes for value in flat.values())) from None
             raise
 
     def load(self) -> Saved | None:
-        """The last state, or None where there is none; a damaged one is reported and not used."""
+        """Return the last state, or None if there is none; warn about a damaged one and ignore it."""
         if not self.path.is_file():
             return None
         try:
@@ -125,10 +125,10 @@ class Checkpoint:
                 metadata = json.loads(file.metadata()["headstart"])
                 flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("  %s is damaged (%s): training begins anew", self.path, str(error)[:120])
+            logger.warning("  %s is damaged (%s): training starts from the beginning", self.path, str(error)[:120])
             return None
         if metadata.get("xxh128") != checksum(flat):
-            logger.warning("  %s is damaged (checksum): training begins anew", self.path)
+            logger.warning("  %s is damaged (checksum): training starts from the beginning", self.path)
             return None
         parts: dict[str, Tensors] = {"model": {}, "best": {}, "optimizer": {}, "random": {}}
         for name, value in flat.items():
@@ -138,13 +138,13 @@ class Checkpoint:
 
 
 def open_checkpoint(stage: Path, identity: Mapping[str, Any], name: str, device: str = "cpu") -> Checkpoint:
-    """The place of a training, by all that decides its result; those of other digests are deleted.
+    """Return a training's checkpoint, named by a digest of everything that decides its result; delete those of other digests.
 
-    Libraries, the kind of processor and the number of threads are part of it, besides `identity`.
+    The digest covers `identity`, the libraries, the kind of processor and the number of threads.
 
     Args:
         stage: the stage's folder of checkpoints.
-        identity: digests of inputs and of the code, and parameters.
+        identity: digests of the inputs and the code, and the parameters.
         device: the kind of device that trains.
     """
     machine = {"threads": torch.get_num_threads(), "hardware": describe_processor(device), "libraries": library_versions()}

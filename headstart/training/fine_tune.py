@@ -1,4 +1,4 @@
-"""Fine-tuning: the unfrozen network trains phase by phase, on augmented images or on a cached map of its frozen front."""
+"""Fine-tuning: train the unfrozen network phase by phase, on augmented images or on a cached map of its frozen front."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Progress = Callable[[Iterator[Batch], int, int], Iterator[Batch]]
 
 @dataclass(frozen=True)
 class UnfreezePhase:
-    """What trains for how long: one phase of gradual unfreezing.
+    """One phase of gradual unfreezing: which layers train, for how long, at which rates.
 
     Args:
         unfreeze_from: see `trained_groups`.
-        lr: the last group's peak rate, or a rate for every layer group.
-        lr_ratio: each earlier group gets the next one's rate divided by this.
+        lr: the last group's peak rate, or a list with a rate for every layer group.
+        lr_ratio: each earlier group gets the next group's rate divided by this.
     """
 
     unfreeze_from: str
@@ -49,11 +49,11 @@ class Network:
     """A classifier and how it trains.
 
     Args:
-        model: body and head; its state is what training changes.
+        model: body and head; training changes its state.
         groups: the body's parameter names by layer group, earliest first.
         bn_freeze: see `training_mode`.
-        precision: "float32" or "bfloat16", of the forward and backward passes. Weights are float32 always, and so are,
-            on a CPU, grouped convolutions that are not depthwise: PyTorch's run backwards slower in bfloat16.
+        precision: "float32" or "bfloat16", of the forward and backward passes. Weights are always float32. On a CPU so are
+            grouped convolutions that are not depthwise, because their backward pass is slower in bfloat16.
         folded: the modules that `runner` has made, by the layer group after which they start.
     """
 
@@ -64,16 +64,16 @@ class Network:
     folded: dict[str | None, nn.Module] = field(default_factory=dict)
 
     def trained(self, unfreeze_from: str) -> list[str]:
-        """The layer groups that train, earliest first."""
+        """Return the layer groups that train, earliest first."""
         return trained_groups([*self.groups, HEAD], unfreeze_from)
 
     def frozen(self, unfreeze_from: str) -> list[str]:
-        """The layer groups that do not."""
+        """Return the layer groups that do not train, earliest first."""
         trained = self.trained(unfreeze_from)
         return [name for name in self.groups if name not in trained]
 
     def runner(self, source: BatchSource) -> nn.Module:
-        """The part of the model that a source's inputs go through, its batch norms folded where they are frozen."""
+        """Return the part of the model that a source's inputs pass through, with frozen batch norms folded."""
         if source.after not in self.folded:
             body = cut_body(self.model.body, self.groups, source.after)[1] if source.after else self.model.body
             part = Classifier(body, self.model.head)
@@ -83,7 +83,7 @@ class Network:
         return self.folded[source.after]
 
     def forward(self, source: BatchSource) -> Forward:
-        """The forward pass in the chosen precision, [n, ...] to logits [n, c] float32."""
+        """Return the forward pass in the chosen precision, [n, ...] to logits [n, c] float32."""
         runner = self.runner(source)
 
         def run(x: torch.Tensor) -> torch.Tensor:
@@ -94,7 +94,7 @@ class Network:
         return run
 
     def unfreeze(self, phase: UnfreezePhase, options: Options) -> Optimizer:
-        """Freeze the layer groups before; an optimizer over the others, each at its own rate."""
+        """Freeze the layer groups before `phase.unfreeze_from`; return an optimizer over the others, each at its own rate."""
         groups = layer_groups(self.groups, self.model)
         trained = self.trained(phase.unfreeze_from)
         freeze_except(groups, trained)
@@ -102,7 +102,7 @@ class Network:
         return options.optimize([(groups[name], rate) for name, rate in zip(groups, rates, strict=True) if name in trained])
 
     def prepare(self, source: BatchSource) -> None:
-        """Put the network into training mode; `training_mode` has the table for batch norm."""
+        """Put the network into training mode; see the table of `freezing` for batch norm."""
         training_mode(self.runner(source), self.bn_freeze)
 
 
@@ -119,17 +119,17 @@ def fine_tune(
     checkpoint: Checkpoint | None = None,
     progress: Progress = lambda batches, epoch, steps: batches,
 ) -> History:
-    """Unfreeze and train, phase by phase, earlier layer groups at lower rates.
+    """Unfreeze and train phase by phase, with lower rates for earlier layer groups.
 
     Args:
-        network: trained in place; its head is a trained one. As it comes it is epoch 0, and it is kept if no epoch is better.
-        phases: what trains for how long, and where its batches come from.
+        network: trained in place. Its head is already trained: the network as given is epoch 0, kept if no epoch is better.
+        phases: what trains for how long, and the source of its batches.
         y_train, y_valid: class indices.
         name_of, checkpoint: see `Trainer`.
-        progress: wraps an epoch's batches (batches, epoch, steps) to show how far they are.
+        progress: wraps an epoch's batches, as (batches, epoch, steps), to show progress.
 
     Raises:
-        InputError: an unknown layer group, an image that changed, a loss that is not finite.
+        InputError: the layer group is unknown, an image changed, or the loss is not finite.
     """
 
     def loop_phase(phase: UnfreezePhase, source: BatchSource) -> Phase:
@@ -160,7 +160,7 @@ def phase_of(
     seed: int,
     progress: Progress,
 ) -> Phase:
-    """An unfreezing phase as the training loop runs it; see `fine_tune`."""
+    """Return an unfreezing phase in the form that the training loop runs; see `fine_tune`."""
     steps = steps_per_epoch(len(y_train), options.batch_size)
 
     def batches(epoch: int, first: int) -> Iterator[Batch]:
@@ -183,7 +183,7 @@ def phase_of(
 def network_prepare(
     network: Network, phase: UnfreezePhase, source: BatchSource, options: Options
 ) -> Callable[[nn.Module], tuple[Forward, Optimizer]]:
-    """How the range test trains a copy of the unfrozen network: in the groups' own ratios, as `fine_tune` will."""
+    """Return the function that readies a copy of the unfrozen network for the range test, with `fine_tune`'s rate ratios."""
 
     def prepare(model: nn.Module) -> tuple[Forward, Optimizer]:
         assert isinstance(model, Classifier)

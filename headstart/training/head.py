@@ -1,6 +1,6 @@
-"""Training a head on cached activations: matrix work on one tensor, no image is touched.
+"""Train a head on cached activations: matrix work on one tensor, without reading any image.
 
-Shape legend: v views (the plain one first), n images, d activation width, c classes.
+Shape legend: v views (the base view first), n images, d activation width, c classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headstart.training.validation import collect_logits, scores
 
 
 def head_prepare(options: Options, lr: float) -> Callable[[nn.Module], tuple[Forward, torch.optim.Optimizer]]:
-    """How the range test trains a copy of a head."""
+    """Return the function that makes a copy of a head ready for the range test."""
     return lambda head: (head.train(), options.optimize([(list(head.parameters()), lr)]))
 
 
@@ -42,7 +42,7 @@ def train_head(
     Args:
         head: [n, d] to [n, c], trained in place.
         train: activations and classes to train on.
-        valid: those whose base view chooses the epoch.
+        valid: activations and classes that choose the epoch, by their base views.
         lr: peak learning rate.
         name_of, checkpoint: see `Trainer`.
     """

@@ -1,4 +1,4 @@
-"""Being told to stop: never in the middle of a step."""
+"""Let a signal stop a training between two steps, never inside one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class WholeSteps:
-    """Holds SIGTERM and SIGINT back while a step is under way, so that what is trained is never half changed.
+    """Holds SIGTERM and SIGINT back during a step, so that a model is never half updated.
 
-    `with WholeSteps() as whole:` around a training, `with whole.step():` around each step. Whoever handled a signal
-    before still does, at once or at the step's end. Outside the main thread, which alone gets signals, it does nothing.
+    Use `with WholeSteps() as whole:` around a training and `with whole.step():` around each step. The previous handler
+    still gets each signal, at once or at the end of the step. Outside the main thread, which alone gets signals, this
+    class does nothing.
     """
 
     def __init__(self) -> None:
@@ -32,11 +33,11 @@ class WholeSteps:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         held, self._held = self._held, None
-        if held is not None:  # it came within a step that failed
+        if held is not None:  # the signal came during a step that failed
             signal.raise_signal(held[0])
 
     def step(self) -> _Step:
-        """The block in which signals wait."""
+        """Return the context in which signals wait."""
         return _Step(self)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -51,7 +52,7 @@ class WholeSteps:
         handler(number, frame)
 
     def release(self) -> None:
-        """Hand on what came meanwhile."""
+        """Handle the signal that was held back, if any."""
         held, self._held = self._held, None
         if held is not None:
             self._handle(*held)
@@ -65,6 +66,6 @@ class _Step:
         self.whole.inside = True
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:  # after an error the step is not whole: `inside` stays set
+        if kind is None:  # after an error the step is incomplete: `inside` stays set
             self.whole.inside = False
             self.whole.release()

@@ -1,6 +1,6 @@
-"""The training loop, one for the frozen head and for fine-tuning: phases of epochs, resumable to the bit.
+"""The training loop, shared by the head and by fine-tuning: phases of epochs that resume bit for bit.
 
-Shape legend: n rows of a batch, c classes. `x` is whatever the network takes.
+Shape legend: n rows of a batch, c classes. `x` is the network's input.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # x, classes y [n] int6
 Forward = Callable[[torch.Tensor], torch.Tensor]
 Log = Callable[[int, dict[str, float]], None]
 logger = logging.getLogger("headstart")
-TRACED = 50  # points of an epoch's loss curve
+TRACED = 50  # points in an epoch's loss curve
 EXPLODED = 1000.0  # nats; a guess among c classes costs ln c
-WATCHED = 20  # steps of a phase in which a collapse is looked for, and images: 32 times as many
-RECENT = 5  # steps, and 32 times as many images, whose mean loss counts
-WORSE, LEAST = 1.1, 0.25  # times the loss of a guess, and so many nats above it at least: classes of unequal size make noise
-FAR_WORSE = 2.0  # times its own loss, where that was above a guess's to begin with
-RETREAT, MOST_RETREATS = 3.0, 3  # what rates are divided by after a collapse, and how often
+WATCHED = 20  # a collapse is looked for in this many steps of a phase, and in 32 times as many images
+RECENT = 5  # the mean loss is taken over this many steps, and over 32 times as many images
+WORSE, LEAST = 1.1, 0.25  # limit: this factor on a guess's loss, and at least so many nats above it (unequal classes: noise)
+FAR_WORSE = 2.0  # limit as a factor on the first loss, if that was above a guess's loss already
+RETREAT, MOST_RETREATS = 3.0, 3  # a collapse divides the rates by this, at most so many times
 FILES_NAMED = 8
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Epochs with the same layers unfrozen.
+    """Epochs that train the same layers.
 
     Args:
         name: what trains, for messages and the history.
-        epochs, steps: how many, and batches in each.
-        begin: freezes and unfreezes, and returns a new optimizer whose groups carry `peak`.
+        epochs, steps: number of epochs, and of batches in each.
+        begin: freezes and unfreezes layers, and returns a new optimizer whose groups carry `peak`.
         schedule: over the phase's steps.
         prepare: puts the network into training mode before each epoch.
-        forward: from x to logits [n, c], with gradients.
-        batches: from an epoch's number and that of the first batch wanted to the batches from there on.
+        forward: maps x to logits [n, c], with gradients.
+        batches: takes an epoch's number and the first batch's number, and returns the batches from that one on.
         validate: returns at least `log_loss` and `calibrated_log_loss`; called after each epoch.
     """
 
@@ -67,17 +67,17 @@ class Phase:
 
 @dataclass
 class History:
-    """How a training went, and how far it has come.
+    """The record of a training: what happened in each epoch, and how far it has come.
 
     Args:
-        epochs: of each its number (from 1), phase, mean training loss, last learning rate and validation scores.
-        trace: points of (step, learning rate, mean loss since the last point), some 50 an epoch.
-        best: the row of `epochs` whose weights were kept; -1 before the first.
+        epochs: a row per epoch: number (from 1), phase, mean training loss, last learning rate, validation scores.
+        trace: points of (step, learning rate, mean loss since the last point), about 50 per epoch.
+        best: index in `epochs` of the row whose weights were kept; -1 before the first.
         done: epochs finished, or skipped by early stopping.
-        batch, total, count: of the epoch under way, its batches so far, their summed loss and images.
+        batch, total, count: batches of the current epoch so far, their summed loss and their images.
         part, parts: summed loss and batches since the trace's last point.
         watched: (loss, images) of the first steps of the phase.
-        scale: what all rates are multiplied by: below 1 after a collapse.
+        scale: factor on all learning rates: below 1 after a collapse.
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
@@ -93,23 +93,23 @@ class History:
     scale: float = 1.0
 
     def best_epoch(self) -> dict[str, Any]:
-        """The row of the epoch whose weights were kept."""
+        """Return the row of the epoch whose weights were kept."""
         return self.epochs[self.best]
 
 
 class Collapsed(Exception):
-    """The first steps of a phase have spoilt what the network knew."""
+    """The first steps of a phase have destroyed what the network had learned."""
 
 
 def is_spoilt(losses: Sequence[tuple[float, int]], guess: float) -> bool:
-    """Whether a network that was trained knows less than a guess now: its loss over the last steps is above a guess's.
+    """Return whether a trained network has become worse than a guess, by its loss over the last steps.
 
-    One whose loss was above it at the first step already (sure of itself, of classes of very unequal size) is spoilt where
-    that doubles.
+    A network whose first loss is above a guess's already (overconfident, or with classes of very unequal size) counts as
+    spoilt when that loss doubles.
 
     Args:
-        losses: (mean loss, images) of the steps so far, each before its step.
-        guess: the loss of a constant answer, nats.
+        losses: (mean loss, images) of the steps so far; each loss is taken before its step.
+        guess: the loss of the best constant answer, in nats.
     """
     first = losses[0][0] if losses else 0.0
     limit = max(WORSE * guess, guess + LEAST, FAR_WORSE * first if first > guess else 0.0)
@@ -124,19 +124,19 @@ def is_spoilt(losses: Sequence[tuple[float, int]], guess: float) -> bool:
 
 @dataclass
 class Trainer:
-    """Trains a model, and leaves it with the weights of the epoch whose validation log-loss was lowest, once calibrated.
+    """Trains a model, and leaves it with the weights of the epoch that had the lowest calibrated validation log-loss.
 
     Args:
-        model: what is trained, in place; its state is what checkpoints hold.
-        loss: what is minimised.
-        seed: dropout of epoch e depends on (seed, e) alone.
+        model: trained in place; checkpoints hold its state.
+        loss: the function to minimise.
+        seed: dropout in epoch e depends on (seed, e) alone.
         log: called with (epoch, scores) after each epoch.
         what: the stage's name, for messages.
-        name_of: from a training row to its file.
-        patience: a phase ends after so many epochs without a better one; 0: never.
-        checkpoint: written after every epoch, and when the process is told to stop; a run before is gone on from.
-        guess: given where the model is a trained one as it comes: a guess's loss (`Options.guess`). It is epoch 0 then, kept
-            if each epoch has a higher log-loss, and a phase whose first steps spoil it begins again with lower rates.
+        name_of: returns the file of a training row.
+        patience: a phase ends after this many epochs without a better one; 0: never.
+        checkpoint: written after every epoch and on shutdown; training resumes from it if it exists.
+        guess: a guess's loss (`Options.guess`), given if the model is trained already. That model is then epoch 0 and is kept
+            if no epoch has a lower log-loss, and a phase whose first steps spoil it starts again with lower rates.
     """
 
     model: nn.Module
@@ -153,11 +153,11 @@ class Trainer:
     whole: WholeSteps = field(default_factory=WholeSteps, init=False)
 
     def fit(self, phases: Sequence[Phase]) -> History:
-        """Run phase after phase, each from the best weights so far.
+        """Run the phases in order, each from the best weights so far.
 
         Raises:
-            InputError: a loss that is not finite or explodes, naming epoch, step, learning rate and files. The
-                checkpoint of the last epoch stays.
+            InputError: the loss explodes or is not finite; the message names epoch, step, learning rate and files. The
+                last epoch's checkpoint stays.
         """
         self.best = copy.deepcopy(self.model.state_dict())
         saved = self.checkpoint.load() if self.checkpoint else None
@@ -177,7 +177,7 @@ class Trainer:
         return self.history
 
     def _run(self, phase: Phase, start: int, saved: Saved | None) -> None:
-        """One phase whose first epoch is `start`, from where `saved` left it."""
+        """Run the phase whose first epoch is `start`, resuming from `saved`."""
         history, end = self.history, start + phase.epochs
         begun = saved is not None and (history.done > start or history.batch > 0)
         if not begun:
@@ -192,7 +192,7 @@ class Trainer:
             except Collapsed:
                 optimizer = self._retreat(phase, start)
             random = {}
-            if history.done == start:  # it begins again
+            if history.done == start:  # the phase starts again
                 self._save(optimizer, {})
                 continue
             if history.done - max(start, int(history.best_epoch()["epoch"])) >= (self.patience or math.inf):
@@ -205,11 +205,11 @@ class Trainer:
         self.history.best = 0
 
     def _retreat(self, phase: Phase, start: int) -> torch.optim.Optimizer:
-        """Go back to where a phase began, and lower all rates."""
+        """Go back to the state in which the phase began, and lower all rates."""
         history, optimizer = self.history, phase.begin()
         rate = optimizer.param_groups[-1]["peak"] * history.scale
         logger.warning(
-            "  %s: the first %d steps at a peak rate of %.2g spoilt the network: its loss is %.2f, a constant answer's %.2f."
+            "  %s: the first %d steps at a peak rate of %.2g spoilt the network: its loss is %.2f, a constant answer's is %.2f."
             " The phase starts again at a peak rate of %.2g",
             self.what, len(history.watched), rate, history.watched[-1][0], self.guess or 0.0, rate / RETREAT,
         )  # fmt: skip
@@ -221,7 +221,7 @@ class Trainer:
         return optimizer
 
     def _epoch(self, phase: Phase, optimizer: torch.optim.Optimizer, start: int, random: Tensors) -> None:
-        """The rest of the epoch under way: its batches, validation, and the record of both."""
+        """Run the rest of the current epoch: its batches and its validation, and record both."""
         history, epoch = self.history, self.history.done
 
         def leave(kind: type[BaseException] | None, *_: object) -> None:
@@ -240,7 +240,7 @@ class Trainer:
         if not math.isfinite(scores["log_loss"]):
             raise InputError(
                 f"{self.what}: the validation log-loss is {scores['log_loss']} after epoch {epoch + 1}",
-                wanted="a finite one",
+                wanted="a finite log-loss",
                 fix=f"lower {self.what}.lr{self._kept()}",
             )
         rate = optimizer.param_groups[-1]["lr"]
@@ -266,10 +266,10 @@ class Trainer:
             history.part, history.parts = 0.0, 0
 
     def _watch(self, step: int, steps: int, loss: float, images: int) -> None:
-        """Look for a collapse in the first steps of a phase, as long as none of its epochs is the best so far.
+        """Look for a collapse in the first steps of a phase, unless one of its epochs is the best so far.
 
         Raises:
-            Collapsed: there was one, and rates may still be lowered.
+            Collapsed: the network collapsed, and its rates may still be lowered.
         """
         history = self.history
         if step == 0:
@@ -277,14 +277,14 @@ class Trainer:
         watched = step < WATCHED or sum(count for _, count in history.watched) < 32 * WATCHED
         if self.guess is None or not watched or history.scale < RETREAT ** (0.5 - MOST_RETREATS):
             return
-        if history.best_epoch()["epoch"] > history.done - step // steps:  # going back would lose that one
+        if history.best_epoch()["epoch"] > history.done - step // steps:  # starting again would lose that epoch
             return
         history.watched.append((loss, images))
         if is_spoilt(history.watched, self.guess):
             raise Collapsed
 
     def _refuse(self, loss: float, optimizer: torch.optim.Optimizer, step: int, rows: torch.Tensor) -> None:
-        if loss <= EXPLODED:  # false for NaN too
+        if loss <= EXPLODED:  # also false for NaN
             return
         rates = ", ".join(dict.fromkeys(f"{group['lr']:.2g}" for group in optimizer.param_groups))
         files = ", ".join(self.name_of(row) for row in rows[:FILES_NAMED].tolist())
@@ -299,8 +299,8 @@ class Trainer:
     def _kept(self) -> str:
         if not self.checkpoint or not self.history.done:
             return ""
-        kept = f"the state after epoch {self.history.done} and the best one stay in {self.checkpoint.path}"
-        return f"; {kept} until a training with other settings begins"
+        kept = f"the state after epoch {self.history.done} and the best state stay in {self.checkpoint.path}"
+        return f"; {kept} until a training with other settings starts"
 
     def _save(self, optimizer: torch.optim.Optimizer, random: Tensors) -> None:
         if self.checkpoint:
@@ -318,7 +318,7 @@ def train_step(
     loss: Loss,
     check: Callable[[float], None] = lambda loss: None,
 ) -> float:
-    """One step on a batch; returns its loss before the step. `check` sees that first, and may raise."""
+    """Take one step on a batch and return the loss before it, which `check` sees first and may refuse by raising."""
     value = loss(forward(x), y)
     number = float(value.detach())
     check(number)
@@ -329,14 +329,14 @@ def train_step(
 
 
 def csv_bytes(rows: Sequence[Any], columns: list[str] | None = None) -> bytes:
-    """Rows as CSV; no times in them, so that equal runs give equal bytes."""
+    """Return rows as CSV, without times, so that equal runs give equal bytes."""
     buffer = io.StringIO()
     pd.DataFrame(rows, columns=columns).to_csv(buffer, index=False, lineterminator="\n")
     return buffer.getvalue().encode()
 
 
 def history_files(history: History) -> dict[str, bytes]:
-    """history.csv, a row per epoch, and trace.csv, some 50 points of each."""
+    """Return history.csv, with a row per epoch, and trace.csv, with about 50 points per epoch."""
     columns = ["epoch", "phase", "train_loss", "lr", "valid_log_loss", "valid_calibrated_log_loss", "valid_accuracy"]
     return {
         "history.csv": csv_bytes(history.epochs, columns),

@@ -1,4 +1,4 @@
-"""What a learning-rate search leaves behind: lr.json, curve.csv, curve.png."""
+"""The files that a learning-rate search writes: lr.json, curve.csv and curve.png."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RULE_COLOURS = ("#b45309", "#0b6e99", "#7c3aed", "#15803d")
 
 
 def write_search(folder: Path, curves: Sequence[Curve], found: Suggestion) -> float:
-    """Write the finding, every seed's curve and the picture with all suggestions marked; the rate to use."""
+    """Write the finding, every seed's curve and a picture that marks all suggestions; return the rate to use."""
     write_checked_json(folder / "lr.json", found.as_json())
     points = [(seed, *pair) for seed, one in enumerate(curves) for pair in zip(one.lrs, one.losses, strict=True)]
     write_bytes(folder / "curve.csv", csv_bytes(points, ["seed", "lr", "smoothed_loss"]))
@@ -34,7 +34,7 @@ def lr_curve(
     chosen: float,
     abstained: bool,
 ) -> bytes:
-    """Smoothed loss over learning rate for every seed, each rule's suggestions and the one chosen marked."""
+    """Draw smoothed loss over learning rate for every seed, and mark each rule's suggestions and the chosen rate."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for lrs, losses in curves:
@@ -46,7 +46,7 @@ def lr_curve(
     axes.axvline(chosen, color=INK, linewidth=2, label=f"{how}: {chosen:.2g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed")
     drawn = [losses for _, losses in curves if losses]
-    if drawn:  # none where training diverged at its first step
+    if drawn:  # empty if training diverged at its first step
         lowest, highest = min(map(min, drawn)), max(losses[0] for losses in drawn)
         axes.set_ylim(max(0, lowest - 0.05 * highest), highest * 1.3)
     axes.legend(fontsize=8)

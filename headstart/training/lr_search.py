@@ -1,4 +1,4 @@
-"""The learning-rate range test and what to read off its curve.
+"""The learning-rate range test, and the rules that read a rate off its curve.
 
 Source: Smith 2015, Cyclical Learning Rates, arXiv:1506.01186; rules as in fastai 2's `lr_find`.
 """
@@ -29,7 +29,7 @@ Prepare = Callable[[nn.Module], tuple[Forward, Optimizer]]
 
 @dataclass(frozen=True)
 class Curve:
-    """Learning rates tried and the smoothed loss at each; the test of `steps` steps stopped where it diverged."""
+    """The learning rates tried and the smoothed loss at each; a test of `steps` steps ends early if training diverges."""
 
     steps: int
     lrs: tuple[float, ...]
@@ -38,14 +38,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What the seeds' curves say together.
+    """The learning rate that all seeds' curves suggest together.
 
     Args:
-        lr: the consensus, or the default where `abstained`.
-        by_rule: each rule's suggestions, one per seed that gave one.
+        lr: the consensus, or the default if `abstained` is not empty.
+        by_rule: each rule's suggestions, one for each seed that gave one.
         by_seed: the geometric median of each seed's suggestions.
-        spread: largest over smallest of all suggestions; 1 means all agree.
-        abstained: why the default is used; empty where it is not.
+        spread: the largest suggestion over the smallest; 1 means that all agree.
+        abstained: why the default is used; empty if there is a consensus.
     """
 
     lr: float
@@ -55,11 +55,11 @@ class Suggestion:
     abstained: str
 
     def as_json(self) -> dict[str, Any]:
-        """For lr.json; a spread of nothing at all is null."""
+        """Return the content of lr.json; `spread` is null if there are no suggestions."""
         return asdict(self) | {"spread": self.spread if math.isfinite(self.spread) else None, "sentence": self.sentence()}
 
     def sentence(self) -> str:
-        """The finding in words."""
+        """Return the finding in words."""
         if self.abstained:
             return f"no learning rate is suggested: {self.abstained}; the default {self.lr:.1e} is used"
         every = [lr for lrs in self.by_rule.values() for lr in lrs]
@@ -79,12 +79,12 @@ def range_test(
 ) -> Curve:
     """Train a copy of `model` for `steps` steps while the learning rate grows exponentially.
 
-    The model, its buffers and modes, the global random state and any sampler are left as they were.
+    The model, its buffers and modes, the global random state and any sampler stay as they were.
 
     Args:
-        prepare: puts the copy into training mode, and returns what runs it forward and an optimizer over it whose
-            groups' `peak` rates are in the ratios to keep; the last group's is the one that is reported.
-        batches: endless.
+        prepare: puts the copy into training mode, and returns its forward pass and an optimizer whose groups' `peak` rates
+            have the ratios to keep; the curve reports the last group's rate.
+        batches: an endless stream.
         seed: of dropout.
 
     Returns:
@@ -111,7 +111,7 @@ def range_test(
 
 
 def trim(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """The part the rules look at: without the first tenth and the last five steps, cut at the first non-finite."""
+    """Return the part that the rules look at: without the first tenth and the last five steps, up to a non-finite loss."""
     kept = slice(curve.steps // 10, -5)
     lrs, losses = np.array(curve.lrs[kept]), np.array(curve.losses[kept])
     bad = np.flatnonzero(~np.isfinite(losses))
@@ -120,7 +120,7 @@ def trim(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
 
 
 def valley(lrs: np.ndarray, losses: np.ndarray) -> float | None:
-    """About half-way down the longest decreasing subsequence."""
+    """Return the rate about half-way down the longest decreasing subsequence."""
     if len(losses) < 2:
         return None
     length = np.ones(len(losses), dtype=int)
@@ -134,19 +134,19 @@ def valley(lrs: np.ndarray, losses: np.ndarray) -> float | None:
 
 
 def steep(lrs: np.ndarray, losses: np.ndarray) -> float | None:
-    """Where the loss falls fastest per unit of ln(lr)."""
+    """Return the rate where the loss falls fastest per unit of ln(lr)."""
     if len(losses) < 2:
         return None
     return float(lrs[(np.diff(losses) / np.diff(np.log(lrs))).argmin()])
 
 
 def minimum(lrs: np.ndarray, losses: np.ndarray) -> float | None:
-    """A tenth of the rate with the lowest loss."""
+    """Return a tenth of the rate with the lowest loss."""
     return float(lrs[losses.argmin()] / 10) if len(losses) else None
 
 
 def slide(lrs: np.ndarray, losses: np.ndarray, window: int = 15, threshold: float = 0.005) -> float | None:
-    """From the right, until the gradient's difference across a window falls to the threshold."""
+    """Slide a window from the right until the gradient's difference across it falls to the threshold; return the rate there."""
     right, left = -1, -1 - window
     if len(losses) < -left:
         return None
@@ -164,8 +164,8 @@ RULES = {"valley": valley, "steep": steep, "minimum": minimum, "slide": slide}
 def suggest(curves: Sequence[Curve], default: float) -> Suggestion:
     """Combine every rule on every seed's curve; the consensus is the geometric median of all suggestions.
 
-    Abstains, and returns the default, when fewer than two rules have anything to say, when the seeds lie more than a
-    decade apart, or when the rules do: each rule by its median over the seeds, the farthest rule set aside.
+    It abstains and returns the default in three cases: fewer than two rules suggest a rate; the seeds differ by more than a
+    decade; or the rules do, each taken by its median over the seeds and without the farthest one.
     """
     found = [{name: rule(*trim(curve)) for name, rule in RULES.items()} for curve in curves]
     by_rule = {name: [lr for one in found if (lr := one[name]) is not None] for name in RULES}

@@ -1,4 +1,4 @@
-"""How a network trains, be it the head alone or the unfrozen whole: what params.yaml says of both."""
+"""Training options that the head and the unfrozen network share, as params.yaml gives them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from headstart.training.schedules import OneCycle, Schedule, WarmRestarts
 
 @dataclass(frozen=True)
 class Options:
-    """As in params.yaml; the defaults are fastai 2's.
+    """Training options, named as in params.yaml; the defaults are fastai 2's.
 
     Args:
         schedule, cycle_len, cycle_mult: "one_cycle" over all epochs of a phase, or "sgdr": cycles of `cycle_len`
-            epochs, each `cycle_mult` times as long as the one before.
+            epochs, each `cycle_mult` times as long as the previous one.
         optimizer, weight_decay: see `build_optimizer`.
         label_smoothing: share of the target spread over all classes, in training only.
-        balance: what is done about classes of unequal size: "none", "weights" in the loss, or "sampling".
-        patience: epochs without a better one after which training stops; 0: never.
+        balance: treatment of classes of unequal size: "none", "weights" in the loss, or "sampling".
+        patience: training stops after this many epochs without a better one; 0: never.
     """
 
     batch_size: int = 64
@@ -38,16 +38,16 @@ class Options:
     patience: int = 0
 
     def over(self, steps: int, one_cycle: OneCycle) -> Schedule:
-        """The schedule of a phase with so many steps in an epoch."""
+        """Return the schedule of a phase with `steps` steps per epoch."""
         return one_cycle if self.schedule == "one_cycle" else WarmRestarts(self.cycle_len * steps, self.cycle_mult)
 
     def loss(self, y_n: torch.Tensor, device: torch.device) -> Loss:
-        """What is minimised, given the training images' classes."""
+        """Return the loss to minimise, given the training images' classes."""
         weights = class_weights(y_n, int(y_n.max()) + 1).to(device) if self.balance == "weights" else None
         return cross_entropy(self.label_smoothing, weights)
 
     def guess(self, y_n: torch.Tensor) -> float:
-        """The loss, nats, of the best constant answer to training images of these classes: the entropy of the targets."""
+        """Return the loss (nats) of the best constant answer for these training classes: the entropy of the targets."""
         counts = torch.bincount(y_n).double()
         if self.balance != "none":
             counts = (counts > 0).double()
@@ -55,11 +55,11 @@ class Options:
         return float(-torch.special.xlogy(share_c, share_c).sum())
 
     def optimize(self, groups: Sequence[tuple[Sequence[nn.Parameter], float]]) -> torch.optim.Optimizer:
-        """The optimizer over layer groups of (parameters, peak rate)."""
+        """Build the optimizer over layer groups of (parameters, peak rate)."""
         return build_optimizer(groups, self.optimizer, self.weight_decay)
 
 
 def options_of(section: Training) -> Options:
-    """The options of a section of params.yaml."""
+    """Read the options from a section of params.yaml."""
     values = section.model_dump(include={field.name for field in fields(Options)})
     return Options(**values | {"patience": 0 if section.patience == "none" else section.patience})

@@ -13,21 +13,21 @@ MOMENTUM = 0.9
 
 
 class Schedule(Protocol):
-    """From a step's number to the factor on the peak learning rate, and the momentum."""
+    """A function from a step's number to the factor on the peak learning rate and the momentum."""
 
     def at(self, step: int) -> tuple[float, float]: ...
 
 
 def cosine(start: float, end: float, share: float) -> float:
-    """From `start` at share 0 to `end` at share 1 along half a cosine."""
+    """Interpolate along half a cosine, from `start` at share 0 to `end` at share 1."""
     return start + (end - start) * (1 - math.cos(math.pi * share)) / 2
 
 
 @dataclass(frozen=True)
 class OneCycle:
-    """One-cycle: cosine from lr/div up to lr, then down to lr/final_div; momentum mirrors it.
+    """The one-cycle schedule: cosine from lr/div up to lr, then down to lr/final_div; momentum mirrors it.
 
-    Source: Smith 2018, arXiv:1803.09820; constants of fastai 2's `fit_one_cycle` and `fine_tune`.
+    Source: Smith 2018, arXiv:1803.09820, with the constants of fastai 2's `fit_one_cycle` and `fine_tune`.
     """
 
     steps: int
@@ -37,7 +37,7 @@ class OneCycle:
     momentum: tuple[float, float, float] = (0.95, 0.85, 0.95)
 
     def at(self, step: int) -> tuple[float, float]:
-        """The factor on the learning rate, and the momentum, for `step` of `steps`."""
+        """Return the factor on the learning rate and the momentum for `step` of `steps`."""
         share = step / max(self.steps - 1, 1)
         high, low, end = self.momentum
         if share < self.warm_up:
@@ -49,20 +49,20 @@ class OneCycle:
 
 @dataclass(frozen=True)
 class WarmRestarts:
-    """SGDR: cosine from lr to 0, and again from lr in a cycle `cycle_mult` times as long.
+    """The SGDR schedule: cosine from lr to 0, then again from lr in a cycle `cycle_mult` times as long.
 
-    Source: Loshchilov and Hutter 2016, SGDR, arXiv:1608.03983, section 3; the lesson's `cycle_len`, `cycle_mult`.
+    Source: Loshchilov and Hutter 2016, SGDR, arXiv:1608.03983, section 3; `cycle_len`, `cycle_mult` as in fast.ai's lesson 3.
 
     Args:
         cycle: steps of the first cycle.
-        cycle_mult: length of a cycle over that of the one before.
+        cycle_mult: length of a cycle over the length of the previous one.
     """
 
     cycle: int
     cycle_mult: int = 1
 
     def at(self, step: int) -> tuple[float, float]:
-        """The factor on the learning rate, and the momentum, for `step`."""
+        """Return the factor on the learning rate and the momentum for `step`."""
         length = self.cycle
         while step >= length:
             step, length = step - length, length * self.cycle_mult
@@ -70,20 +70,20 @@ class WarmRestarts:
 
 
 def whole_cycles(epochs: int, cycle_len: int, cycle_mult: int) -> bool:
-    """Whether `epochs` end where a cycle ends, at the lowest rate."""
+    """Return whether `epochs` end at the end of a cycle, where the rate is lowest."""
     while epochs > 0:
         epochs, cycle_len = epochs - cycle_len, cycle_len * cycle_mult
     return epochs == 0
 
 
 def group_rates(lr: float | Sequence[float], lr_ratio: float, groups: Sequence[str]) -> list[float]:
-    """Learning rates by layer group, earliest first.
+    """Return a learning rate for each layer group, earliest first.
 
     Args:
-        lr: the last group's rate, each earlier one having the next one's over `lr_ratio`; or a rate for every group.
+        lr: the last group's rate, with each earlier group at the next one's divided by `lr_ratio`; or a rate for every group.
 
     Raises:
-        InputError: another number of rates than of groups.
+        InputError: the number of rates is not the number of groups.
     """
     if isinstance(lr, int | float):
         return [lr / lr_ratio ** (len(groups) - 1 - group) for group in range(len(groups))]
@@ -95,6 +95,6 @@ def group_rates(lr: float | Sequence[float], lr_ratio: float, groups: Sequence[s
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Batches of an epoch; a last batch of one row is dropped, batch norm cannot normalise it."""
+    """Return the number of batches in an epoch, without a last batch of one row, which batch norm cannot normalise."""
     full, rest = divmod(count, batch_size)
     return full + (rest > 1 or count == 1)

@@ -1,6 +1,6 @@
-"""Fine-tuning as a whole: where each phase's batches come from, the search for a rate, the variants of batch norm.
+"""The fine_tune stage's work: choose each phase's source of batches, search a learning rate, compare batch norm's variants.
 
-With `bn_freeze: auto` two variants train from the same head: one keeps batch norm's running statistics, one moves them.
+With `bn_freeze: auto` two variants train from the same head: one keeps batch norm's running statistics, one updates them.
 """
 
 from __future__ import annotations
@@ -47,23 +47,25 @@ from headstart.training.validation import collect_logits
 logger = logging.getLogger("headstart")
 VARIANTS = {True: "frozen", False: "moving"}  # of batch norm's running statistics, by bn_freeze
 Rate = float | Sequence[float]
-# From a training's name, its parameters and the file that keeps its run's id to a tracked run.
+# Opens a tracked run, given a training's name, its parameters and the file that keeps the run's id.
 OpenRun = Callable[[str, Mapping[str, Any], Path], AbstractContextManager[Log]]
 
 
 def open_network(backbone: Backbone, head: nn.Module, card: ModelCard, device: torch.device, settings: FineTune) -> Network:
-    """The backbone and its trained head as one network on `device`, in the precision that the hardware suits.
+    """Join the backbone and its trained head into one network on `device`, in a precision that suits the hardware.
 
     Raises:
-        InputError: the head was trained on another backbone, or a phase's own image size is none for this one.
+        InputError: the head was trained on another backbone, or this one cannot take a phase's own image size.
     """
     if state_digest(backbone.body) != card.provenance["weights"] or dict(backbone.options) != dict(card.options):
-        raise InputError("models/head.safetensors was trained on another backbone", fix="run the whole pipeline")
+        raise InputError(
+            "models/head.safetensors was trained on another backbone than params.yaml names now", fix="run the whole pipeline"
+        )
     for key, size in settings.own_sizes().items():
         refuse_size(backbone, size, key)
     model = to_device(Classifier(backbone.body, head), device)
     if not has_batch_norm(model):
-        logger.info("  bn_freeze changes nothing: %s has no batch norm", backbone.name)
+        logger.info("  %s has no batch norm, so bn_freeze has no effect", backbone.name)
     precision, why = choose_precision(settings.precision, device)
     logger.info("  training in %s (%s)", precision, why)
     return Network(model, backbone.groups, settings.bn_freeze is not False, precision)
@@ -71,12 +73,12 @@ def open_network(backbone: Backbone, head: nn.Module, card: ModelCard, device: t
 
 @dataclass(frozen=True)
 class TuningData:
-    """What fine-tuning learns from.
+    """The data that fine-tuning learns from.
 
     Args:
-        images: the source's images, at the size that the network takes.
+        images: the source's images, at the network's image size.
         train, valid: the manifest's rows to train on, and those that choose an epoch (copies count once).
-        maps: the folder of the cached map that `precompute.cache_map_after` names, and that layer group; None without.
+        maps: the folder of the map that `precompute.cache_map_after` caches, and that layer group; None without one.
         workers: threads that decode.
     """
 
@@ -87,13 +89,13 @@ class TuningData:
     workers: int
 
     def source(self, network: Network, phase: PhaseParams, device: torch.device) -> BatchSource:
-        """A phase's batches: from the cached map where the phase trains nothing before it, else from the images.
+        """Return a phase's source of batches: the cached map if the phase trains nothing before it, else the images.
 
         A phase with an `image_size` of its own trains on images of that size. Validation uses the full size in all phases,
         so that their scores can be compared.
 
         Raises:
-            InputError: the map is of other weights.
+            InputError: the map was computed with other weights.
         """
         if self.maps is not None and self.maps[1] in network.frozen(phase.unfreeze_from) and phase.image_size == "none":
             return self._from_map(*self.maps, network, device)
@@ -112,8 +114,8 @@ class TuningData:
         maps = Activations(folder)
         front, _ = cut_body(network.model.body, network.groups, after)
         if maps.meta["weights"] != state_digest(front):
-            raise InputError(f"{folder} is of other weights", fix="run the whole pipeline")
-        logger.info("  training the layers after the group %r from its cached map, %s views of each image", after, maps.views)
+            raise InputError(f"{folder} was computed with other weights than the network has now", fix="run the whole pipeline")
+        logger.info("  training the layers after group %r on its cached maps, %s views of each image", after, maps.views)
         train, valid = (activations_of(maps, rows) for rows in (self.train, self.valid))
         return batch_sources.from_feature_maps(after, train, valid, device, maps.digest())
 
@@ -123,11 +125,11 @@ class Tuner:
     """Fine-tuning from one trained head.
 
     Args:
-        network: as it comes; each variant trains a copy of it.
-        data, sources: what it learns from, and the batches of each of `settings.phases()`.
+        network: the starting point; each variant trains a copy of it.
+        data, sources: the data, and a source of batches for each of `settings.phases()`.
         settings: params.yaml, section fine_tune.
         seed: of order, dropout and the search.
-        checkpoint: from a training's name to its place on disk.
+        checkpoint: returns the checkpoint of a training by its name.
         open_run: opens the tracked run of a training.
     """
 
@@ -140,23 +142,23 @@ class Tuner:
     open_run: OpenRun
 
     def variants(self) -> list[bool]:
-        """The values of bn_freeze to train with: both for `auto`, where the network has batch norm."""
+        """Return the values of bn_freeze to train with: both for `auto`, if the network has batch norm."""
         both = self.settings.bn_freeze == "auto" and has_batch_norm(self.network.model)
         return [True, False] if both else [self.network.bn_freeze]
 
     def phases(self, lr: Rate) -> list[UnfreezePhase]:
-        """The phases of params.yaml; those whose rate is `auto` get `lr`."""
+        """Return the phases of params.yaml; those whose rate is `auto` get `lr`."""
         return [
             UnfreezePhase(one.unfreeze_from, one.epochs, lr if one.lr == "auto" else one.lr, self.settings.lr_ratio)
             for one in self.settings.phases()
         ]
 
     def search(self, search: RangeTest, default: float) -> tuple[list[Curve], Suggestion]:
-        """Look for the last phase's rate by range tests on the unfrozen network.
+        """Search the last phase's learning rate by range tests on the unfrozen network.
 
         Args:
             search: params.yaml, section find_lr.unfrozen.
-            default: the rate to take where rules or seeds disagree.
+            default: the rate to use if rules or seeds disagree.
         """
         options, phase, source = options_of(self.settings), self.phases(default)[-1], self.sources[-1]
         loss = options.loss(class_indices(self.data.train), next(self.network.model.parameters()).device)
@@ -174,13 +176,13 @@ class Tuner:
                 seed=seed,
             )
 
-        logger.info("  searching the learning rate of the unfrozen network")
+        logger.info("  searching a learning rate for the unfrozen network")
         found = self.checkpoint("search").remember(lambda: [asdict(curve(number)) for number in range(search.seeds)])
         curves = [Curve(one["steps"], tuple(one["lrs"]), tuple(one["losses"])) for one in found]
         return curves, suggest(curves, default)
 
     def train(self, bn_freeze: bool, lr: Rate, name: str) -> tuple[Classifier, History]:
-        """Train a copy of the network as a tracked run of its own, named `name`."""
+        """Train a copy of the network as a tracked run of its own, called `name`."""
         network = replace(self.network, model=copy.deepcopy(self.network.model), bn_freeze=bn_freeze, folded={})
         checkpoint, data = self.checkpoint(VARIANTS[bn_freeze]), self.data
         used = {"lr_used": lr, "bn_freeze_used": bn_freeze, "precision_used": network.precision}
@@ -212,7 +214,7 @@ class Tuner:
 
 
 def what_was_kept(history: History) -> dict[str, str | int | float]:
-    """Whether validation found the fine-tuned network or the trained head as it was better, and why; for kept.json."""
+    """Say for kept.json whether validation preferred the fine-tuned network or the trained head as it was, and why."""
     head, *tuned = history.epochs
     best = min(tuned, key=lambda row: row["valid_calibrated_log_loss"])
     kept = history.best_epoch()["epoch"]
@@ -220,10 +222,12 @@ def what_was_kept(history: History) -> dict[str, str | int | float]:
     losses = f"validation log-loss after temperature scaling {own:.4f} in epoch {best['epoch']}, {before:.4f} before"
     accuracies = f"accuracy {best['valid_accuracy']:.4f}, {head['valid_accuracy']:.4f} before"
     lowered = (
-        f" The rate was lowered to {history.scale:.2g} of what was set, as it spoilt the network." if history.scale < 1 else ""
+        f" The learning rates were lowered to {history.scale:.2g} of those set, because higher ones spoilt the network."
+        if history.scale < 1
+        else ""
     )
     if kept:
-        sentence = f"The fine-tuned network is kept, as it is after epoch {kept}: {losses} ({accuracies}).{lowered}"
+        sentence = f"The fine-tuned network is kept, in its state after epoch {kept}: {losses} ({accuracies}).{lowered}"
     else:
-        sentence = f"Fine-tuning is not kept, the trained head is better as it was: {losses} ({accuracies}).{lowered}"
+        sentence = f"Fine-tuning is not kept, because the head was better before it: {losses} ({accuracies}).{lowered}"
     return {"epoch": kept, "rate_scale": history.scale, "sentence": sentence}

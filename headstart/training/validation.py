@@ -1,4 +1,4 @@
-"""What a network makes of the validation images, and the figures that choose an epoch. Shape legend: n images, c classes."""
+"""Validation: a network's logits, and the scores that choose an epoch. Shape legend: n images, c classes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional as F
 
-HOTTEST = 8.0  # temperatures from 1/8 to 8: with few images that are all right, the best would be 0
+HOTTEST = 8.0  # temperatures from 1/8 to 8: without a limit, few images that are all right would take it to 0
 
 
 @torch.inference_mode()
 def collect_logits(model: nn.Module, batches: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Logits [n, c] of all batches, in eval mode; the model's mode is put back."""
+    """Return the logits [n, c] of all batches in eval mode, and restore the model's mode."""
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -26,7 +26,7 @@ def collect_logits(model: nn.Module, batches: Iterable[torch.Tensor]) -> torch.T
 
 
 def scores(logits_nc: torch.Tensor, y_n: torch.Tensor) -> dict[str, float]:
-    """Log-loss (nats), log-loss after temperature scaling, and accuracy of logits against labels."""
+    """Return the log-loss (nats), the log-loss after temperature scaling, and the accuracy of logits."""
     return {
         "log_loss": float(F.cross_entropy(logits_nc.double(), y_n)),
         "calibrated_log_loss": calibrated_log_loss(logits_nc.double(), y_n),
@@ -35,11 +35,11 @@ def scores(logits_nc: torch.Tensor, y_n: torch.Tensor) -> dict[str, float]:
 
 
 def calibrated_log_loss(logits_nc: torch.Tensor, y_n: torch.Tensor) -> float:
-    """The log-loss of logits divided by the temperature that suits these labels best: what a model knows, however sure it is.
+    """Return the log-loss (nats) of logits divided by the temperature that suits these labels best.
 
-    Epochs are compared by it, as label smoothing and long training change how sure a network is more than what it knows.
+    It chooses epochs, because label smoothing and long training change a network's confidence more than its knowledge.
 
-    Source: Guo et al. 2017, arXiv:1706.04599 (temperature); Berta et al. 2025, arXiv:2501.19195 (to choose epochs by).
+    Source: Guo et al. 2017, arXiv:1706.04599 (temperature); Berta et al. 2025, arXiv:2501.19195 (choice of epoch).
     """
     if not logits_nc.isfinite().all():
         return math.nan
