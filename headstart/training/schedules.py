@@ -69,13 +69,6 @@ class WarmRestarts:
         return cosine(1, 0, step / length), MOMENTUM
 
 
-def whole_cycles(epochs: int, cycle_len: int, cycle_mult: int) -> bool:
-    """Whether `epochs` end where a cycle ends, at the lowest rate."""
-    while epochs > 0:
-        epochs, cycle_len = epochs - cycle_len, cycle_len * cycle_mult
-    return epochs == 0
-
-
 def group_rates(lr: float | Sequence[float], lr_ratio: float, groups: Sequence[str]) -> list[float]:
     """Learning rates by layer group, earliest first.
 
