@@ -245,6 +245,33 @@ def test_params_or_images_changed_under_a_running_stage_are_noticed(copied, monk
     assert (copied / "models/head.safetensors").read_bytes() == head
 
 
+@pytest.mark.parametrize(
+    ("edited", "epochs"),
+    [("headstart/web.py", 2), ("headstart/evaluation/report.html.j2", 2), ("headstart/training/loop.py", 3)],
+)
+def test_a_checkpoint_survives_an_edit_of_code_that_its_stage_does_not_import(copied, monkeypatch, edited, epochs):
+    from headstart.core import code_digest, stages
+    from headstart.training.loop import Trainer
+    from tasks.train_head import train_head
+
+    params = set_params(copied / "params.yaml", ["train_head.epochs=3"])
+    stage, save, epoch, trained = load_graph(copied, params)["train_head"], checkpoints.Checkpoint.save, Trainer._epoch, []
+
+    def interrupted(self, saved):
+        save(self, saved)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_epoch", lambda self, *rest: (trained.append(self.what), epoch(self, *rest))[1])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints.Checkpoint, "save", interrupted)
+        stages.run_stage(stage, train_head, copied, params)
+    assert len(trained) == 1
+    monkeypatch.setitem(code_digest.CODE_AT_START, edited, "edited")  # as if this process had started after the edit
+    monkeypatch.setattr(code_digest, "changed_since_start", lambda files: [])
+    stages.run_stage(stage, train_head, copied, params)
+    assert len(trained) == 1 + epochs
+
+
 def test_changed_code_is_noticed(copied, monkeypatch):
     from headstart.core import code_digest
 
@@ -375,9 +402,9 @@ import os, signal, sys
 from pathlib import Path
 import flows, {module}
 {at} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
-from flows import pipeline
+from flows import execution
 from headstart.core.params import load_params
-pipeline.execute(Path.cwd(), load_params(Path("params.yaml")), ["train_head"])
+execution.execute(Path.cwd(), load_params(Path("params.yaml")), ["train_head"])
 """
         run(copied, sys.executable, "-c", code, code=-9)
     left = [one for one in mlflow_runs(copied) if one.info.status == "RUNNING"]
@@ -403,9 +430,9 @@ def test_nothing_heavy_is_imported_when_nothing_changed(copied):
     code = """
 import sys
 from pathlib import Path
-from flows import pipeline
+from flows import execution
 from headstart.core.params import load_params
-done = pipeline.execute(Path.cwd(), load_params(Path("params.yaml")))
+done = execution.execute(Path.cwd(), load_params(Path("params.yaml")))
 assert {one.how for one in done.outcomes} == {"fresh"} and done.mlflow_run is None
 print("heavy:", sorted({"torch", "torchvision", "timm", "mlflow", "openvino", "sklearn", "matplotlib"} & set(sys.modules)))
 """
@@ -439,11 +466,11 @@ def test_fetch_data_refuses_a_link_at_its_out(copied, tmp_path):
 
 
 def test_a_full_disk_is_told_before_anything_runs(copied, monkeypatch):
-    from flows import pipeline
+    from flows import execution
     from headstart.activations import build
 
     params = load_params(copied / "params.yaml")
-    monkeypatch.setattr(pipeline, "free_bytes", lambda path: 5_000_000)
+    monkeypatch.setattr(execution, "free_bytes", lambda path: 5_000_000)
     with pytest.raises(InputError, match="5 MB free"):
         check_inputs(copied, params, [])
     monkeypatch.setattr(build, "free_bytes", lambda path: 10_000)

@@ -137,7 +137,7 @@ def test_images_that_the_champion_learned_from_are_not_asked(mine):
     fair = (~test["key"].isin(seen)).sum()
     assert 0 < fair < len(test)
     sentence = verdict(mine, 3)
-    assert f"of {fair} test images" in sentence
+    assert f"{fair} test images" in sentence
 
 
 def test_models_are_found_by_alias_number_and_run(judged):
@@ -180,8 +180,8 @@ def test_below_30_test_images_nothing_is_decided_and_a_person_may(done, tmp_path
     _forget_models(project)
     how(project, "data.test_fraction=0.3")
     sentence = verdict(project, 1)
-    assert sentence.startswith("version 1 stays challenger: of ")
-    assert "nothing can be decided, at least 30 are needed" in sentence
+    assert sentence.startswith("version 1 stays challenger: ")
+    assert "are too few to decide by, at least 30 are needed" in sentence
     assert "python -m flows.register --champion 1" in sentence
     assert Registry(project).get_alias(CHAMPION) is None
     assert promote(project, 1).promoted and holders(project) == (1, 1)
@@ -281,7 +281,7 @@ def test_classes_are_matched_by_name():
 
 def test_a_champion_of_an_earlier_version_blocks_nothing_and_it_is_said_what_to_do(mine, monkeypatch):
     """Its file lacks what is needed to build its network; it cannot be asked, and running the pipeline again does not help."""
-    from flows import register as module
+    from headstart.tracking import promotion as module
 
     champion, load = Registry(mine).get_alias(CHAMPION), module.load_card
 
