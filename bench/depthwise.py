@@ -86,18 +86,18 @@ def step(size: int, after: str | None) -> Callable[[bool], Callable[[], object]]
         with torch.no_grad():
             x = cut_body(backbone.body, backbone.groups, after)[0].eval()(x).contiguous(memory_format=torch.channels_last)
     y = torch.arange(BATCH) % 10
-    feed = BatchSource(after, lambda *_: iter(()), lambda: iter(()), lambda: x[:1])
+    batch_source = BatchSource(after, lambda *_: iter(()), lambda: iter(()), lambda: x[:1])
 
     def side(fast: bool) -> Callable[[], object]:
         network, optimizer = trained(backbone, "late" if after else "all")
-        runner = network.runner(feed)
+        runner = network.runner(batch_source)
         if not fast:
             for name, module in list(runner.named_modules()):
                 if isinstance(module, Depthwise):
                     parent, _, leaf = name.rpartition(".")
                     setattr(runner.get_submodule(parent), leaf, Float32(module.inner))
-        network.prepare(feed)
-        forward = network.forward(feed)
+        network.prepare(batch_source)
+        forward = network.forward(batch_source)
         return lambda: train_step(forward, optimizer, x, y, Options().loss(y, device))
 
     return side

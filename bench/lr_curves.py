@@ -79,15 +79,17 @@ def unfrozen_curves(root: Path) -> list[tuple[str, Curve]]:
     y_n = torch.tensor(rows["class_index"].to_numpy(), dtype=torch.int64)
     source = ImageSource(root / params.data.source, 50_000_000, card.preprocessing, Augmentation("none", False, 0, 1, 0), 0)
     plain = [source.base_view(path, key) for path, key in zip(rows["path"], rows["key"], strict=True)]
-    feed = batch_sources.from_images((lambda _, row: plain[row], y_n), (plain.__getitem__, y_n), card.preprocessing, 2, CPU)
+    batch_source = batch_sources.from_images(
+        (lambda _, row: plain[row], y_n), (plain.__getitem__, y_n), card.preprocessing, 2, CPU
+    )
     options = Options(batch_size=32)
     found = []
     for bn_freeze, lr_ratio, seed in UNFROZEN:
         network = Network(to_device(Classifier(backbone.body, head), CPU), backbone.groups, bn_freeze)
         curve = range_test(
             network.model,
-            network_prepare(network, UnfreezePhase("all", 1, 1e-3, lr_ratio), feed, options),
-            batch_sources.endless(feed, options, seed),
+            network_prepare(network, UnfreezePhase("all", 1, 1e-3, lr_ratio), batch_source, options),
+            batch_sources.endless(batch_source, options, seed),
             loss=options.loss(y_n, CPU),
             lr_min=1e-7,
             lr_max=10.0,

@@ -32,14 +32,14 @@ SIDES = ("fastai", "timm", "ours")
 GFLOP = {"resnet50": 8.18}  # of a forward pass at 224 px: twice the multiply-adds that `python -m flows.backbones` shows
 
 
-def write_photos(folder: Path, resolve_workers: int, size: tuple[int, int] = (500, 375)) -> None:
+def write_photos(folder: Path, count: int, size: tuple[int, int] = (500, 375)) -> None:
     """Distinct crops of real photos as JPEG, quality 90."""
     from PIL import Image
     from skimage import data
 
     pictures = [data.astronaut(), data.cat(), data.coffee(), data.rocket(), data.chelsea()]
     rng = np.random.default_rng(0)
-    for number in range(resolve_workers):
+    for number in range(count):
         image = Image.fromarray(pictures[number % len(pictures)])
         scale = max(size[0] / image.width, size[1] / image.height) * rng.uniform(1.05, 1.5)
         image = image.resize((int(image.width * scale) + 1, int(image.height * scale) + 1))
@@ -181,11 +181,11 @@ def main() -> None:
     print(
         f"{'model':<24}{'photos':>12}{'px':>5}{'fastai':>9}{'timm':>9}{'ours':>9}  (images/s)   times fastai        times timm"
     )
-    for name, size, photos, resolve_workers in CASES:
+    for name, size, photos, count in CASES:
         if arguments.models and name not in arguments.models:
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            write_photos(Path(scratch), resolve_workers, photos)
+            write_photos(Path(scratch), count, photos)
             rates = compare(Path(scratch), name, size, arguments.repeats)
         middle = {key: statistics.median(found) for key, found in rates.items()}
         line = f"{name:<24}{photos[0]:>7} x {photos[1]:<4}{size:>3}" + "".join(f"{middle[key]:>9.1f}" for key in SIDES)

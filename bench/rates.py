@@ -84,7 +84,7 @@ class Ready:
     seed: int
     backbone: Backbone
     head: nn.Module
-    feed: BatchSource
+    batch_source: BatchSource
     y_train: torch.Tensor
     y_valid: torch.Tensor
     y_test: torch.Tensor
@@ -254,15 +254,15 @@ def prepare(task: Task, seed: int) -> Ready:
     valid = rows_of(run(backbone.body, pixels["valid"], backbone.preprocessing)[None], y["valid"])
     head = trained_head(task, seed, rows, valid, backbone.width, int(y["train"].max()) + 1)
     if task.unfreeze_from == "all":
-        feed = live(task, seed, backbone.preprocessing, splits)
+        batch_source = live(task, seed, backbone.preprocessing, splits)
         test = [normalise(part, backbone.preprocessing) for part in pixels["test"].split(64)]
     else:
         front = cut_body(backbone.body, backbone.groups, "early")[0]
         maps = torch.stack([run(front, view, backbone.preprocessing) for view in views])
         held = {split: run(front, pixels[split], backbone.preprocessing) for split in ("valid", "test")}
-        feed = from_feature_maps("early", rows_of(maps, y["train"]), rows_of(held["valid"][None], y["valid"]), CPU)
+        batch_source = from_feature_maps("early", rows_of(maps, y["train"]), rows_of(held["valid"][None], y["valid"]), CPU)
         test = list(held["test"].contiguous(memory_format=torch.channels_last).split(64))
-    return Ready(task, seed, backbone, head, feed, y["train"], y["valid"], y["test"], test)
+    return Ready(task, seed, backbone, head, batch_source, y["train"], y["valid"], y["test"], test)
 
 
 def augmented(task: Task, seed: int, pixels: torch.Tensor, kind: str, number: int) -> torch.Tensor:
@@ -331,12 +331,12 @@ def tune(ready: Ready, setting: Setting) -> Outcome:
     start, task, network = time.monotonic(), ready.task, network_of(ready)
 
     def accuracy() -> float:
-        return scores(collect_logits(network.runner(ready.feed), ready.test), ready.y_test)["accuracy"]
+        return scores(collect_logits(network.runner(ready.batch_source), ready.test), ready.y_test)["accuracy"]
 
     head = accuracy()
     history = fine_tune(
         network,
-        [(UnfreezePhase(task.unfreeze_from, task.epochs, setting.lr, setting.lr_ratio), ready.feed)],
+        [(UnfreezePhase(task.unfreeze_from, task.epochs, setting.lr, setting.lr_ratio), ready.batch_source)],
         y_train=ready.y_train,
         y_valid=ready.y_valid,
         options=Options(batch_size=task.batch_size, label_smoothing=setting.smoothing),

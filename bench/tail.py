@@ -52,19 +52,19 @@ def sides(folder: Path, name: str, size: int) -> list[Callable[[], object]]:
         maps = torch.cat([front(x) for x in kept.valid()])
     rows = ActivationDataset(lambda chosen, views: maps[chosen], 1, y)
 
-    def side(feed: BatchSource, unfreeze_from: str) -> Callable[[], object]:
+    def side(batch_source: BatchSource, unfreeze_from: str) -> Callable[[], object]:
         network, optimizer = trained(replace(backbone, body=copy.deepcopy(backbone.body)), unfreeze_from)
-        network.prepare(feed)
-        forward, loss = network.forward(feed), Options().loss(y, device)
+        network.prepare(batch_source)
+        forward, loss = network.forward(batch_source), Options().loss(y, device)
 
         def epoch() -> None:
-            for x, y_b, _ in feed.batches(0, 0, BATCH, False, 0):
+            for x, y_b, _ in batch_source.batches(0, 0, BATCH, False, 0):
                 train_step(forward, optimizer, x, y_b, loss)
 
         return epoch
 
-    maps_feed = from_feature_maps("early", rows, rows, device)
-    return [side(maps_feed, "late"), side(decoded, "late"), side(kept, "late"), side(kept, "all")]
+    map_source = from_feature_maps("early", rows, rows, device)
+    return [side(map_source, "late"), side(decoded, "late"), side(kept, "late"), side(kept, "all")]
 
 
 def main() -> None:
