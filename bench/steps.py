@@ -34,7 +34,7 @@ INTRODUCTION = """\
 `python -m bench.steps --seeds {seeds} > docs/recipe.md`. EfficientNet-lite0 with ImageNet weights; 256 training images, up to
 100 for validation and 300 for the test; 20 epochs for the head, 6 for fine-tuning. A row that begins with … repeats the row
 it is compared with and changes one thing. Parameters that no row names are those of params.yaml, except an `lr_ratio` of 10
-and no label smoothing. Rows share each seed's split, initial weights, order and views. A log-loss difference below 0 is better."""
+and no label smoothing. Rows share each seed's split, initial weights, order and views. A log-loss below 0 is better."""
 
 
 @dataclass(frozen=True)
