@@ -93,7 +93,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a fine-tuning: test accuracies of head and network, the epoch kept (0: the head), the scale of the rates."""
+    """The result of a fine-tuning: test accuracies of head and network, the epoch kept (0: the head), the rates' scale."""
 
     head: float
     accuracy: float
@@ -383,10 +383,8 @@ def main() -> None:
     configure("auto", "cpu")
     print("# What fine-tuning adds to the trained head, by rate\n")
     print(f"`python -m bench.rates --seeds {arguments.seeds} > docs/rates.md`. EfficientNet-lite0 with ImageNet weights,")
-    print(
-        "2 augmented views, 6 epochs; the head is linear and trains at the range test's rate. Rows share each seed's split, head,"
-    )
-    print("order and views. Test accuracy, mean (range).")
+    print("2 augmented views, 6 epochs; the head is linear and trains at the range test's rate. Rows share each seed's split,")
+    print("head, order and views. Test accuracy, mean (range).")
     for name in arguments.sets:
         if name == "stamps" and not STAMPS.is_dir():
             print(

@@ -1,8 +1,8 @@
-"""An epoch of the late half from cached boundary maps against ones on images: `python -m bench.tail`.
+"""Compare an epoch of the late half on cached maps with epochs on images: `python -m bench.tail`.
 
 256 photos of 500 x 375, fastai's head, batches of 32, frozen batch norm, augmentation, fine-tuning's precision on this
-machine. Images: decoded in every epoch, as where they do not fit into memory; kept as pixels after the first; kept, and
-all layers trained. Sides in alternation, medians of rounds. The weights are random: they change no time.
+machine. Images are decoded in every epoch, as if they did not fit into memory; or their pixels are kept after the first
+epoch; or kept with all layers trained. Sides alternate; medians of rounds. Random weights do not change the times.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SIDES = ("cached maps", "images, decoded each time", "images, pixels kept", "ima
 
 
 def sides(folder: Path, name: str, size: int) -> list[Callable[[], object]]:
-    """An epoch of each of `SIDES`."""
+    """Return a function for each of `SIDES` that trains one epoch."""
     device = configure("auto", "cpu")
     backbone = build_backbone(name, "random", size)
     files, y = keyed(folder), torch.arange(IMAGES) % 10
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.tail", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     number = parser.parse_args().rounds
-    print("| an epoch: seconds, and times the cached maps' |", " | ".join(SIDES), "|\n|---|" + "---|" * len(SIDES))
+    print("| an epoch: seconds; as a multiple of the cached maps' |", " | ".join(SIDES), "|\n|---|" + "---|" * len(SIDES))
     with tempfile.TemporaryDirectory() as scratch:
         write_photos(Path(scratch), IMAGES)
         for name, size in NETWORKS:
