@@ -78,7 +78,7 @@ def trained(backbone: Backbone, unfreeze_from: str) -> tuple[Network, torch.opti
 
 
 def step(size: int, after: str | None) -> Callable[[bool], Callable[[], object]]:
-    """Return a maker of a training step of what follows `after`, or of all layers; its flag chooses our gradients or PyTorch's."""
+    """Return a maker of a training step of what follows `after`, or of all layers; its flag chooses our gradients."""
     device = configure("auto", "cpu")
     backbone = build_backbone(NAME, "packaged", size)
     x = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)

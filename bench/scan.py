@@ -108,13 +108,13 @@ def main() -> None:
                 seconds, result = scan_once(folder, state, workers)
                 assert result.reread == 0
                 rescanning.append(seconds)
-        plain, whole, rescan = (statistics.median(side) for side in (decoding, scanning, rescanning))
+        decode_s, scan_s, rescan_s = (statistics.median(side) for side in (decoding, scanning, rescanning))
         ratios = sorted(b / a for a, b in zip(decoding, scanning, strict=True))
         print(
-            f"{kind}: {number:,} images of 500 x 375, {workers} processes: decode alone {plain:.2f} s"
-            f" ({number / plain:,.0f} images/s), scan {whole:.2f} s ({number / whole:,.0f} images/s),"
-            f" ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}); rescan {rescan:.2f} s"
-            f" ({number / rescan:,.0f} images/s)"
+            f"{kind}: {number:,} images of 500 x 375, {workers} processes: decode alone {decode_s:.2f} s"
+            f" ({number / decode_s:,.0f} images/s), scan {scan_s:.2f} s ({number / scan_s:,.0f} images/s),"
+            f" ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}); rescan {rescan_s:.2f} s"
+            f" ({number / rescan_s:,.0f} images/s)"
         )
 
 

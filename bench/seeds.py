@@ -33,7 +33,9 @@ def run_seed(root: Path, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.seeds", description="Measure the test accuracy of params.yaml over seeds.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.seeds", description="Measure the test accuracy of params.yaml over seeds."
+    )
     parser.add_argument("--seeds", type=int, default=5)
     count = parser.parse_args().seeds
     command_line()
