@@ -38,7 +38,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PRELOADED = (
     "torch", "torchvision", "timm", "mlflow", "sklearn.metrics", "tests.conftest", "tests.test_activations",
     "tests.test_training", "tasks.link_data", "tasks.precompute", "tasks.find_lr", "tasks.train_head", "tasks.fine_tune",
-    "tasks.evaluate", "flows.register", "headstart.prediction.scorer", "headstart.tracking.registry",
+    "tasks.evaluate", "headstart.prediction.scorer", "headstart.tracking.promotion",
 )  # fmt: skip
 # The server has one thread of ours when it forks. A thread of OpenMP's that waits sleeps: where more processes than cores
 # compute, as in tests that run side by side, one that spins holds up the thread that it waits for (17 s instead of 1).
@@ -195,6 +195,7 @@ def serve(address: str) -> dict[str, Any]:
     """Fork for every request until stdin is closed. Returns in the forks only, with what they are to become."""
     for name in PRELOADED:
         importlib.import_module(name)
+    assert not {"flows", "prefect"} & sys.modules.keys(), "the server's folder and environment would be every fork's"
     gc.collect()
     gc.freeze()  # so that no fork's collector walks, and thereby copies, what all have in common
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, and for what was forked
