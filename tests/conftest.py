@@ -25,7 +25,6 @@ from headstart.images.limits import Limits
 from headstart.ingest.layouts import list_source
 from headstart.ingest.scan import Scan, SplitRule, scan
 from headstart.ingest.tree import preflight
-
 from tests import templates
 from tests.forked_workers import forked_workers
 

@@ -3,10 +3,11 @@
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 from headstart.images.decode import FORMATS
 from headstart.images.limits import Limits
 from headstart.ingest import worker
-from PIL import Image
 
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "x.png"

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.context import ForkServerContext
 from unittest import mock
 
+from headstart import child_process
 from headstart.images.limits import Limits
 from headstart.ingest import workers
 
@@ -38,7 +39,7 @@ def _forks() -> ForkServerContext:
 
 
 class Forked:
-    """What `headstart.ingest.workers` uses of a `subprocess.Popen`."""
+    """What `headstart.child_process` uses of a `subprocess.Popen`."""
 
     def __init__(self, descriptor: int, limits: str) -> None:
         with socket.socket(fileno=os.dup(descriptor)) as connection:
@@ -64,5 +65,5 @@ def _start(command: Sequence[str], **options: object) -> subprocess.Popen[bytes]
 @contextlib.contextmanager
 def forked_workers() -> Iterator[None]:
     """Within this, the processes of a scan are forks; those that a test starts by a command of its own are not."""
-    with mock.patch.object(workers, "subprocess", types.SimpleNamespace(**(vars(subprocess) | {"Popen": _start}))):
+    with mock.patch.object(child_process, "subprocess", types.SimpleNamespace(**(vars(subprocess) | {"Popen": _start}))):
         yield
