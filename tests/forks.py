@@ -232,8 +232,9 @@ def _fork(connection: socket.socket) -> dict[str, Any]:
             os.close(file)
         _report(connection, child)
     connection.close()
-    aside = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 2 * MOST_FILES) for file in files]
-    os.closerange(0, 2 * MOST_FILES)
+    above = max(2 * MOST_FILES, *numbers) + 1  # where no file has its place
+    aside = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, above) for file in files]
+    os.closerange(0, above)
     for number, file in zip(numbers, aside, strict=True):
         os.dup2(file, number)
         os.close(file)

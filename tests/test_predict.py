@@ -225,8 +225,7 @@ def test_who_was_only_near_a_crash_is_answered(folder, model):
 # The command as it is, but that its scorers are started by the command line in the first argument.
 COMMAND = """
 import functools, json, sys
-from headstart.core.errors import guarded
-from headstart.core.stages import command_line
+from headstart.core.command_line import command_line, guarded
 from headstart.prediction import batch
 from flows.predict import main
 batch.score_all = functools.partial(batch.score_all, command=json.loads(sys.argv.pop(1)))
