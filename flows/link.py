@@ -17,7 +17,6 @@ from headstart.ingest.link import check_name, inspect_source, link
 from headstart.ingest.tree import check_folder, preflight
 from headstart.versioning import cache_folders, copy_into_dvc
 
-from flows import PROJECT
 from flows.arguments import path
 
 logger = logging.getLogger("headstart")
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--relink", action="store_true", help="replace a link that leads elsewhere")
     parser.add_argument("--snapshot", action="store_true", help="a copy in DVC's care instead of a link")
     options = parser.parse_args(arguments)
-    link_source(PROJECT, options.source, options.name, relink=options.relink, snapshot=options.snapshot)
+    link_source(Path.cwd(), options.source, options.name, relink=options.relink, snapshot=options.snapshot)
     return 0
 
 

@@ -101,3 +101,14 @@ def _make_mlflow(folder: Path) -> None:
     with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
         for table in ("experiment_tags", "experiments"):  # they hold this folder's path; the next `store` makes them again
             database.execute(f"DELETE FROM {table}")
+
+
+def digits(place: Path) -> None:
+    """The built-in digits, as `fetch_data` writes them; hard links, which a test may remove but not write to."""
+
+    def write(folder: Path) -> None:
+        from headstart.datasets.builtin import write_digits
+
+        write_digits(folder / "digits")
+
+    shutil.copytree(made_once("digits", write) / "digits", place, copy_function=os.link)

@@ -10,8 +10,8 @@ import pytest
 from flows import clean
 from headstart.core.graph import load_graph
 from headstart.core.params import load_params
-from headstart.datasets.builtin import write_digits
 from headstart.versioning import workspace
+from tests import templates
 from tests.conftest import write_shapes
 from tests.projects import run
 
@@ -42,7 +42,7 @@ def used(project: Path, monkeypatch) -> Path:
         path = project / out if Path(out).suffix else project / out / "deep" / "x"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("a stage's")
-    write_digits(project / "data/digits")
+    templates.digits(project / "data/digits")
     (project / ".headstart/records").mkdir(parents=True)
     for name in (*KEPT, *THEIRS):
         (project / name).parent.mkdir(parents=True, exist_ok=True)

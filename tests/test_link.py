@@ -13,13 +13,23 @@ import pytest
 from flows.param_edits import set_params
 from headstart.core.errors import InputError
 from tests.conftest import encode, picture, write_shapes
-from tests.projects import run
+from tests.forked_workers import forked_workers
+from tests.projects import dvc_here, run, run_here
 
 
 def link_data(project: Path, *arguments: str, code: int = 0) -> str:
     """The stage, or with a folder to link the command for that."""
-    module = "tasks.link_data" if arguments in ((), ("--verify",)) else "flows.link"
-    return run(project, sys.executable, "-m", module, *arguments, code=code)
+    with forked_workers():
+        return run_here(project, module_of(arguments), *arguments, code=code)
+
+
+def command(project: Path, *arguments: str, code: int = 0) -> str:
+    """The same by the real command."""
+    return run(project, sys.executable, "-m", module_of(arguments), *arguments, code=code)
+
+
+def module_of(arguments: tuple[str, ...]) -> str:
+    return "tasks.link_data" if arguments in ((), ("--verify",)) else "flows.link"
 
 
 def content(folder: Path) -> dict[str, tuple[str, int, int]]:
@@ -41,14 +51,14 @@ def photos(tmp_path) -> Path:
 
 def test_a_link_is_made_shown_and_named_and_the_source_not_written(project, photos):
     before = content(photos)
-    said = link_data(project, "--from", str(photos), "--name", "photos")
+    said = command(project, "--from", str(photos), "--name", "photos")
     link = project / "data/photos"
     assert link.is_symlink() and link.resolve() == photos.resolve()
     assert f"data/photos -> {photos}" in said
     assert "60 files in 3 folders: a (20), b (20), c (20)" in said
     assert "--set data.source=data/photos\n" in said
     set_params(project / "params.yaml", ["data.source=data/photos"])
-    link_data(project)
+    command(project)
     assert len(pd.read_parquet(project / "data/manifest.parquet")) == 60
     assert content(photos) == before
 
@@ -150,8 +160,8 @@ def test_a_snapshot_is_pushed_and_pulled(project, photos, tmp_path):
     set_params(project / "params.yaml", ["data.source=data/photos"])
     link_data(project)
     manifest = (project / "data/manifest.parquet").read_bytes()
-    run(project, "dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
-    run(project, "dvc", "push", "data/photos")
+    dvc_here(project, "remote", "add", "-d", "store", str(tmp_path / "store"))
+    dvc_here(project, "push", "data/photos")
     for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "snapshot"]):
         run(project, "git", *command)
     shutil.rmtree(photos)
@@ -188,14 +198,14 @@ def test_no_link_takes_the_place_of_a_snapshot_into_which_dvc_would_write(projec
     other = write_shapes(tmp_path / "other", each=3)
     for more in ([], ["--relink"]):
         assert "data/photos is a snapshot" in link_data(project, "--from", str(other), "--name", "photos", *more, code=2)
-    run(project, "dvc", "checkout", "data/photos.dvc")
+    dvc_here(project, "checkout", "data/photos.dvc")
     assert len(list(other.rglob("*.png"))) == 9
     assert (project / "data/photos").is_dir() and not (project / "data/photos").is_symlink()
 
 
 def test_links_into_a_cache_elsewhere_are_dvcs_own(project, photos, tmp_path):
-    run(project, "dvc", "config", "cache.dir", str(tmp_path / "cache"))
-    run(project, "dvc", "config", "cache.type", "symlink")
+    dvc_here(project, "config", "cache.dir", str(tmp_path / "cache"))
+    dvc_here(project, "config", "cache.type", "symlink")
     link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
     assert (project / "data/photos/a/000.png").is_symlink()
     set_params(project / "params.yaml", ["data.source=data/photos"])
