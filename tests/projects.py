@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+import flows
 from flows.execution import RAN, execute
 from flows.param_edits import set_params
 from headstart.core import offspring
@@ -59,9 +60,13 @@ def dvc_here(project: Path, *arguments: str, code: int = 0) -> str:
         lines.setStream(sys.stdout)
         return dvc(list(arguments))
 
-    with mock.patch.object(log, "handlers", [lines]), mock.patch.object(log, "level", logging.INFO):
-        log.manager._clear_cache()
-        return _here(project, main, code)
+    level = log.level
+    log.setLevel(logging.INFO)  # versioning wants errors alone
+    try:
+        with mock.patch.object(log, "handlers", [lines]):
+            return _here(project, main, code)
+    finally:
+        log.setLevel(level)
 
 
 def _here(project: Path, main: Callable[[], int], code: int) -> str:
@@ -87,6 +92,12 @@ def _here(project: Path, main: Callable[[], int], code: int) -> str:
 
 def flow(project: Path, *arguments: str, code: int = 0) -> str:
     return run(project, sys.executable, "-m", "flows.pipeline", *arguments, code=code)
+
+
+def flow_here(project: Path, *arguments: str, code: int) -> str:
+    """The same in this process, for what is refused before the flow begins."""
+    with mock.patch.object(flows, "PROJECT", project):
+        return run_here(project, "flows.pipeline", *arguments, code=code)
 
 
 def how(project: Path, *assignments: str, force: tuple[str, ...] = ()) -> dict[str, str]:

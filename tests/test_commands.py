@@ -17,6 +17,7 @@ import flows
 from flows import predict, servers
 from headstart.core.params import Params, is_text
 from tests.conftest import make_project
+from tests.templates import add_mlflow
 
 LINES = 24  # of a screen
 
@@ -24,7 +25,7 @@ LINES = 24  # of a screen
 @pytest.fixture(scope="module")
 def somewhere(tmp_path_factory) -> Path:
     """A project that has never run, and what can be named wrongly in it."""
-    project = make_project(tmp_path_factory.mktemp("commands") / "project")
+    project = add_mlflow(make_project(tmp_path_factory.mktemp("commands") / "project"))
     (project / "folder.parquet").mkdir()
     (project / "folder.pt2").mkdir()
     (project / "file").write_text("x")
