@@ -5,11 +5,12 @@ import io
 import logging
 import os
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +19,7 @@ from flows.execution import RAN, execute
 from flows.param_edits import set_params
 from headstart.core import offspring
 from headstart.tracking.store import store
+from tests import forks
 
 BIN = Path(sys.executable).parent
 ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "PYTHONWARNINGS": "ignore"}
@@ -27,11 +29,21 @@ for name in [name for name in ENVIRONMENT if name.startswith(("PREFECT_", "MLFLO
     ENVIRONMENT.pop(name)  # what this process set must not leak into another project
 
 
-def run(project: Path, *command: str, code: int = 0) -> str:
+def run(project: Path, *command: str, code: int = 0, env: Mapping[str, str] = ENVIRONMENT) -> str:
     """Run a command in a project; returns its output, both streams."""
-    done = subprocess.run(command, cwd=project, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def forked_python(folder: Path) -> dict[str, str]:
+    """An environment whose `python` is a fork of a process that has torch (tests/forks.py), for a real `dvc repro`: it starts
+    a process for each stage, and each would import torch for 4 seconds."""
+    folder.mkdir()
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.join(forks.command())} "$@"\n')
+    python.chmod(0o755)
+    return ENVIRONMENT | {"PATH": f"{folder}:{ENVIRONMENT['PATH']}"}
 
 
 def run_here(project: Path, module: str, *arguments: str, code: int = 0) -> str:

@@ -81,7 +81,7 @@ def test_hardly_a_line_that_a_stage_depends_on_is_idle(name):
 
 IMPORTED = """
 import os, sys
-import mlflow, openvino, timm, torch  # once for all forks
+import mlflow, timm, torch  # once for all forks
 for name in sys.argv[1:]:
     if not os.fork():
         __import__(f"tasks.{name}")

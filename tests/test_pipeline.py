@@ -32,7 +32,7 @@ from headstart.training import checkpoints
 from headstart.versioning import workspace
 from tasks.evaluate import evaluate
 from tests.conftest import make_project, write_shapes
-from tests.projects import dvc_here, flow, flow_here, how, mlflow_runs, ran, run, run_here
+from tests.projects import ENVIRONMENT, dvc_here, flow, flow_here, forked_python, how, mlflow_runs, ran, run, run_here
 from tests.templates import add_mlflow
 from tests.test_graph import ORDER
 
@@ -96,10 +96,11 @@ def test_after_the_flow_dvc_is_clean_runs_nothing_and_git_is_clean(copied):
     assert run(copied, "git", "status", "--porcelain") == ""
 
 
-def test_two_fresh_clones_flow_and_repro_give_identical_outs(done, tmp_path):
+@pytest.mark.parametrize("python", ["forked", pytest.param("real", marks=pytest.mark.e2e)])
+def test_two_fresh_clones_flow_and_repro_give_identical_outs(done, tmp_path, python):
     """One clone by the flow (`done`), one by `dvc repro`; other folder, other image folder, several processes."""
     project = add_mlflow(make_project(tmp_path / "elsewhere"))
-    log = run(project, "dvc", "repro")
+    log = run(project, "dvc", "repro", env=forked_python(tmp_path / "bin") if python == "forked" else ENVIRONMENT)
     assert log.count("Running stage") == len(ORDER)
     assert (project / "dvc.lock").read_bytes() == (done / "dvc.lock").read_bytes()
     assert str(project) not in (project / "dvc.lock").read_text()
