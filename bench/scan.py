@@ -25,7 +25,7 @@ from headstart.hardware import resolve_workers
 from headstart.images.decode import FORMATS
 from headstart.images.limits import Limits
 from headstart.ingest.layouts import list_source
-from headstart.ingest.scan import Scan, SplitRule, scan
+from headstart.ingest.scan import Scan, ScanSettings, SplitRule, scan
 from headstart.ingest.tree import preflight
 
 DECODE = """
@@ -55,9 +55,7 @@ def scan_once(folder: Path, state: Path, workers: int) -> tuple[float, Scan]:
     """Return the seconds, including the start of workers, and the scan."""
     start = time.monotonic()
     tree = preflight(folder)
-    result = scan(
-        tree,
-        list_source(tree),
+    settings = ScanSettings(
         limits=Limits(50_000_000, 8, FORMATS),
         rule=SplitRule(0, 0.1, 0.2, 5, "none"),
         max_quarantined=0.01,
@@ -67,6 +65,7 @@ def scan_once(folder: Path, state: Path, workers: int) -> tuple[float, Scan]:
         workers=workers,
         state=state,
     )
+    result = scan(tree, list_source(tree), settings)
     return time.monotonic() - start, result
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from headstart.images.decode import FORMATS
 from headstart.images.limits import Limits
 from headstart.ingest.layouts import list_source
-from headstart.ingest.scan import Scan, SplitRule, scan
+from headstart.ingest.scan import Scan, ScanSettings, SplitRule, scan
 from headstart.ingest.tree import preflight
 from tests import templates
 from tests.forked_workers import forked_workers
@@ -98,17 +98,11 @@ def scan_folder(
         group.update({key: changes.pop(key) for key in list(changes) if key in group})
     assert not changes
     tree = preflight(folder, follow_external_links=bool(options.pop("follow_external_links")))
+    settings = ScanSettings(
+        Limits(**limits), SplitRule(**rule), workers=1, state=state or folder.parent / "scan.sqlite", **rest
+    )
     with forked_workers():
-        return scan(
-            tree,
-            list_source(tree, **options),
-            limits=Limits(**limits),
-            rule=SplitRule(**rule),
-            workers=1,
-            state=state or folder.parent / "scan.sqlite",
-            expected=(expected or {}) if verify else None,
-            **rest,
-        )
+        return scan(tree, list_source(tree, **options), settings, (expected or {}) if verify else None)
 
 
 @pytest.fixture(autouse=True)
