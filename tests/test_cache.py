@@ -245,7 +245,7 @@ def test_labels_splits_and_names_recompute_nothing_and_settings_everything(tmp_p
     with caplog.at_level("INFO", "headstart"):
         assert computed("precompute.views=0") == 0
     assert "data augmentation does nothing" in caplog.text
-    assert "against plain float32 on a sample: cosine >= " in caplog.text
+    assert "agreement with float32 on a sample: cosine at least " in caplog.text
     assert computed("precompute.cache_map_after=early", "precompute.max_gb=0.1") == 0  # of the pooled ones
     assert (project / "data/activations/early/00000.arrow").exists()
     with pytest.raises(InputError, match="need .* GB, and precompute.max_gb is 1e-06"):

@@ -511,7 +511,7 @@ def test_force_names_and_summary(copied):
 
 def test_what_was_kept_is_said_in_log_report_mlflow_and_registry(done):
     kept = json.loads((done / "reports/fine_tune/kept.json").read_text())
-    said = "The fine-tuned network is kept, as it is after epoch 1: " if kept["epoch"] else "Fine-tuning is not kept, the"
+    said = "The fine-tuned network of epoch 1 is kept: " if kept["epoch"] else "The trained head is kept without fine-tuning"
     assert kept["sentence"].startswith(said)
     assert kept["sentence"] in (done / "run.log").read_text()
     assert kept["sentence"] in (done / "reports/report.html").read_text()
@@ -535,7 +535,7 @@ def test_images_are_images_and_views_are_views(done):
     rates = parent.data.metrics
     assert rates["precompute_views_per_second"] == pytest.approx(2 * rates["precompute_images_per_second"], rel=0.01)
     log = (done / "run.log").read_text()
-    assert "activations: 0 of 120 views are cached, 120 to compute" in log
+    assert "0 of 120 views are in the cache, 120 to compute" in log
     assert f"{rates['precompute_images_per_second']:,.0f} images/s" in log
 
 
