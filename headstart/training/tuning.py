@@ -221,11 +221,8 @@ def what_was_kept(history: History) -> dict[str, str | int | float]:
         f"validation log-loss {own:.4f} after epoch {best['epoch']}, {before:.4f} before fine-tuning (both after temperature"
         f" scaling); accuracy {best['valid_accuracy']:.4f}, {head['valid_accuracy']:.4f} before"
     )
-    lowered = (
-        f" The learning rate was lowered to {history.scale:.2g} of the one set, which had spoilt the network."
-        if history.scale < 1
-        else ""
-    )
+    lowered = f" The learning rate was lowered to {history.scale:.2g} of the one set, which had spoilt the network."
+    lowered = lowered if history.scale < 1 else ""
     if kept:
         sentence = f"The fine-tuned network of epoch {kept} is kept: {figures}.{lowered}"
     else:
