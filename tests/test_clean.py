@@ -84,7 +84,7 @@ def test_a_folder_of_a_users_at_a_built_in_sets_place_stays(used, capsys):
     cleaned()
     told = capsys.readouterr().out
     assert "data/digits: holds files that fetch_data did not write: 3/mine.png" in told
-    assert "data/oxford-pets: holds files" in told and "data/oxford-pets-breeds: a snapshot" in told
+    assert "data/oxford-pets: holds files" in told and "data/oxford-pets-breeds: a copy in DVC's care" in told
     assert (used / "data/digits/3/mine.png").exists() and (used / "data/oxford-pets/a/000.png").exists()
     assert (used / "data/oxford-pets-breeds").exists() and (used / "data/digits/0/0000.png").exists()
 

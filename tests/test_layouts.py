@@ -318,7 +318,7 @@ def test_linking_is_refused_where_the_folder_itself_must_change(project, tmp_pat
     photos = write_shapes(tmp_path / "photos")
     spoil(photos)
     (photos / "empty").mkdir()
-    for more in ([], ["--snapshot"]):
+    for more in ([], ["--copy-into-dvc"]):
         said = link_data(project, "--from", str(photos), *more, code=2)
         assert "3 things stand in the way" in said and "accepts all but 2" in said
     assert not (project / "data/photos").exists() and not (project / "data/photos.dvc").exists()
@@ -349,5 +349,5 @@ def test_nothing_is_decoded_by_linking(project, tmp_path, monkeypatch):
     spoil(photos)
     monkeypatch.setattr(module, "examine_all", None)
     monkeypatch.setattr(Image, "open", None)
-    link_source(project, photos, "photos", relink=False, snapshot=False)
+    link_source(project, photos, "photos", relink=False, copy=False)
     assert (project / "data/photos").is_symlink()

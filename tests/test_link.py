@@ -1,4 +1,4 @@
-"""`python -m flows.link --from`: links, snapshots, and the source that is never written."""
+"""`python -m flows.link --from`: links, copies in DVC's care, and the source that is never written."""
 
 import hashlib
 import os
@@ -149,9 +149,9 @@ def test_a_read_only_mount_is_enough(project, photos):
     assert len(pd.read_parquet(project / "data/manifest.parquet")) == 60
 
 
-def test_a_snapshot_is_pushed_and_pulled(project, photos, tmp_path):
+def test_a_copy_in_dvc_is_pushed_and_pulled(project, photos, tmp_path):
     before = content(photos)
-    said = link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    said = link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc")
     assert content(photos) == before
     assert "in DVC's care" in said and "git add data/photos.dvc" in said
     copy = project / "data/photos"
@@ -162,7 +162,7 @@ def test_a_snapshot_is_pushed_and_pulled(project, photos, tmp_path):
     manifest = (project / "data/manifest.parquet").read_bytes()
     dvc_here(project, "remote", "add", "-d", "store", str(tmp_path / "store"))
     dvc_here(project, "push", "data/photos")
-    for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "snapshot"]):
+    for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "copy"]):
         run(project, "git", *command)
     shutil.rmtree(photos)
     clone = tmp_path / "clone"
@@ -173,31 +173,33 @@ def test_a_snapshot_is_pushed_and_pulled(project, photos, tmp_path):
     assert (clone / "data/manifest.parquet").read_bytes() == manifest
 
 
-def test_a_snapshot_takes_the_place_of_nothing_but_a_snapshot(project, photos, tmp_path):
+def test_a_copy_in_dvc_takes_the_place_of_nothing_but_a_copy(project, photos, tmp_path):
     (project / "data/photos").symlink_to(photos)
-    said = link_data(project, "--from", str(photos), "--name", "photos", "--snapshot", code=2)
-    assert "is no snapshot" in said
+    said = link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc", code=2)
+    assert "is no copy in DVC's care" in said
     (project / "data/photos").unlink()
-    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc")
     (photos / "a" / "new.png").write_bytes(encode(picture(0, 999)))
-    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc")
     assert (project / "data/photos/a/new.png").is_file()
 
 
-def test_a_snapshot_that_somebody_changed_is_kept(project, photos):
-    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+def test_a_copy_in_dvc_that_somebody_changed_is_kept(project, photos):
+    link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc")
     (project / "data/photos/a/mine.png").write_bytes(encode(picture(0, 998)))
-    said = link_data(project, "--from", str(photos), "--name", "photos", "--snapshot", code=2)
-    assert "was changed since it was made a snapshot" in said
+    said = link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc", code=2)
+    assert "was changed since it was copied into DVC" in said
     assert (project / "data/photos/a/mine.png").is_file()
 
 
-def test_no_link_takes_the_place_of_a_snapshot_into_which_dvc_would_write(project, photos, tmp_path):
-    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+def test_no_link_takes_the_place_of_a_copy_into_which_dvc_would_write(project, photos, tmp_path):
+    link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc")
     shutil.rmtree(project / "data/photos")  # as in a fresh clone
     other = write_shapes(tmp_path / "other", each=3)
     for more in ([], ["--relink"]):
-        assert "data/photos is a snapshot" in link_data(project, "--from", str(other), "--name", "photos", *more, code=2)
+        assert "data/photos is a copy in DVC's care" in link_data(
+            project, "--from", str(other), "--name", "photos", *more, code=2
+        )
     dvc_here(project, "checkout", "data/photos.dvc")
     assert len(list(other.rglob("*.png"))) == 9
     assert (project / "data/photos").is_dir() and not (project / "data/photos").is_symlink()
@@ -206,7 +208,7 @@ def test_no_link_takes_the_place_of_a_snapshot_into_which_dvc_would_write(projec
 def test_links_into_a_cache_elsewhere_are_dvcs_own(project, photos, tmp_path):
     dvc_here(project, "config", "cache.dir", str(tmp_path / "cache"))
     dvc_here(project, "config", "cache.type", "symlink")
-    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc")
     assert (project / "data/photos/a/000.png").is_symlink()
     set_params(project / "params.yaml", ["data.source=data/photos"])
     link_data(project)
