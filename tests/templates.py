@@ -63,10 +63,10 @@ def git(project: Path, *words: str) -> None:
     subprocess.run([*GIT, *words], cwd=project, check=True)
 
 
-def commit_all(project: Path, *more: str) -> None:
+def commit_all(project: Path) -> None:
     """Commit everything that git does not ignore."""
     git(project, "add", "-A")
-    git(project, "commit", "-qm", "start", *more)
+    git(project, "commit", "-qm", "start")
 
 
 def new_project(folder: Path, configure: Callable[[Path], object]) -> None:
@@ -84,6 +84,7 @@ def new_project(folder: Path, configure: Callable[[Path], object]) -> None:
     configure(folder / "params.yaml")
     git(folder, "init", "-q")
     commit_all(folder)
+    git(folder, "gc", "-q")  # one file to copy instead of 250
     for package in ("headstart", "tasks", "flows"):  # so that commands in a copy need not compile them; git ignores it
         compileall.compile_dir(folder / package, quiet=1)
 
