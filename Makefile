@@ -21,14 +21,18 @@ run: install ## run the whole pipeline as a Prefect flow
 repro: install ## the same through `dvc repro`
 	@python -m flows.repair && dvc repro $(ARGS)
 
+# The tests on all cores, up to 4: each takes 2 to 4 GB.
+PYTEST := pytest -q -n logical --maxprocesses 4 --dist loadgroup
+
 test: install ## lint, types, tests
 	ruff check .
 	ruff format --check .
-	mypy
-	pytest -q -m "not e2e"
+	@said=$$(mktemp); mypy >"$$said" 2>&1 & types=$$!; trap 'kill $$types; exit 130' INT; \
+	echo '$(PYTEST) -m "not e2e"'; $(PYTEST) -m "not e2e"; tests=$$?; \
+	wait $$types; types=$$?; echo mypy; cat "$$said"; rm "$$said"; exit $$((tests || types))
 
-test-all: test ## those, and the end-to-end tests: server, worker, schedule, browser (about 40 minutes more)
-	pytest -q -m e2e
+test-all: test ## those, and the end-to-end tests: server, worker, schedule, browser
+	$(PYTEST) -m e2e
 
 fuzz: install ## fuzz every reader and the decoder, a minute each way and target (about 15 minutes)
 	@python -m tests.fuzz --seconds 60

@@ -1,6 +1,6 @@
-"""Fine-tuning with frozen against moving batch-norm statistics: `python -m bench.bn_freeze > docs/bn_freeze.md`.
+"""Compare fine-tuning with frozen and with moving batch-norm statistics: `python -m bench.bn_freeze > docs/bn_freeze.md`.
 
-Both arms of a seed share split, head, order, views and schedule. The plain view of the test images is judged.
+Both variants of a seed share split, head, order, views and schedule. The test scores the base view of each image.
 """
 
 from __future__ import annotations
@@ -44,16 +44,17 @@ INTRODUCTION = """\
 
 `python -m bench.bn_freeze --seeds {seeds} > docs/bn_freeze.md`. From the same head (linear, {head} epochs on cached
 activations), the whole network trains {epochs} epochs on {train} images (AdamW, one-cycle, LR {lr:g}, each earlier
-layer group a third of the next, batches of {batch}, label smoothing .1). Frozen: batch norm keeps its running
+layer group a third of the next, batches of {batch}, label smoothing 0.1). Frozen: batch norm keeps its running
 statistics (`bn_freeze: true`). Moving: it normalises by the batch's, and the running ones move by a tenth in each step
-(`false`). Its affine parameters train in both. Packaged ImageNet weights. The epoch with the lowest validation log-loss
-({valid} images) is kept; the plain view of up to {test} test images is judged. Seeds 0 to {last}: each its own split,
-initial weights, order and views, shared by both arms. Differences are paired by seed, with their 95 % t-interval."""
+(`false`). Its affine parameters train in both. The weights are the packaged ImageNet weights. Training keeps the epoch
+with the lowest validation log-loss ({valid} images); the test scores the base view (centre crop) of up to {test} images.
+Seeds 0 to {last} each have their own split, initial weights, order and views, and both variants share them. Differences
+are paired by seed, with their 95 % t-interval."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Of one seed: test scores of the head, and of the arms with frozen and with moving statistics."""
+    """The test scores of one seed: of the head, and of the variants with frozen and with moving statistics."""
 
     head: dict[str, float]
     frozen: dict[str, float]
@@ -63,7 +64,7 @@ class Found:
 def one_seed(
     side: Side, files: list[tuple[str, str]], y_n: torch.Tensor, parts: dict[str, list[int]], seed: int, scratch: Path
 ) -> Found:
-    """Head, then both arms."""
+    """Train the head, then both variants from it."""
     chosen = [files[i] for rows in parts.values() for i in rows]
     side.run(side.cache(scratch / "cache"), scratch / "out", sorted(chosen, key=lambda file: file[1]), 1)
     stored = Activations(scratch / "out")
@@ -74,7 +75,7 @@ def one_seed(
     rows, held = (in_memory(x_vnd[name], y[name]) for name in ("train", "valid"))
     train_head(head, rows, held, epochs=HEAD_EPOCHS, lr=3e-3, seed=seed, log=lambda *_: None, options=Options())
     at = {name: [files[i] for i in rows] for name, rows in parts.items()}
-    feed = from_images(
+    batch_source = from_images(
         (lambda epoch, row: side.images.augmented(*at["train"][row], epoch), y["train"]),
         (lambda row: side.images.base_view(*at["valid"][row]), y["valid"]),
         side.backbone.preprocessing,
@@ -82,34 +83,33 @@ def one_seed(
         CPU,
     )
 
-    def arm(bn_freeze: bool) -> dict[str, float]:
+    def tune(bn_freeze: bool) -> dict[str, float]:
         model = to_device(Classifier(copy.deepcopy(side.backbone.body), copy.deepcopy(head)), CPU)
         network = Network(model, side.backbone.groups, bn_freeze)
         fine_tune(
             network,
-            [(UnfreezePhase("all", EPOCHS, LR, LR_RATIO), feed)],
+            [(UnfreezePhase("all", EPOCHS, LR, LR_RATIO), batch_source)],
             y_train=y["train"],
             y_valid=y["valid"],
             options=Options(batch_size=BATCH, label_smoothing=0.1),
             seed=seed,
             log=lambda *_: None,
         )
-        plain = range(len(at["test"]))
         batches = image_batches(
-            plain, lambda row: side.images.base_view(*at["test"][row]), side.backbone.preprocessing, 64, 2, CPU
+            range(len(at["test"])), lambda row: side.images.base_view(*at["test"][row]), side.backbone.preprocessing, 64, 2, CPU
         )
         return scores(collect_logits(model, batches), y["test"])
 
-    return Found(scores(collect_logits(head, [x_vnd["test"][0]]), y["test"]), arm(True), arm(False))
+    return Found(scores(collect_logits(head, [x_vnd["test"][0]]), y["test"]), tune(True), tune(False))
 
 
 def in_memory(x_vnd: torch.Tensor, y_n: torch.Tensor) -> ActivationDataset:
-    """ActivationDataset [v, n, d] with their classes."""
+    """Wrap activations [v, n, d] and their classes as an ActivationDataset."""
     return ActivationDataset(lambda images, views: x_vnd[views, images], len(x_vnd), y_n)
 
 
 def run_cell(data: Set, name: str, size: int, seeds: int) -> list[Found]:
-    """All seeds of one backbone, data set and size."""
+    """Run all seeds of one backbone, data set and size."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")
@@ -131,20 +131,20 @@ def run_cell(data: Set, name: str, size: int, seeds: int) -> list[Found]:
 
 
 def row(data: Set, backbone: str, size: int, found: list[Found]) -> str:
-    """A cell as a line of the table."""
+    """Format a cell as a line of the table."""
 
-    def said(values: list[float], form: str = ".4f") -> str:
+    def spread(values: list[float], form: str = ".4f") -> str:
         return f"{statistics.mean(values):{form}} ({min(values):{form}}-{max(values):{form}})"
 
-    head, frozen, moving = ([getattr(one, arm) for one in found] for arm in ("head", "frozen", "moving"))
-    accuracy = [said([one["accuracy"] for one in arm]) for arm in (head, frozen, moving)]
+    head, frozen, moving = ([getattr(one, variant) for one in found] for variant in ("head", "frozen", "moving"))
+    accuracy = [spread([one["accuracy"] for one in scored]) for scored in (head, frozen, moving)]
     paired = [difference(frozen, moving, key) for key in ("accuracy", "log_loss")]
     cells = [data.name, backbone.removeprefix("tf_efficientnet_"), str(size), *accuracy, *paired]
     return f"| {' | '.join(cells)} |"
 
 
 def difference(a: list[dict[str, float]], b: list[dict[str, float]], key: str) -> str:
-    """A less B, paired by seed, with its interval."""
+    """Format A minus B, paired by seed, with its interval."""
     values = [x[key] - y[key] for x, y in zip(a, b, strict=True)]
     low, high = interval(values)
     return f"{statistics.mean(values):+.3f} ({low:+.3f} to {high:+.3f})"
@@ -156,7 +156,7 @@ def main() -> None:
     seeds = parser.parse_args().seeds
     facts = {"seeds": seeds, "last": seeds - 1, "head": HEAD_EPOCHS, "epochs": EPOCHS, "train": 256, "lr": LR}
     print(INTRODUCTION.format(**facts, batch=BATCH, **MOST))
-    print("\n| set | backbone | px | head alone | frozen | moving | frozen less moving: accuracy | log-loss |")
+    print("\n| set | backbone | px | head alone | frozen | moving | frozen minus moving: accuracy | log-loss |")
     print("|---|---|---|---|---|---|---|---|")
     for data in SETS:
         for name in NAMES:

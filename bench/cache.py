@@ -1,8 +1,8 @@
-"""What the per-image cache saves, and how precompute grows: `python -m bench.cache`.
+"""Measure what the per-image cache saves, and how precompute grows: `python -m bench.cache`.
 
 20,000 JPEG photos (300 x 225, EfficientNet-lite0 at 128 px): from nothing; with 1 % new among them; all cached. Then
-tiny files, 1,000 to 100,000 of them, for time per image and memory. Compiling is apart; look-up, checksums, assembly and
-the files written are counted. Everything is run `--repeats` times; medians and ranges are shown.
+1,000 to 100,000 tiny files show time per image and memory. Compiling does not count; look-up, checksums, assembly and
+writing do. Everything runs `--repeats` times; the output shows medians and ranges.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COUNTS = (1_000, 3_000, 10_000, 30_000, 100_000)
 
 
 def write_crops(folder: Path, start: int, count: int, size: tuple[int, int] = (300, 225)) -> None:
-    """Distinct small photos as JPEG: crops of scikit-image's pictures."""
+    """Write distinct small photos as JPEG: crops of scikit-image's pictures."""
     from PIL import Image
     from skimage import data
 
@@ -39,7 +39,7 @@ def write_crops(folder: Path, start: int, count: int, size: tuple[int, int] = (3
 
 
 def incremental(repeats: int, total: int) -> None:
-    """From nothing, 1 % new, all cached."""
+    """Measure runs from nothing, with 1 % new, and with all cached."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "photos")
         folder.mkdir()
@@ -66,7 +66,7 @@ def incremental(repeats: int, total: int) -> None:
 
 
 def write_tiny(folder: Path, count: int) -> None:
-    """Distinct files of 16 x 16 pixels (BMP), 1,000 a folder."""
+    """Write distinct files of 16 x 16 pixels (BMP), 1,000 in each folder."""
     header = bytes.fromhex("424d3603000000000000360000002800000010000000100000000100180000000000000300000000000000000000000000")
     header = header.ljust(54, b"\0")
     rng = np.random.default_rng(0)
@@ -76,13 +76,13 @@ def write_tiny(folder: Path, count: int) -> None:
 
 
 def anonymous_bytes() -> int:
-    """This process's anonymous memory."""
+    """Return this process's anonymous memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def grow(folder: Path, count: int) -> dict[str, float]:
-    """Seconds and peak anonymous memory of one run over `count` files."""
+    """Return the seconds and the peak anonymous memory of one run over `count` files."""
     side = set_up(folder, "test_efficientnet", 32)
     files = keyed(folder)[:count]
     peak, done = [0], threading.Event()
@@ -104,7 +104,7 @@ def grow(folder: Path, count: int) -> dict[str, float]:
 
 
 def scaling(repeats: int, largest: int) -> None:
-    """Time per image and memory from 1,000 to 100,000 files."""
+    """Measure time per image and memory from 1,000 to 100,000 files."""
     counts = [count for count in COUNTS if count <= largest]
     with tempfile.TemporaryDirectory() as scratch:
         write_tiny(Path(scratch), max(counts))

@@ -12,7 +12,7 @@ import numpy as np
 from headstart.core.files import sha256_bytes
 from headstart.images.transforms import Augmentation
 
-PHOTOS = Augmentation("side_on", True, 10, 1.1, 0.05)  # the lesson's
+PHOTOS = Augmentation("side_on", True, 10, 1.1, 0.05)  # as in the fast.ai lesson
 DIGITS = Augmentation("side_on", False, 10, 1.1, 0.1)  # as in params.yaml
 
 
@@ -21,7 +21,7 @@ class Set:
     """A data set and how much of it trains.
 
     Args:
-        trains: numbers of training images to try; 15 % of the rest choose the epoch, the others are the test.
+        trains: numbers of training images to try; 15 % of the rest are for validation, the others for the test.
     """
 
     name: str
@@ -32,16 +32,16 @@ class Set:
 
 
 def write_digits(folder: Path) -> None:
-    """The 1,797 digits."""
+    """Write the 1,797 digits."""
     from headstart.datasets.builtin import write_digits
 
     write_digits(folder)
 
 
 def write_textures(folder: Path, each: int = 60) -> None:
-    """Crops of 160 x 160 of scikit-image's photos and textures; the class is the picture they come from.
+    """Write crops of 160 x 160 of scikit-image's photos and textures; the class is the picture that a crop comes from.
 
-    Crops called l… are of the left part of a picture and r… of the right one, so that the two share no pixel.
+    Crops named l… come from the left part of a picture and r… from the right one, so that the two share no pixel.
     """
     from PIL import Image
     from skimage import data
@@ -71,7 +71,7 @@ def write_textures(folder: Path, each: int = 60) -> None:
 
 
 def divide(files: list[tuple[str, str]], train: int, seed: int) -> dict[str, list[int]]:
-    """Rows of the training, validation and test images, by a hash of seed and key; left and right parts stay apart."""
+    """Divide files into training, validation and test rows by a hash of seed and key; left and right parts stay apart."""
     order = sorted(range(len(files)), key=lambda i: sha256_bytes(f"{seed} {files[i][1]}".encode()))
     sided = [Path(path).name[0] for path, _ in files]
     learn = [i for i in order if sided[i] != "r"]
@@ -81,7 +81,7 @@ def divide(files: list[tuple[str, str]], train: int, seed: int) -> dict[str, lis
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
-    """95 % t-interval of the mean of paired differences."""
+    """Return the 95 % t-interval of the mean of paired differences."""
     from scipy import stats
 
     n = len(differences)

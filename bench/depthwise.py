@@ -1,7 +1,7 @@
-"""Fine-tuning's step with our gradients of depthwise convolutions against PyTorch's: `python -m bench.depthwise`.
+"""Compare fine-tuning's step with our gradients of depthwise convolutions and with PyTorch's: `python -m bench.depthwise`.
 
 EfficientNet-lite0 with frozen batch norm, fastai's head, batches of 32, in fine-tuning's precision on this machine.
-PyTorch's side computes depthwise convolutions in float32, where its own are fastest. Sides in alternation, medians of rounds.
+PyTorch's side computes depthwise convolutions in float32, where PyTorch is fastest. Sides alternate; medians of rounds.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ LAYERS = ((144, 32, 2), (240, 16, 1), (480, 8, 1), (672, 8, 1), (672, 8, 2), (11
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Of one call."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def rounds(sides: list[Callable[[], object]], number: int) -> list[list[float]]:
-    """Seconds of each side in each round, after two that do not count."""
+    """Return the seconds of each side in each round, after two rounds that do not count."""
     return [[seconds(side) for side in sides] for _ in range(number + 2)][2:]
 
 
 def show(what: str, found: list[list[float]], unit: float, form: str) -> None:
-    """A row: both sides' medians, and the median and range of the ratios."""
+    """Print a row: both sides' medians, and the median and range of the ratios."""
     cells = [format(statistics.median(column) * unit, form) for column in zip(*found, strict=True)]
     print(f"| {what} | {' | '.join(cells)} | {said([torchs / ours for torchs, ours in found], '.2f')} |")
 
 
 def kernels(number: int) -> None:
-    """The weight gradients of the network's 5 x 5 convolutions at 128 px."""
+    """Measure the weight gradients of the network's 5 x 5 convolutions at 128 px."""
     for dtype in (torch.float32, torch.bfloat16):
         for channels, side, stride in LAYERS:
             conv = nn.Conv2d(channels, channels, 5, stride, 2, groups=channels).to(dtype)
@@ -70,7 +70,7 @@ def kernels(number: int) -> None:
 
 
 def trained(backbone: Backbone, unfreeze_from: str) -> tuple[Network, torch.optim.Optimizer]:
-    """A network with fastai's head and frozen batch norm, in fine-tuning's precision on this machine, and its optimizer."""
+    """Return a network with fastai's head and frozen batch norm, in fine-tuning's precision here, and its optimizer."""
     device = configure("auto", "cpu")
     model = to_device(Classifier(backbone.body, build_head("mlp", backbone.width, 10, 0)), device)
     network = Network(model, backbone.groups, True, choose_precision("auto", device)[0])
@@ -78,7 +78,7 @@ def trained(backbone: Backbone, unfreeze_from: str) -> tuple[Network, torch.opti
 
 
 def step(size: int, after: str | None) -> Callable[[bool], Callable[[], object]]:
-    """From whether the gradients are ours to one training step of the whole network, or of what follows a layer group."""
+    """Return a maker of a training step of what follows `after`, or of all layers; its flag chooses our gradients."""
     device = configure("auto", "cpu")
     backbone = build_backbone(NAME, "packaged", size)
     x = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
@@ -86,18 +86,18 @@ def step(size: int, after: str | None) -> Callable[[bool], Callable[[], object]]
         with torch.no_grad():
             x = cut_body(backbone.body, backbone.groups, after)[0].eval()(x).contiguous(memory_format=torch.channels_last)
     y = torch.arange(BATCH) % 10
-    feed = BatchSource(after, lambda *_: iter(()), lambda: iter(()), lambda: x[:1])
+    batch_source = BatchSource(after, lambda *_: iter(()), lambda: iter(()), lambda: x[:1])
 
     def side(fast: bool) -> Callable[[], object]:
         network, optimizer = trained(backbone, "late" if after else "all")
-        runner = network.runner(feed)
+        runner = network.runner(batch_source)
         if not fast:
             for name, module in list(runner.named_modules()):
                 if isinstance(module, Depthwise):
                     parent, _, leaf = name.rpartition(".")
                     setattr(runner.get_submodule(parent), leaf, Float32(module.inner))
-        network.prepare(feed)
-        forward = network.forward(feed)
+        network.prepare(batch_source)
+        forward = network.forward(batch_source)
         return lambda: train_step(forward, optimizer, x, y, Options().loss(y, device))
 
     return side

@@ -1,11 +1,11 @@
-"""Recall and precision of finding planted near copies: `python -m bench.duplicates`.
+"""Measure recall and precision of finding planted near copies: `python -m bench.duplicates`.
 
-Strangers: crops of scikit-image's bundled pictures, no two of which share more than half of their area, and the
-1,797 digits, many of which look alike. A copy of each is planted: recompressed (JPEG 50 to 95, WebP 60 to 95, or
-losslessly), resized (half to double), or both. Pairs are sought between copies and originals: the right pair
-is a hit, any other is a false alarm. Digits are written in another format, or enlarged, which at 8 x 8 pixels changes
-as much as lies between two people's digits; what counts for them is that strangers are not taken for copies.
-Exact copies are found by their hash; the bench shows that too.
+The originals ("strangers", since none is a copy of another) are crops of scikit-image's bundled pictures, no two of which
+share more than half of their area, and the 1,797 digits, many of which look alike. The bench plants a copy of each:
+recompressed (JPEG 50 to 95, WebP 60 to 95, or losslessly), resized (half to double), or both. It searches for pairs of copy
+and original: the right pair is a hit, any other is a false pair. Copies of digits have another format, or are enlarged, which
+at 8 x 8 pixels changes as much as lies between two people's digits. For digits the aim is that no stranger counts as a copy.
+Exact copies are found by their hash, which the bench shows too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling
 
 
 def crops(each: int, seed: int = 0) -> list[bytes]:
-    """Up to `each` crops of every picture as PNG files."""
+    """Return up to `each` crops of every picture as PNG files."""
     rng = np.random.default_rng(seed)
     files = []
     for name in NAMES:
@@ -53,7 +53,7 @@ def crops(each: int, seed: int = 0) -> list[bytes]:
 
 
 def overlap(a: Sequence[int], b: Sequence[int]) -> float:
-    """Shared area over joint area."""
+    """Return the shared area of two boxes over their joint area."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     shared = max(width, 0) * max(height, 0)
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
@@ -66,7 +66,7 @@ def encode(image: Image.Image, kind: str, **options: int) -> bytes:
 
 
 def photo_copy(original: bytes, rng: np.random.Generator) -> bytes:
-    """A recompressed, resized, or recompressed and resized copy."""
+    """Make a recompressed copy, a resized one, or one that is both."""
     image: Image.Image = Image.open(io.BytesIO(original))
     how = rng.integers(3)
     if how:
@@ -79,7 +79,7 @@ def photo_copy(original: bytes, rng: np.random.Generator) -> bytes:
 
 
 def enlarged(original: bytes, rng: np.random.Generator) -> bytes:
-    """The same digit at twice its size."""
+    """Return the same digit at twice its size."""
     image = Image.open(io.BytesIO(original))
     return encode(image.resize((image.width * 2, image.height * 2), FILTERS[rng.integers(3)]), "BMP")
 
@@ -116,7 +116,7 @@ def exact(files: Sequence[bytes]) -> None:
 
 
 def speed(count: int) -> None:
-    """How long the comparison takes for a large set, 70 % of it in train."""
+    """Measure how long the comparison takes for a large set, 70 % of it in train."""
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 1 << 63, count).astype(np.uint64)
     thumbs = rng.integers(0, 256, (count, 192)).astype(np.uint8)
@@ -129,7 +129,7 @@ def speed(count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.duplicates")
-    parser.add_argument("--each", type=int, default=60, help="crops of each picture, at most")
+    parser.add_argument("--each", type=int, default=60, help="the most crops of each picture")
     options = parser.parse_args()
     for seed in range(3):
         photos = crops(options.each, seed)

@@ -1,10 +1,10 @@
-"""Head training on cached activations against fastai's frozen epoch without precompute: `make bench`, or in its
-environment `python -m bench.head`.
+"""Compare head training on cached activations with fastai's frozen epoch: `make bench`, or in its environment
+`python -m bench.head`.
 
-Both sides in one run, in rotation, each in a fresh process, on the same photos (500 x 375, EfficientNet-lite0 at 224 px)
-with the same head (fastai's) and batches of 64. fastai decodes, augments and runs the frozen body in every epoch; we
-compute the plain and two augmented views once, and an epoch draws one of them for each image. The break-even is the number
-of fastai's epochs that our precompute takes.
+Both sides rotate in one run, each in a fresh process, on the same photos (500 x 375, EfficientNet-lite0 at 224 px), with the
+same head (fastai's) and batches of 64. fastai decodes, augments and runs the frozen body in every epoch. We compute the
+base view and two augmented views once, and an epoch draws one of them for each image. The break-even is the number of
+fastai's epochs that our precompute takes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAME, SIZE, COUNT, VIEWS, EPOCHS = "tf_efficientnet_lite0", 224, 128, 2, 50
 
 
 def fastai(folder: Path) -> dict[str, float]:
-    """Seconds of a frozen epoch, its validation (2 images) included."""
+    """Return the seconds of a frozen epoch, including its validation (2 images)."""
     from fastai.vision.all import ImageDataLoaders, Resize, aug_transforms, get_image_files, vision_learner
 
     files = get_image_files(folder)
@@ -43,7 +43,7 @@ def fastai(folder: Path) -> dict[str, float]:
 
 
 def ours(folder: Path) -> dict[str, float]:
-    """Seconds of precompute, and of an epoch of the head on what it gave."""
+    """Return the seconds of precompute, and of an epoch of the head on its activations."""
     import pandas as pd
 
     from bench.data_sets import PHOTOS
@@ -73,7 +73,7 @@ def ours(folder: Path) -> dict[str, float]:
 
 
 def measure(side: str, folder: str) -> dict[str, float]:
-    """One side in a fresh process."""
+    """Run one side in a fresh process."""
     run = subprocess.run(
         [sys.executable, "-m", "bench.head", "--side", side, folder], capture_output=True, text=True, check=False
     )
@@ -98,13 +98,13 @@ def main() -> None:
         rounds = [(measure("fastai", scratch), measure("ours", scratch)) for _ in range(arguments.repeats)]
     ratios = [peer["epoch"] / own["epoch"] for peer, own in rounds]
     even = [own["precompute"] / (peer["epoch"] - own["epoch"]) for peer, own in rounds]
-    print(f"{COUNT} photos, {VIEWS} augmented views and the plain one, {NAME} at {SIZE} px, fastai's head")
+    print(f"{COUNT} photos, {VIEWS} augmented views and the base view, {NAME} at {SIZE} px, fastai's head")
     peer, own, precompute = (
         statistics.median(values)
         for values in ([p["epoch"] for p, _ in rounds], [o["epoch"] for _, o in rounds], [o["precompute"] for _, o in rounds])
     )
     print(f"  fastai's frozen epoch {peer:.2f} s; ours on cached activations {own:.4f} s: {said(ratios, ',.0f')} times")
-    print(f"  precompute {precompute:.2f} s: even after {said(even)} of fastai's epochs")
+    print(f"  precompute {precompute:.2f} s: break-even after {said(even)} of fastai's epochs")
 
 
 if __name__ == "__main__":

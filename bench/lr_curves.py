@@ -1,7 +1,7 @@
-"""Record the curves that tests/test_lr_search.py reads, and what fastai's own rules say of them.
+"""Record the curves that tests/test_lr_search.py reads, and what fastai's own rules suggest for them.
 
-After `make run`, in the benchmarks' environment: `python -m bench.lr_curves > tests/data/lr_curves.json`. Range tests of
-heads on the digits' activations, and of the unfrozen network with the trained head on their images.
+Run it after `make run`, in the benchmarks' environment: `python -m bench.lr_curves > tests/data/lr_curves.json`. The curves
+come from range tests of heads on the digits' activations, and of the unfrozen network with the trained head on their images.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ UNFROZEN = tuple(itertools.product((True, False), (1.0, 10.0), (0,))) + (
 
 
 def head_curves(root: Path) -> list[tuple[str, Curve]]:
-    """Range tests of heads, as the stage find_lr makes them."""
+    """Run range tests of heads, as the stage find_lr does."""
     manifest, activations = read_manifest(root / "data/manifest.parquet"), Activations(root / "data/activations/pooled")
     train = activations_of(activations, manifest[manifest["split"] == "train"])
     found = []
@@ -71,23 +71,25 @@ def head_curves(root: Path) -> list[tuple[str, Curve]]:
 
 
 def unfrozen_curves(root: Path) -> list[tuple[str, Curve]]:
-    """Range tests of the unfrozen network, as the stage fine_tune makes them, in float32 and without augmentation."""
+    """Run range tests of the unfrozen network, as the stage fine_tune does, but in float32 and without augmentation."""
     params, manifest = load_params(root / "params.yaml"), read_manifest(root / "data/manifest.parquet")
     head, card = load_head(root / "models/head.safetensors")
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
     rows = manifest[manifest["split"] == "train"].head(320).reset_index(drop=True)
     y_n = torch.tensor(rows["class_index"].to_numpy(), dtype=torch.int64)
     source = ImageSource(root / params.data.source, 50_000_000, card.preprocessing, Augmentation("none", False, 0, 1, 0), 0)
-    plain = [source.base_view(path, key) for path, key in zip(rows["path"], rows["key"], strict=True)]
-    feed = batch_sources.from_images((lambda _, row: plain[row], y_n), (plain.__getitem__, y_n), card.preprocessing, 2, CPU)
+    base_views = [source.base_view(path, key) for path, key in zip(rows["path"], rows["key"], strict=True)]
+    batch_source = batch_sources.from_images(
+        (lambda _, row: base_views[row], y_n), (base_views.__getitem__, y_n), card.preprocessing, 2, CPU
+    )
     options = Options(batch_size=32)
     found = []
     for bn_freeze, lr_ratio, seed in UNFROZEN:
         network = Network(to_device(Classifier(backbone.body, head), CPU), backbone.groups, bn_freeze)
         curve = range_test(
             network.model,
-            network_prepare(network, UnfreezePhase("all", 1, 1e-3, lr_ratio), feed, options),
-            batch_sources.endless(feed, options, seed),
+            network_prepare(network, UnfreezePhase("all", 1, 1e-3, lr_ratio), batch_source, options),
+            batch_sources.endless(batch_source, options, seed),
             loss=options.loss(y_n, CPU),
             lr_min=1e-7,
             lr_max=10.0,
@@ -101,7 +103,7 @@ def unfrozen_curves(root: Path) -> list[tuple[str, Curve]]:
 
 
 def fastais(curve: Curve) -> dict[str, float]:
-    """What fastai's functions suggest, given what its `lr_find` gives them."""
+    """Return what fastai's functions suggest, given the input that its `lr_find` passes them."""
     lrs, losses = (torch.tensor(values) for values in trim(curve))
     found = {}
     for name in RULES:

@@ -1,8 +1,8 @@
-"""Training beside other work on the same cores, by how long OpenMP's threads spin: `python -m bench.neighbours`.
+"""Measure training beside other work on the same cores, by how long OpenMP's threads spin: `python -m bench.neighbours`.
 
-A training step of all layers of EfficientNet-lite0, 96 px, batches of 32, beside 0, 1 and 2 busy Python loops. Each setting
-has a process of its own, which waits asleep while another is measured; settings in alternation, medians of rounds. The load
-that others put on the machine is printed: on a busy one "beside 0" is beside them. One row is what Headstart itself sets.
+It times a training step of all layers of EfficientNet-lite0, 96 px, batches of 32, beside 0, 1 and 2 busy Python loops. Each
+setting has a process of its own, which sleeps while another is measured; settings alternate; medians of rounds. The output
+shows the load of other programs, because on a busy machine "beside 0" is beside them. One row is what Headstart itself sets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 
 class Side:
-    """A process in which one setting holds; it trains when asked to."""
+    """A process with one setting, which trains on request."""
 
     def __init__(self, setting: Mapping[str, str]) -> None:
         inherited = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", SPIN)}
@@ -48,7 +48,7 @@ class Side:
         return float(self.process.stdout.readline())
 
     def seconds(self, steps: int) -> float:
-        """Of one step, the mean of some in a row."""
+        """Return the seconds of one step, the mean of `steps` in a row."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
@@ -61,7 +61,7 @@ class Side:
 
 
 def child() -> None:
-    """Take a number of steps for each line of stdin and answer with the seconds of one."""
+    """Take the number of steps that each line of stdin states, and answer with the seconds of one."""
     from bench.depthwise import step
 
     one = step(SIZE, None)(True)
@@ -77,7 +77,7 @@ def child() -> None:
 
 @contextlib.contextmanager
 def busy(number: int) -> Iterator[None]:
-    """Processes that only compute, for as long as the block runs, and a minute at most."""
+    """Run processes that only compute while the block runs, a minute at most."""
     loop = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: sum(range(10_000))"
     started = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(number)]
     try:
@@ -90,7 +90,7 @@ def busy(number: int) -> Iterator[None]:
 
 
 def measure(names: Sequence[str], rounds: int, steps: int) -> dict[str, dict[int, float]]:
-    """Median seconds of a step by setting and number of neighbours."""
+    """Return the median seconds of a step by setting and number of neighbours."""
     sides = {name: Side(SETTINGS[name]) for name in names}
     found: dict[tuple[str, int], list[float]] = {(name, number): [] for name in names for number in NEIGHBOURS}
     try:
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.neighbours", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--settings", nargs="+", type=int, help="which of them, from 0; the first is what others are held to")
+    parser.add_argument("--settings", nargs="+", type=int, help="numbers of the settings, from 0; the first is the baseline")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -119,12 +119,12 @@ def main() -> None:
     names = [every[index] for index in options.settings or range(len(every))]
     before = os.getloadavg()[0]
     found = measure(names, options.rounds, options.steps)
-    print(f"{len(os.sched_getaffinity(0))} cores; load of the last minute {before:.1f} before, {os.getloadavg()[0]:.1f} after")
+    print(f"{len(os.sched_getaffinity(0))} cores; load of the last minute: {before:.1f} before, {os.getloadavg()[0]:.1f} after")
     print("\n| ms a step | alone | beside 1 | beside 2 | beside 2, times alone | alone, times spinning |")
     print("|---|---|---|---|---|---|")
-    for name, of in found.items():
-        cells = [f"{1e3 * of[number]:.0f}" for number in NEIGHBOURS]
-        print(f"| {name} | {' | '.join(cells)} | {of[2] / of[0]:.1f} | {of[0] / found[names[0]][0]:.3f} |")
+    for name, seconds in found.items():
+        cells = [f"{1e3 * seconds[number]:.0f}" for number in NEIGHBOURS]
+        print(f"| {name} | {' | '.join(cells)} | {seconds[2] / seconds[0]:.1f} | {seconds[0] / found[names[0]][0]:.3f} |")
 
 
 if __name__ == "__main__":

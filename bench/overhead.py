@@ -1,12 +1,12 @@
-"""What the flow costs beside its stages: `python -m bench.overhead`.
+"""Measure what the flow costs beside its stages: `python -m bench.overhead`.
 
-In scratch projects with a small network on the digits, each in a fresh process: Prefect's server is started
-first by an empty flow; then the pipeline runs from nothing, then with one parameter changed, then with nothing
-changed. Overhead is the flow's total minus the stages' own seconds (their imports of torch included): DVC's
-status and commits, MLflow's record, and the rest, which is Prefect's.
+It uses scratch projects with a small network on the digits, each in a fresh process. First an empty flow starts
+Prefect's server. Then the pipeline runs from nothing, with one parameter changed, and with nothing changed. Overhead
+is the flow's total minus the stages' own seconds (including their imports of torch): DVC's status and commits,
+MLflow's record, and the rest, which is Prefect's.
 
-The scratch projects are deleted at the end: ext4 is slow to create files for minutes after thousands were
-deleted, and DVC's first commit creates 1,797.
+The scratch projects are deleted only at the end: ext4 is slow to create files for minutes after a deletion of
+thousands, and DVC's first commit creates 1,797.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLUMNS = ("total", "stages", "overhead", "dvc", "mlflow", "rest")
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Seconds of each case in the project in the current folder."""
+    """Return the seconds of each case in the project in the current folder."""
     from flows import pipeline  # isort: split
     import prefect  # after flows, which sets what Prefect reads when it is imported
 
@@ -80,7 +80,7 @@ def measure() -> dict[str, dict[str, float]]:
 
 
 def scratch_project(folder: Path) -> Path:
-    """A copy of this repository's tracked files with a small network."""
+    """Copy this repository's tracked files into a project with a small network."""
     from flows.param_edits import set_params
 
     files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()

@@ -1,11 +1,11 @@
-"""Precompute against fastai's `get_preds` and a plain timm loop over the same files: `make bench`, or in its
+"""Compare precompute with fastai's `get_preds` and a plain timm loop over the same files: `make bench`, or in its
 environment `python -m bench.precompute`.
 
-All sides in one run, in rotation, each in a fresh process: decode, preprocess, forward, keep the features. Imports,
-building and compiling the model, and a warm-up batch are apart. fastai: a Learner on image files, as its docs show,
-`get_preds` over all of them (its head is a small part of the time). timm: DataLoader with a worker a core, its eval
-transform, float32, batches of 64. Ours: everything from file to Arrow file, hashing, caching and checksums included.
-Files: JPEG photos cut from scikit-image's bundled pictures.
+All sides rotate in one run, each in a fresh process: decode, preprocess, forward, keep the features. Imports, building
+and compiling the model, and a warm-up batch do not count. fastai: a Learner on image files, as its docs show, and
+`get_preds` over all of them (its head takes little of the time). timm: a DataLoader with one worker per core, timm's eval
+transform, float32, batches of 64. Ours: everything from image file to Arrow file, including hashing, caching and
+checksums. The files are JPEG photos cut from scikit-image's bundled pictures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-CASES = (  # model, input side, width and height of the photos, how many
+CASES = (  # model, input side, width and height of the photos, number of photos
     ("tf_efficientnet_lite0", 224, (500, 375), 256),
     ("tf_efficientnet_lite0", 224, (1600, 1200), 128),
     ("tf_efficientnet_lite0", 128, (500, 375), 256),
@@ -32,14 +32,14 @@ SIDES = ("fastai", "timm", "ours")
 GFLOP = {"resnet50": 8.18}  # of a forward pass at 224 px: twice the multiply-adds that `python -m flows.backbones` shows
 
 
-def write_photos(folder: Path, resolve_workers: int, size: tuple[int, int] = (500, 375)) -> None:
-    """Distinct crops of real photos as JPEG, quality 90."""
+def write_photos(folder: Path, count: int, size: tuple[int, int] = (500, 375)) -> None:
+    """Write distinct crops of real photos as JPEG, quality 90."""
     from PIL import Image
     from skimage import data
 
     pictures = [data.astronaut(), data.cat(), data.coffee(), data.rocket(), data.chelsea()]
     rng = np.random.default_rng(0)
-    for number in range(resolve_workers):
+    for number in range(count):
         image = Image.fromarray(pictures[number % len(pictures)])
         scale = max(size[0] / image.width, size[1] / image.height) * rng.uniform(1.05, 1.5)
         image = image.resize((int(image.width * scale) + 1, int(image.height * scale) + 1))
@@ -48,7 +48,7 @@ def write_photos(folder: Path, resolve_workers: int, size: tuple[int, int] = (50
 
 
 def timm(folder: Path, name: str, size: int) -> float:
-    """images/s of the plain timm loop."""
+    """Return the images/s of the plain timm loop."""
     import timm
     import torch
     from PIL import Image
@@ -78,7 +78,7 @@ def timm(folder: Path, name: str, size: int) -> float:
 
 
 def fastai(folder: Path, name: str, size: int) -> float:
-    """images/s of fastai's get_preds over the files."""
+    """Return the images/s of fastai's get_preds over the files."""
     from fastai.vision.all import ImageDataLoaders, Resize, get_image_files, vision_learner
 
     files = get_image_files(folder)
@@ -97,7 +97,7 @@ def fastai(folder: Path, name: str, size: int) -> float:
 
 
 def ours(folder: Path, name: str, size: int) -> float:
-    """images/s from nothing cached to the files written."""
+    """Return the images/s of our precompute, from an empty cache to the files written."""
     from bench.sides import keyed, set_up
 
     side, files = set_up(folder, name, size), keyed(folder)
@@ -113,7 +113,7 @@ def ours(folder: Path, name: str, size: int) -> float:
 
 
 def matmul() -> float:
-    """The machine's own bfloat16 matrix-multiply rate, GFLOP/s, by torch on all cores."""
+    """Return the machine's rate of bfloat16 matrix multiplication in GFLOP/s, by torch on all cores."""
     import torch
 
     n = 2048
@@ -128,7 +128,7 @@ def matmul() -> float:
 
 
 def bare(name: str, size: int) -> float:
-    """images/s of our engine's forward pass alone, a thread a core."""
+    """Return the images/s of our engine's forward pass alone, with one thread per core."""
     import torch
 
     from bench.sides import BATCH, set_up
@@ -144,7 +144,7 @@ def bare(name: str, size: int) -> float:
 
 
 def measure(side: str, *arguments: object) -> float:
-    """One side in a fresh process."""
+    """Run one side in a fresh process."""
     command = [sys.executable, "-m", "bench.precompute", "--side", side, *map(str, arguments)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
@@ -153,7 +153,7 @@ def measure(side: str, *arguments: object) -> float:
 
 
 def compare(folder: Path, name: str, size: int, repeats: int) -> dict[str, list[float]]:
-    """images/s of each side, in rotation."""
+    """Measure the images/s of each side, in rotation."""
     rates: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(repeats):
         for side, found in rates.items():
@@ -172,7 +172,7 @@ def side(given: list[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.precompute", description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these models")
     parser.add_argument("--side", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -181,11 +181,11 @@ def main() -> None:
     print(
         f"{'model':<24}{'photos':>12}{'px':>5}{'fastai':>9}{'timm':>9}{'ours':>9}  (images/s)   times fastai        times timm"
     )
-    for name, size, photos, resolve_workers in CASES:
+    for name, size, photos, count in CASES:
         if arguments.models and name not in arguments.models:
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            write_photos(Path(scratch), resolve_workers, photos)
+            write_photos(Path(scratch), count, photos)
             rates = compare(Path(scratch), name, size, arguments.repeats)
         middle = {key: statistics.median(found) for key, found in rates.items()}
         line = f"{name:<24}{photos[0]:>7} x {photos[1]:<4}{size:>3}" + "".join(f"{middle[key]:>9.1f}" for key in SIDES)

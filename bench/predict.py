@@ -1,7 +1,7 @@
-"""Batch prediction against precompute on the same photos: `python -m bench.predict`.
+"""Compare batch prediction with precompute on the same photos: `python -m bench.predict`.
 
-Both without their start (imports, weights, compiling), in rotation: precompute from nothing cached to Arrow files;
-prediction by its own process, from the first answer to the last, sent, kept and written as Parquet.
+The two rotate, and their start (imports, weights, compiling) does not count. Precompute goes from an empty cache to Arrow
+files. Prediction by its own process goes from the first answer to the last, including sending, keeping and writing Parquet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CASES = (("tf_efficientnet_lite0", 224, (500, 375), 3000), ("tf_efficientnet_lit
 
 
 def save_random_model(path: Path, name: str, size: int) -> None:
-    """A model file of two classes that has learned nothing."""
+    """Save a model of two classes with random weights."""
     from headstart.models.backbones import build_backbone
     from headstart.models.heads import Classifier, build_head
     from headstart.models.trained import ModelCard, save_model
@@ -38,7 +38,7 @@ def save_random_model(path: Path, name: str, size: int) -> None:
 
 
 def predict(folder: Path, model: Path) -> tuple[float, float]:
-    """Files/s from the first answer to the last, and seconds until the first."""
+    """Return the files/s from the first answer to the last, and the seconds until the first."""
     from headstart.prediction import batch
     from headstart.prediction.supervisor import ScoringJob, score_all
 

@@ -1,8 +1,8 @@
-"""Rates of fine-tuning, and what it adds to the trained head: `python -m bench.rates --seeds 5 > docs/rates.md`.
+"""Measure what fine-tuning adds to the trained head, by rate: `python -m bench.rates --seeds 5 > docs/rates.md`.
 
-Seven sets, from digits to pictures with hardly a signal. The head is trained once for a seed, and fine-tuning starts from it
-at each setting, on the same pixels, views and order, as the `fine_tune` stage does it: the head is epoch 0, and rates that
-spoil the network are lowered.
+There are seven sets, from digits to pictures with hardly any signal. Each seed trains one head, and every setting fine-tunes
+from it on the same pixels, views and order, as the `fine_tune` stage does: the head is epoch 0, and rates that spoil the
+network are lowered.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ Splits = dict[str, tuple[torch.Tensor, torch.Tensor]]  # pixels [n, 3, s, s] uin
 
 @dataclass(frozen=True)
 class Setting:
-    """How the network is fine-tuned; by default as in params.yaml."""
+    """The settings of a fine-tuning; the defaults are those of params.yaml."""
 
     lr: float = 3e-4
     lr_ratio: float = 1.0
     smoothing: float = 0.1
 
     def says(self) -> str:
-        """In words."""
+        """Describe the setting in words."""
         return f"{self.lr:.2g}, each earlier group's divided by {self.lr_ratio:g}, smoothing {self.smoothing:g}"
 
 
 @dataclass(frozen=True)
 class Task:
-    """A set and what trains on it."""
+    """A data set and what trains on it."""
 
     name: str
     size: int
@@ -78,13 +78,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Ready:
-    """What all settings share: the trained head, and the inputs."""
+    """The trained head and the inputs, which all settings share."""
 
     task: Task
     seed: int
     backbone: Backbone
     head: nn.Module
-    feed: BatchSource
+    batch_source: BatchSource
     y_train: torch.Tensor
     y_valid: torch.Tensor
     y_test: torch.Tensor
@@ -93,7 +93,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is kept of a fine-tuning: the test accuracy of that and of the head, the epoch (0: the head), lowered rates."""
+    """The result of a fine-tuning: test accuracies of head and network, the epoch kept (0: the head), the rates' scale."""
 
     head: float
     accuracy: float
@@ -102,7 +102,7 @@ class Outcome:
 
 
 def from_folder(write: Callable[[Path], None], train: int) -> Callable[[int, int], Splits]:
-    """A set of `bench.data_sets`, at most 100 images to validate and 300 to test."""
+    """Return a maker of a set of `bench.data_sets`, with at most 100 images to validate and 250 to test."""
 
     def make(size: int, seed: int) -> Splits:
         with tempfile.TemporaryDirectory() as scratch:
@@ -124,7 +124,7 @@ def from_folder(write: Callable[[Path], None], train: int) -> Callable[[int, int
 
 
 def sized(picture: Image.Image, size: int) -> torch.Tensor:
-    """A picture as [3, s, s] uint8, what is transparent white, its sides made equal by white."""
+    """Return a picture as [3, s, s] uint8, padded to a square; padding and transparent pixels are white."""
     shape = (max(picture.size),) * 2
     square = Image.new("RGBA", shape, "white")
     seen = picture.convert("RGBA")
@@ -133,7 +133,7 @@ def sized(picture: Image.Image, size: int) -> torch.Tensor:
 
 
 def shared_out(pixels: torch.Tensor, y: torch.Tensor, counts: dict[str, int]) -> Splits:
-    """So many images of each class to each split, in the order they come."""
+    """Assign `counts[split]` images of each class to each split, in their order."""
     found: dict[str, list[int]] = {split: [] for split in counts}
     for label in y.unique().tolist():
         rows = iter(torch.nonzero(y == label).flatten().tolist())
@@ -143,7 +143,7 @@ def shared_out(pixels: torch.Tensor, y: torch.Tensor, counts: dict[str, int]) ->
 
 
 def few(size: int, seed: int) -> Splits:
-    """13 classes of 8 crops each of photos and textures: some 20 steps in all. Training and test parts share no pixel."""
+    """Make 13 classes of 8 crops of photos and textures (some 20 steps in all). Training and test crops share no pixel."""
     from skimage import data
 
     names = "astronaut brick camera cat coffee grass gravel hubble_deep_field immunohistochemistry rocket coins moon page"
@@ -164,7 +164,7 @@ def few(size: int, seed: int) -> Splits:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Drawings of a few shapes; a class is shapes and colours, its images are turned, moved and coloured a little."""
+    """A set of drawings. Shapes and colours make a class; its images rotate, move and tint them a little."""
 
     classes: int
     counts: dict[str, int]
@@ -174,7 +174,7 @@ class Shapes:
 
 
 def drawings(classes: int, each: int, size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pixels and classes of `Shapes`."""
+    """Return the pixels and classes of `Shapes`."""
     pixels, y = [], []
     for label in range(classes):
         own = np.random.default_rng([1, label])
@@ -196,7 +196,7 @@ def drawings(classes: int, each: int, size: int, seed: int) -> tuple[torch.Tenso
 
 
 def weak(size: int, seed: int, strength: float = 14.0) -> Splits:
-    """Noise with a faint pattern of the class in it."""
+    """Make noise that contains a faint pattern of its class."""
     rng = np.random.default_rng([3, seed])
     patterns = np.random.default_rng(3).normal(0, 1, (10, 3, 8, 8)).repeat(size // 8, 2).repeat(size // 8, 3)
     splits = {}
@@ -209,7 +209,7 @@ def weak(size: int, seed: int, strength: float = 14.0) -> Splits:
 
 
 def stamps(size: int, seed: int) -> Splits:
-    """Tux Paint's drawings, by subject: .7, .1 and .2 of each class."""
+    """Read Tux Paint's drawings, by subject: 70 % of each class train, 10 % validate and 20 % test."""
     files = sorted(STAMPS.rglob("*.png"))
     kept = [path for path in files if not path.stem.endswith("_mirror") and not path.stem.endswith("_flip")]
     subjects = [path.relative_to(STAMPS).parts[0] for path in kept]
@@ -243,7 +243,7 @@ TASKS = {
 
 
 def prepare(task: Task, seed: int) -> Ready:
-    """Pixels, activations and the trained head of a seed."""
+    """Return the inputs and the trained head of a seed."""
     backbone = build_backbone("tf_efficientnet_lite0", "packaged", task.size, crop_pct=1.0)
     splits = task.make(task.size, seed)
     y = {split: labels for split, (_, labels) in splits.items()}
@@ -254,19 +254,19 @@ def prepare(task: Task, seed: int) -> Ready:
     valid = rows_of(run(backbone.body, pixels["valid"], backbone.preprocessing)[None], y["valid"])
     head = trained_head(task, seed, rows, valid, backbone.width, int(y["train"].max()) + 1)
     if task.unfreeze_from == "all":
-        feed = live(task, seed, backbone.preprocessing, splits)
+        batch_source = live(task, seed, backbone.preprocessing, splits)
         test = [normalise(part, backbone.preprocessing) for part in pixels["test"].split(64)]
     else:
         front = cut_body(backbone.body, backbone.groups, "early")[0]
         maps = torch.stack([run(front, view, backbone.preprocessing) for view in views])
         held = {split: run(front, pixels[split], backbone.preprocessing) for split in ("valid", "test")}
-        feed = from_feature_maps("early", rows_of(maps, y["train"]), rows_of(held["valid"][None], y["valid"]), CPU)
+        batch_source = from_feature_maps("early", rows_of(maps, y["train"]), rows_of(held["valid"][None], y["valid"]), CPU)
         test = list(held["test"].contiguous(memory_format=torch.channels_last).split(64))
-    return Ready(task, seed, backbone, head, feed, y["train"], y["valid"], y["test"], test)
+    return Ready(task, seed, backbone, head, batch_source, y["train"], y["valid"], y["test"], test)
 
 
 def augmented(task: Task, seed: int, pixels: torch.Tensor, kind: str, number: int) -> torch.Tensor:
-    """A view of every image."""
+    """Return an augmented view of every image."""
     shown = Preprocessing(task.size, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
     generators = (view_generator(seed, kind, str(row), number) for row in range(len(pixels)))
     return torch.stack([augmented_view(x, shown, task.augmentation, rng) for x, rng in zip(pixels, generators, strict=True)])
@@ -274,19 +274,19 @@ def augmented(task: Task, seed: int, pixels: torch.Tensor, kind: str, number: in
 
 @torch.inference_mode()
 def run(part: nn.Module, pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """What a frozen part makes of images."""
+    """Run a frozen part of a network on images."""
     return torch.cat([part(normalise(x, preprocessing)) for x in pixels.split(64)]).clone()
 
 
 def rows_of(values: torch.Tensor, y: torch.Tensor) -> ActivationDataset:
-    """Activations or maps [v, n, ...] as the trainers take them."""
+    """Wrap activations or maps [v, n, ...] as an ActivationDataset."""
     return ActivationDataset(lambda images, views: values[views, images], len(values), y)
 
 
 def trained_head(
     task: Task, seed: int, rows: ActivationDataset, valid: ActivationDataset, width: int, classes: int
 ) -> nn.Module:
-    """A head trained as the pipeline does, at the rate that the range test finds."""
+    """Train a head as the pipeline does, at the rate that the range test finds."""
     options = Options()
 
     def new(own: int) -> nn.Sequential:
@@ -308,7 +308,7 @@ def trained_head(
 
 
 def live(task: Task, seed: int, preprocessing: Preprocessing, splits: Splits) -> BatchSource:
-    """Images in memory; an epoch's views are made once for all settings."""
+    """Return a batch source of images in memory; it makes an epoch's views once for all settings."""
     (train, y_train), (valid, y_valid) = splits["train"], splits["valid"]
     kept: dict[int, torch.Tensor] = {}
 
@@ -321,7 +321,7 @@ def live(task: Task, seed: int, preprocessing: Preprocessing, splits: Splits) ->
 
 
 def network_of(ready: Ready) -> Network:
-    """The starting network."""
+    """Return the starting network."""
     model = copy.deepcopy(Classifier(ready.backbone.body, ready.head))
     return Network(model, ready.backbone.groups, True, choose_precision("auto", CPU)[0])
 
@@ -331,12 +331,12 @@ def tune(ready: Ready, setting: Setting) -> Outcome:
     start, task, network = time.monotonic(), ready.task, network_of(ready)
 
     def accuracy() -> float:
-        return scores(collect_logits(network.runner(ready.feed), ready.test), ready.y_test)["accuracy"]
+        return scores(collect_logits(network.runner(ready.batch_source), ready.test), ready.y_test)["accuracy"]
 
     head = accuracy()
     history = fine_tune(
         network,
-        [(UnfreezePhase(task.unfreeze_from, task.epochs, setting.lr, setting.lr_ratio), ready.feed)],
+        [(UnfreezePhase(task.unfreeze_from, task.epochs, setting.lr, setting.lr_ratio), ready.batch_source)],
         y_train=ready.y_train,
         y_valid=ready.y_valid,
         options=Options(batch_size=task.batch_size, label_smoothing=setting.smoothing),
@@ -345,8 +345,8 @@ def tune(ready: Ready, setting: Setting) -> Outcome:
     )
     found = Outcome(head, accuracy(), int(history.best_epoch()["epoch"]), history.scale)
     name, seconds = f"{task.name}, seed {ready.seed}, {setting.says()}", time.monotonic() - start
-    said = f"{head:.3f} -> {found.accuracy:.3f}, epoch {found.epoch}, rates x {found.scale:.2g}"
-    print(f"{name}: {said}, {seconds:.0f} s", file=sys.stderr, flush=True)
+    outcome = f"{head:.3f} -> {found.accuracy:.3f}, epoch {found.epoch}, rates x {found.scale:.2g}"
+    print(f"{name}: {outcome}, {seconds:.0f} s", file=sys.stderr, flush=True)
     return found
 
 
@@ -354,14 +354,14 @@ SETTINGS = (Setting(), Setting(lr=1e-3), Setting(lr=1e-3, lr_ratio=10, smoothing
 
 
 def table(task: Task, seeds: Sequence[int]) -> None:
-    """Markdown, a row per setting; test accuracy, mean (range)."""
+    """Print a Markdown table with a row per setting; test accuracy, mean (range)."""
     rows: list[list[Outcome]] = [[] for _ in SETTINGS]
     for seed in seeds:
         ready = prepare(task, seed)
         for row, setting in zip(rows, SETTINGS, strict=True):
             row.append(tune(ready, setting))
     print(f"\n## {task.name.capitalize()}, {task.size} px, batches of {task.batch_size}\n")
-    print("| setting | test accuracy | less head: mean, worst seed | head kept | rates lowered |\n|---|---|---|---|---|")
+    print("| setting | test accuracy | minus head: mean, worst seed | head kept | rates lowered |\n|---|---|---|---|---|")
     print(f"| head alone | {spread([one.head for one in rows[0]])} | | | |")
     for row, setting in zip(rows, SETTINGS, strict=True):
         gains = [one.accuracy - one.head for one in row]
@@ -371,7 +371,7 @@ def table(task: Task, seeds: Sequence[int]) -> None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and range."""
+    """Format mean and range."""
     return f"{statistics.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
@@ -383,11 +383,13 @@ def main() -> None:
     configure("auto", "cpu")
     print("# What fine-tuning adds to the trained head, by rate\n")
     print(f"`python -m bench.rates --seeds {arguments.seeds} > docs/rates.md`. EfficientNet-lite0 with ImageNet weights,")
-    print("2 augmented views, 6 epochs; the head is linear, at the range test's rate. Seeds share split, head, order and views")
-    print("across rows. Test accuracy, mean (range).")
+    print("2 augmented views, 6 epochs; the head is linear and trains at the range test's rate. Rows share each seed's split,")
+    print("head, order and views. Test accuracy, mean (range).")
     for name in arguments.sets:
         if name == "stamps" and not STAMPS.is_dir():
-            print(f"{STAMPS} is not there: apt-get install tuxpaint-stamps-default", file=sys.stderr)
+            print(
+                f"{STAMPS} is missing, so its set is skipped; to do: apt-get install tuxpaint-stamps-default", file=sys.stderr
+            )
             continue
         table(TASKS[name], range(arguments.seeds))
 

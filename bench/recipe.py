@@ -1,12 +1,12 @@
-"""The whole recipe against fastai's: `make bench`, or in its environment `python -m bench.recipe [--seeds 5]`.
+"""Compare the whole recipe with fastai's: `make bench`, or in its environment `python -m bench.recipe [--seeds 5]`.
 
-Search a learning rate, train the head, unfreeze, search again, fine-tune, test with augmentation: both sides on the same
-images and splits, with the same backbone and weights, fastai's head, the same batch size, epochs and number of test views,
-in rotation, each in a fresh process; importing and building the network are apart on both sides. fastai: as its
-documentation has it (`vision_learner`, `lr_find` with the valley rule, `fit_one_cycle`, `tta`), decoding and augmenting in
-two workers. Ours: the stages of this project from link_data on, scan, checks, MLflow and report included, in five ways: the
-whole network unfrozen on live images, or its late half from the cached map of the early one; each with a second search, and
-at the rate of params.yaml without one; and the whole network at that rate, on smaller images before the last epoch.
+The recipe: search a learning rate, train the head, unfreeze, search again, fine-tune, test with augmentation. Both sides
+use the same images, splits, backbone, weights, batch size, epochs, number of test views, and fastai's head. They rotate,
+each in a fresh process; importing and building the network do not count. fastai follows its documentation
+(`vision_learner`, `lr_find` with the valley rule, `fit_one_cycle`, `tta`) and decodes and augments in two workers. Ours are
+the stages of this project from link_data on, including scan, checks, MLflow and report, in five variants: the whole network
+unfrozen on images, or its late half on cached maps of the early half; each with a second search, and at a given rate
+without one; and the whole network at that rate, on smaller images before the last epoch.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ Times = dict[str, float]
 
 
 def write_labels(folder: Path, seed: int, train: int, most: dict[str, int] | None = None) -> None:
-    """A labels.csv beside class folders that holds a seed's splits.
+    """Write a labels.csv beside class folders that holds a seed's splits.
 
     Args:
-        most: images of a split, at most; the others are deleted.
+        most: the most images of each split; the others are deleted.
     """
     files = keyed(folder)
     divided = divide(files, train, seed)
@@ -56,7 +56,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 
 def fastai(folder: Path, seed: int, size: int) -> Times:
-    """Seconds of each step, and test accuracy."""
+    """Return the seconds of each step, and test accuracies."""
     import pandas as pd
     import torch._dynamo  # noqa: F401
     from fastai.vision.all import (
@@ -116,9 +116,7 @@ def fastai(folder: Path, seed: int, size: int) -> Times:
         start = time.monotonic()
         try:
             lr = learner.lr_find(show_plot=False).valley
-        except (
-            IndexError
-        ):  # the loss quadrupled within ten steps, and its rules have nothing to read: half of it, as in fine_tune
+        except IndexError:  # the loss quadrupled within ten steps and left the rules nothing: half the rate, as in fine_tune
             lr, times["searches failed"] = lr / 2, 1.0
         times["search unfrozen"] = time.monotonic() - start
         timed("fine-tune", learner.fit_one_cycle, EPOCHS, slice(lr / 100, lr), pct_start=0.3, div=5.0)
@@ -139,18 +137,18 @@ GIVEN = {"fine_tune.lr": "1.0e-3"}
 
 
 def smaller_first(epochs: int) -> dict[str, str]:
-    """Settings for so many epochs on images of three quarters of the side, see `sized`, and one on the full one."""
+    """Return settings for `epochs` epochs on images of three quarters of the side (see `sized`) and one on the full side."""
     phase = f"{{unfreeze_from: all, epochs: {epochs}, lr: 1.0e-3, image_size: SMALLER}}"
     return {"fine_tune.gradual": f"[{phase}]", "fine_tune.epochs": "1"}
 
 
 def sized(settings: dict[str, str], size: int) -> dict[str, str]:
-    """Settings for images of a size."""
+    """Return settings for images of a size."""
     side = {"backbone.image_size": str(size)}
     return side | {key: value.replace("SMALLER", str(size * 3 // 4)) for key, value in settings.items()}
 
 
-WAYS: dict[str, tuple[str, dict[str, str]]] = {  # of ours: in words, and settings besides the common ones
+WAYS: dict[str, tuple[str, dict[str, str]]] = {  # our variants: a description, and settings besides the common ones
     "whole": ("all layers", {}),
     "tail": ("late half", TAIL),
     "given": ("all layers, rate given", GIVEN),
@@ -165,9 +163,9 @@ Run = Callable[[dict[str, str]], tuple[Times, dict[str, Any]]]
 
 @contextmanager
 def scratch_project(folder: Path) -> Iterator[Run]:
-    """A project whose images are in `folder`; yields what runs all stages but fetch_data with settings.
+    """Make a project whose images are in `folder`; yield a function that runs all stages but fetch_data with settings.
 
-    It returns each stage's seconds (and of fine_tune's, those of training), and metrics.json.
+    That function returns each stage's seconds (and those of training within fine_tune), and metrics.json.
     """
     from flows.param_edits import set_params
     from headstart.core.graph import load_graph
@@ -180,13 +178,13 @@ def scratch_project(folder: Path) -> Iterator[Run]:
             shutil.copy(name, root)
         (root / "data").mkdir()
         (root / "data/photos").symlink_to(folder)
-        store(root)  # a database is made once in a project's life
+        store(root)  # a project makes its database only once
 
         def run(settings: dict[str, str]) -> tuple[Times, dict[str, Any]]:
             shutil.copy("params.yaml", root)
             params = set_params(root / "params.yaml", [f"{key}={value}" for key, value in settings.items()])
             stages = list(load_graph(root, params).values())[1:]
-            modules = [importlib.import_module(f"tasks.{stage.name}") for stage in stages]  # importing is apart
+            modules = [importlib.import_module(f"tasks.{stage.name}") for stage in stages]  # importing does not count
             records = [
                 run_stage(stage, getattr(module, stage.name), root, params)
                 for stage, module in zip(stages, modules, strict=True)
@@ -199,7 +197,7 @@ def scratch_project(folder: Path) -> Iterator[Run]:
 
 
 def ours(folder: Path, seed: int, size: int, settings: dict[str, str]) -> Times:
-    """Seconds of each stage, and test accuracy."""
+    """Return the seconds of each stage, and test accuracies."""
     import torch._dynamo  # noqa: F401 (the first optimizer of a process imports it, 1.5 s)
 
     from headstart.activations.engine import openvino_core
@@ -216,7 +214,7 @@ def ours(folder: Path, seed: int, size: int, settings: dict[str, str]) -> Times:
 
 
 def measure(side: str, folder: str, seed: int, size: int) -> Times:
-    """One side in a fresh process."""
+    """Run one side in a fresh process."""
     command = [sys.executable, "-m", "bench.recipe", "--side", side, folder, str(seed), str(size)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
@@ -227,12 +225,12 @@ def measure(side: str, folder: str, seed: int, size: int) -> Times:
 
 
 def one_side(side: str, folder: Path, seed: int, size: int) -> Times:
-    """The child's work."""
+    """Run one side in this process, the child's."""
     return fastai(folder, seed, size) if side == "fastai" else ours(folder, seed, size, SETTINGS | WAYS[side][1])
 
 
 def show(rounds: list[dict[str, Times]]) -> None:
-    """The ratios and the accuracies."""
+    """Print the ratios and the accuracies."""
 
     def ratio(title: str, peer: Any, side: str, own: Any) -> None:
         values = [peer(one["fastai"]) / own(one[side]) for one in rounds]
@@ -248,7 +246,7 @@ def show(rounds: list[dict[str, Times]]) -> None:
     print("| seconds | fastai | ours | ratio |\n|---|---|---|---|")
     before = ("link_data", "precompute", "find_lr", "train_head")
     for side, (name, _) in WAYS.items():
-        ratio(f"search and head, precompute counted, {name}", head, side, lambda t: sum(t[stage] for stage in before))
+        ratio(f"search and head, with precompute, {name}", head, side, lambda t: sum(t[stage] for stage in before))
         ratio(f"search and head without precompute, {name}", head, side, lambda t: t["find_lr"] + t["train_head"])
         ratio(f"an unfrozen epoch, {name}", lambda t: t["fine-tune"] / EPOCHS, side, lambda t: t["training"] / EPOCHS)
         ratio(

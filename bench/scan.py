@@ -1,11 +1,11 @@
-"""What a scan costs beside decoding: `python -m bench.scan`.
+"""Measure what a scan costs beside decoding: `python -m bench.scan`.
 
-Both sides in alternation, each in fresh processes of the same number, their start included, over the same files: JPEG
+The sides alternate over the same files, each in the same number of fresh processes, whose start counts. The files are JPEG
 photos of 500 x 375 and PNG of the same size, as `bench.precompute` writes them.
 - decode alone: read each file and decode it to RGB with the function that all stages use.
 - scan: `headstart.ingest.scan` from nothing: also the hash of the bytes, the perceptual hash and thumbnail, the checks,
   the local state, labels, splits, and the search for near copies.
-- rescan: the same once more, nothing changed.
+- rescan: scan again with nothing changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from headstart.hardware import resolve_workers
 from headstart.images.decode import FORMATS
 from headstart.images.limits import Limits
 from headstart.ingest.layouts import list_source
-from headstart.ingest.scan import Scan, SplitRule, scan
+from headstart.ingest.scan import Scan, ScanSettings, SplitRule, scan
 from headstart.ingest.tree import preflight
 
 DECODE = """
@@ -38,7 +38,7 @@ for path in json.load(sys.stdin):
 
 
 def decode_alone(folder: Path, workers: int) -> float:
-    """Seconds; processes' start included."""
+    """Return the seconds, including the start of processes."""
     paths = sorted(str(path) for path in folder.rglob("*.*"))
     start = time.monotonic()
     started = [subprocess.Popen([sys.executable, "-c", DECODE], stdin=subprocess.PIPE, text=True) for _ in range(workers)]
@@ -52,12 +52,10 @@ def decode_alone(folder: Path, workers: int) -> float:
 
 
 def scan_once(folder: Path, state: Path, workers: int) -> tuple[float, Scan]:
-    """Seconds, and what was found; workers' start included."""
+    """Return the seconds, including the start of workers, and the scan."""
     start = time.monotonic()
     tree = preflight(folder)
-    result = scan(
-        tree,
-        list_source(tree),
+    settings = ScanSettings(
         limits=Limits(50_000_000, 8, FORMATS),
         rule=SplitRule(0, 0.1, 0.2, 5, "none"),
         max_quarantined=0.01,
@@ -67,11 +65,12 @@ def scan_once(folder: Path, state: Path, workers: int) -> tuple[float, Scan]:
         workers=workers,
         state=state,
     )
+    result = scan(tree, list_source(tree), settings)
     return time.monotonic() - start, result
 
 
 def write_classes(folder: Path, number: int, kind: str) -> None:
-    """Photos in two class folders."""
+    """Write photos into two class folders."""
     from PIL import Image
 
     write_photos(folder / "all", number)
@@ -99,22 +98,22 @@ def main() -> None:
             (folder / "all").mkdir(parents=True)
             number = options.images if kind == "JPEG" else options.images // 10
             write_classes(folder, number, kind)
-            os.sync()  # what is still being written would disturb whoever is measured first
-            decoding, scanning, again = [], [], []
+            os.sync()  # pending writes would disturb the first measurement
+            decoding, scanning, rescanning = [], [], []
             for i in range(options.rounds):
                 state = Path(scratch) / f"{i}.sqlite"
                 decoding.append(decode_alone(folder, workers))
                 scanning.append(scan_once(folder, state, workers)[0])
                 seconds, result = scan_once(folder, state, workers)
                 assert result.reread == 0
-                again.append(seconds)
-        plain, whole, rescan = (statistics.median(side) for side in (decoding, scanning, again))
+                rescanning.append(seconds)
+        decode_s, scan_s, rescan_s = (statistics.median(side) for side in (decoding, scanning, rescanning))
         ratios = sorted(b / a for a, b in zip(decoding, scanning, strict=True))
         print(
-            f"{kind}: {number:,} images of 500 x 375, {workers} processes: decode alone {plain:.2f} s"
-            f" ({number / plain:,.0f} images/s), scan {whole:.2f} s ({number / whole:,.0f} images/s),"
-            f" ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}); rescan {rescan:.2f} s"
-            f" ({number / rescan:,.0f} images/s)"
+            f"{kind}: {number:,} images of 500 x 375, {workers} processes: decode alone {decode_s:.2f} s"
+            f" ({number / decode_s:,.0f} images/s), scan {scan_s:.2f} s ({number / scan_s:,.0f} images/s),"
+            f" ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}); rescan {rescan_s:.2f} s"
+            f" ({number / rescan_s:,.0f} images/s)"
         )
 
 

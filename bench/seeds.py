@@ -1,4 +1,4 @@
-"""Test accuracy of params.yaml over seeds: `python -m bench.seeds [--seeds 5]`.
+"""Measure the test accuracy of params.yaml over seeds: `python -m bench.seeds [--seeds 5]`.
 
 Each seed has its own split, initial weights and order. Stages run as in the pipeline, in a scratch project.
 """
@@ -23,7 +23,7 @@ KEYS = ("head", "head_tta", "fine_tuned", "fine_tuned_tta")
 
 
 def run_seed(root: Path, seed: int) -> dict[str, Any]:
-    """metrics.json of one seed."""
+    """Run one seed and return its metrics.json."""
     params = set_params(root / "params.yaml", [f"seed={seed}"])
     for stage in load_graph(root, params).values():
         module = importlib.import_module(f"tasks.{stage.name}")
@@ -33,7 +33,9 @@ def run_seed(root: Path, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.seeds", description="Test accuracy over seeds.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.seeds", description="Measure the test accuracy of params.yaml over seeds."
+    )
     parser.add_argument("--seeds", type=int, default=5)
     count = parser.parse_args().seeds
     command_line()

@@ -1,4 +1,4 @@
-"""Latency and throughput of the champion over HTTP, in this project: `python -m bench.serving`."""
+"""Measure latency and throughput of this project's champion over HTTP: `python -m bench.serving`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pathlib import Path
 from flows.servers import answers, free_port
 from headstart.core.params import load_params
 
-ONES, LOADS = 300, ((1, 1), (8, 1), (8, 16), (2, 64))  # requests one after another; (clients, images in a request)
+ONES, LOADS = 300, ((1, 1), (8, 1), (8, 16), (2, 64))  # number of single requests in a row; (clients, images per request)
 
 
 def ask(address: str, images: list[str]) -> float:
-    """Seconds of one request."""
+    """Return the seconds of one request."""
     body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[image] for image in images]}}).encode()
     request = urllib.request.Request(f"{address}/invocations", body, {"content-type": "application/json"})
     start = time.monotonic()
@@ -57,8 +57,8 @@ def main() -> None:
                 with ThreadPoolExecutor(clients) as pool:
                     list(pool.map(lambda request: ask(address, request), requests))
                 rates.append(len(requests) * size / (time.monotonic() - start))
-            told = f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f}) images/s"
-            print(f"{clients} clients, {size} images a request: {told}", flush=True)
+            spread = f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f}) images/s"
+            print(f"{clients} clients, {size} images per request: {spread}", flush=True)
     finally:
         server.terminate()
         server.wait()

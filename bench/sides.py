@@ -1,4 +1,4 @@
-"""What several benchmarks share: our engine on a folder of files, set up as in params.yaml."""
+"""Our side of several benchmarks: the engine on a folder of files, set up as in params.yaml."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NONE = Augmentation("none", False, 0, 1, 0)
 
 @dataclass(frozen=True)
 class Side:
-    """Backbone, engine and images, ready to compute."""
+    """The backbone, engine and images, ready to compute."""
 
     backbone: Backbone
     engine: Engine
@@ -35,11 +35,11 @@ class Side:
     shape: tuple[int, ...]
 
     def cache(self, root: Path) -> Cache:
-        """A cache of this side's rows."""
+        """Open a cache of this side's rows."""
         return open_cache(open_root(root), "bench", {}, row_bytes(self.shape, self.engine.plan.storage))
 
     def run(self, cache: Cache, out: Path, files: list[File], views: int = 0) -> Filled:
-        """From files to Arrow files, through the cache."""
+        """Compute Arrow files from image files, through the cache."""
         filled = fill(cache, self.engine, self.images, files, views=views, workers=resolve_workers("auto"))
         keys = [key for _, key in files]
         write_shards(out, assemble(cache, keys, views), self.shape, self.engine.plan.storage, {})
@@ -49,7 +49,7 @@ class Side:
 def set_up(
     folder: Path, name: str, size: int, weights: str = "random", augmentation: Augmentation = NONE, view_seed: int = 0
 ) -> Side:
-    """Everything that is apart from the time measured: imports, weights, compiling."""
+    """Do everything that is not measured: imports, weights, compiling."""
     configure("auto", "cpu")
     backbone = build_backbone(name, weights, size)
     options = {"engine": "auto", "precision": "auto", "storage": "auto", "batch_size": BATCH}
@@ -59,11 +59,11 @@ def set_up(
 
 
 def keyed(folder: Path) -> list[File]:
-    """(path, key) of every file below a folder, in the order of keys, as a manifest gives them."""
+    """Return (path, key) of every file below a folder, in the order of keys, as in a manifest."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return sorted(((path.relative_to(folder).as_posix(), sha256_file(path)) for path in paths), key=lambda file: file[1])
 
 
 def said(values: Sequence[float], form: str = ".2f") -> str:
-    """Median and range."""
+    """Format median and range."""
     return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"

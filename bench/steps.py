@@ -1,7 +1,7 @@
-"""What each step of the recipe adds: `python -m bench.steps > docs/recipe.md`.
+"""Measure what each step of the recipe adds: `python -m bench.steps > docs/recipe.md`.
 
-Every row is a whole run of this project's stages with one thing changed; a seed has its own split, initial weights,
-order and views, the same in all rows, so that rows are compared in pairs.
+Every row is a whole run of this project's stages with one thing changed. A seed has its own split, initial weights,
+order and views, which all rows share, so that rows are compared in pairs.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ INTRODUCTION = """\
 # What each step of the recipe adds
 
 `python -m bench.steps --seeds {seeds} > docs/recipe.md`. EfficientNet-lite0 with ImageNet weights; 256 training images, up to
-100 for validation and 300 for the test; 20 epochs for the head, 6 for fine-tuning. A row that begins with … is the row it is
-compared with, and that one thing more; parameters that are not named are those of params.yaml, but for an `lr_ratio` of 10 and
-no label smoothing. Seeds share split, initial weights, order and views across rows. Log-loss: below 0 is better."""
+100 for validation and 300 for the test; 20 epochs for the head, 6 for fine-tuning. A row that begins with … repeats the row
+it is compared with and changes one thing. Parameters that no row names are those of params.yaml, except an `lr_ratio` of 10
+and no label smoothing. Rows share each seed's split, initial weights, order and views. A log-loss below 0 is better."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A row.
+    """A row of the table.
 
     Args:
-        says: what it does.
-        read: which of metrics.json's models it is.
+        says: what the step does.
+        read: the model in metrics.json whose scores the row shows.
         changes: parameters besides the common ones.
-        less: the row it is compared with.
+        less: the row that this one is compared with.
     """
 
     says: str
@@ -64,10 +64,10 @@ STEPS = (
     Step("fastai's head instead of the linear one", "head", HEAD | {"train_head.head": "mlp"}, 2),
     Step("late half unfrozen, from the cached map, LR 1e-3", "fine_tuned", TAIL, 2),
     Step("… LR by the second range test", "fine_tuned", TAIL | {"fine_tune.lr": "auto"}, 5),
-    Step("all unfrozen, live images, each earlier group at a tenth, LR 1e-3", "fine_tuned", {}, 5),
+    Step("all layers unfrozen, from the images, each earlier group at a tenth, LR 1e-3", "fine_tuned", {}, 5),
     Step("… LR by the second range test", "fine_tuned", {"fine_tune.lr": "auto"}, 7),
     Step("… all groups at one rate, LR 1e-3", "fine_tuned", {"fine_tune.lr_ratio": "1"}, 7),
-    Step("… label smoothing .1", "fine_tuned", {"fine_tune.label_smoothing": "0.1"}, 7),
+    Step("… label smoothing 0.1", "fine_tuned", {"fine_tune.label_smoothing": "0.1"}, 7),
     Step("… the late half first, for 2 of the 6 epochs", "fine_tuned", {
         "fine_tune.gradual": "[{unfreeze_from: late, epochs: 2, lr: 1.0e-3}]", "fine_tune.epochs": "4"}, 7),
     Step("… TTA", "fine_tuned_tta", {}, 7),
@@ -76,7 +76,7 @@ STEPS = (
 
 
 def run_seed(data: Set, seed: int, rows: list[int]) -> dict[int, dict[str, float]]:
-    """The test scores by row."""
+    """Return the test scores by row."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, scratch_project(Path(folder)) as run:
         data.write(Path(folder))
@@ -94,8 +94,8 @@ def run_seed(data: Set, seed: int, rows: list[int]) -> dict[int, dict[str, float
 
 
 def table(rounds: list[dict[int, dict[str, float]]]) -> None:
-    """Markdown, a row per step."""
-    print("| | step | test accuracy, mean (range) | less row | accuracy: mean (95 % paired interval) | log-loss |")
+    """Print a Markdown table with a row per step."""
+    print("| | step | test accuracy, mean (range) | minus row | accuracy: mean (95 % paired interval) | log-loss |")
     print("|---|---|---|---|---|---|")
     for i in rounds[0]:
         step = STEPS[i]
@@ -118,7 +118,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.steps", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
-        "--rows", type=int, nargs="+", default=range(len(STEPS)), help="some rows; compared where both are asked for"
+        "--rows",
+        type=int,
+        nargs="+",
+        default=range(len(STEPS)),
+        help="only these rows; a row is compared if its counterpart is among them",
     )
     arguments = parser.parse_args()
     seeds, rows = arguments.seeds, sorted(arguments.rows)

@@ -1,8 +1,8 @@
-"""An epoch of the late half from cached boundary maps against ones on images: `python -m bench.tail`.
+"""Compare an epoch of the late half on cached maps with epochs on images: `python -m bench.tail`.
 
 256 photos of 500 x 375, fastai's head, batches of 32, frozen batch norm, augmentation, fine-tuning's precision on this
-machine. Images: decoded in every epoch, as where they do not fit into memory; kept as pixels after the first; kept, and
-all layers trained. Sides in alternation, medians of rounds. The weights are random: they change no time.
+machine. Images are decoded in every epoch, as if they did not fit into memory; or their pixels are kept after the first
+epoch; or kept with all layers trained. Sides alternate; medians of rounds. Random weights do not change the times.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SIDES = ("cached maps", "images, decoded each time", "images, pixels kept", "ima
 
 
 def sides(folder: Path, name: str, size: int) -> list[Callable[[], object]]:
-    """An epoch of each of `SIDES`."""
+    """Return a function for each of `SIDES` that trains one epoch."""
     device = configure("auto", "cpu")
     backbone = build_backbone(name, "random", size)
     files, y = keyed(folder), torch.arange(IMAGES) % 10
@@ -52,26 +52,26 @@ def sides(folder: Path, name: str, size: int) -> list[Callable[[], object]]:
         maps = torch.cat([front(x) for x in kept.valid()])
     rows = ActivationDataset(lambda chosen, views: maps[chosen], 1, y)
 
-    def side(feed: BatchSource, unfreeze_from: str) -> Callable[[], object]:
+    def side(batch_source: BatchSource, unfreeze_from: str) -> Callable[[], object]:
         network, optimizer = trained(replace(backbone, body=copy.deepcopy(backbone.body)), unfreeze_from)
-        network.prepare(feed)
-        forward, loss = network.forward(feed), Options().loss(y, device)
+        network.prepare(batch_source)
+        forward, loss = network.forward(batch_source), Options().loss(y, device)
 
         def epoch() -> None:
-            for x, y_b, _ in feed.batches(0, 0, BATCH, False, 0):
+            for x, y_b, _ in batch_source.batches(0, 0, BATCH, False, 0):
                 train_step(forward, optimizer, x, y_b, loss)
 
         return epoch
 
-    maps_feed = from_feature_maps("early", rows, rows, device)
-    return [side(maps_feed, "late"), side(decoded, "late"), side(kept, "late"), side(kept, "all")]
+    map_source = from_feature_maps("early", rows, rows, device)
+    return [side(map_source, "late"), side(decoded, "late"), side(kept, "late"), side(kept, "all")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.tail", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     number = parser.parse_args().rounds
-    print("| an epoch: seconds, and times the cached maps' |", " | ".join(SIDES), "|\n|---|" + "---|" * len(SIDES))
+    print("| an epoch: seconds; as a multiple of the cached maps' |", " | ".join(SIDES), "|\n|---|" + "---|" * len(SIDES))
     with tempfile.TemporaryDirectory() as scratch:
         write_photos(Path(scratch), IMAGES)
         for name, size in NETWORKS:

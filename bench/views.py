@@ -1,7 +1,7 @@
-"""Head training with K cached views against live augmentation at equal epochs: `python -m bench.views > docs/views.md`.
+"""Compare heads trained on K cached views and on live augmentation, at equal epochs: `python -m bench.views > docs/views.md`.
 
-Live augmentation is what the engine gives for a fresh view of each image in every epoch, by the same augmentations.
-A seed has its own split, initial weights, order and views. The plain view of the test images is judged.
+For live augmentation the engine computes a fresh view of each image in every epoch, with the same augmentations.
+A seed has its own split, initial weights, order and views. The test scores the base view of each image.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ KS, EPOCHS, LR, BATCH = (0, 1, 2, 4, 8), 20, {"linear": 3e-3, "mlp": 1e-3}, 64
 
 
 INTRODUCTION = """\
-`python -m bench.views --seeds {seeds} > docs/views.md`. Head training on the frozen EfficientNet-lite0 (ImageNet weights),
-{epochs} epochs, AdamW and one-cycle, batches of {batch}; the epoch with the lowest validation log-loss is kept. K cached
-views: an epoch draws, for each image, the plain view or one of K. Live: a fresh augmented view of each image in every epoch,
-computed by the same engine (the last column has its time). Seeds 0 to {last} each have their own split, initial weights,
-order and views; an arm and live share all of these. Computing K views takes once what 1 + K live epochs take."""
+`python -m bench.views --seeds {seeds} > docs/views.md`. A head trains on the frozen EfficientNet-lite0 (ImageNet weights)
+for {epochs} epochs with AdamW and one-cycle, in batches of {batch}; training keeps the epoch with the lowest validation
+log-loss. K cached views: an epoch draws, for each image, the base view or one of K. Live: the same engine computes a fresh
+augmented view of each image in every epoch (the last column has its time). Seeds 0 to {last} each have their own split,
+initial weights, order and views, and every variant shares them with live. Computing K views takes once as long as 1 + K
+live epochs."""
 
 
 SETS = (
@@ -45,7 +46,7 @@ SETS = (
 def trained(
     kind: str, x_vnd: torch.Tensor, y_n: torch.Tensor, parts: dict[str, list[int]], views: int | None, seed: int
 ) -> tuple[float, float]:
-    """Test accuracy and seconds per epoch with K cached views, or (None) a fresh one every epoch."""
+    """Return test accuracy and seconds per epoch with K cached views, or (None) with a fresh one every epoch."""
     split = {name: torch.tensor(rows) for name, rows in parts.items()}
     x_train, y_train = x_vnd[:, split["train"]], y_n[split["train"]]
     epoch = [0]
@@ -67,7 +68,7 @@ def trained(
 
 
 def activations(side: Side, files: list[tuple[str, str]], scratch: Path) -> tuple[torch.Tensor, float]:
-    """[1 + epochs, n, d] of all views, and images/s of computing augmented ones."""
+    """Return the activations of all views [1 + epochs, n, d], and the rate of computing them in images/s."""
     start = time.monotonic()
     side.run(side.cache(scratch / "cache"), scratch / "out", files, EPOCHS)
     rate = len(files) * (1 + EPOCHS) / (time.monotonic() - start)
@@ -78,7 +79,7 @@ Found = dict[str, dict[str, list[tuple[float, float]]]]
 
 
 def run(data: Set, seeds: int) -> None:
-    """Print the tables of one data set: by head and arm, accuracy and seconds per epoch."""
+    """Print the tables of one data set: accuracy and seconds per epoch by head and variant."""
     found: dict[int, Found] = {count: {kind: {} for kind in LR} for count in data.trains}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")
@@ -94,11 +95,11 @@ def run(data: Set, seeds: int) -> None:
             print(f"{data.name}, seed {seed}: {rate:,.0f} images/s", file=sys.stderr, flush=True)
             for count, heads in found.items():
                 parts = divide(files, count, seed)
-                for kind, arms in heads.items():
+                for kind, variants in heads.items():
                     for views in (*KS, None):
                         accuracy, seconds = trained(kind, x_vnd, y_n, parts, views, seed)
                         live = len(parts["train"]) / rate if views is None else 0.0
-                        arms.setdefault("live" if views is None else str(views), []).append((accuracy, seconds + live))
+                        variants.setdefault("live" if views is None else str(views), []).append((accuracy, seconds + live))
     for count, heads in found.items():
         sizes = {name: len(rows) for name, rows in divide(files, count, 0).items()}
         print(f"\n## {data.name.capitalize()}, {data.size} px, {sizes['train']} training images\n")
@@ -107,18 +108,18 @@ def run(data: Set, seeds: int) -> None:
 
 
 def table(found: Found) -> None:
-    """Markdown, a row per head and arm."""
+    """Print a Markdown table with a row per head and variant."""
     print("| head | cached views | test accuracy, mean (range) | minus live: mean (95 % paired interval) | seconds per epoch |")
     print("|---|---|---|---|---|")
-    for kind, arms in found.items():
-        live = [accuracy for accuracy, _ in arms["live"]]
-        for arm, runs in arms.items():
+    for kind, variants in found.items():
+        live = [accuracy for accuracy, _ in variants["live"]]
+        for variant, runs in variants.items():
             accuracy = [value for value, _ in runs]
             differences = [a - b for a, b in zip(accuracy, live, strict=True)]
             low, high = interval(differences)
-            against = "" if arm == "live" else f"{statistics.mean(differences):+.4f} ({low:+.4f} to {high:+.4f})"
+            against = "" if variant == "live" else f"{statistics.mean(differences):+.4f} ({low:+.4f} to {high:+.4f})"
             shown = f"{statistics.mean(accuracy):.4f} ({min(accuracy):.4f}-{max(accuracy):.4f})"
-            print(f"| {kind} | {arm} | {shown} | {against} | {statistics.median(s for _, s in runs):.3g} |")
+            print(f"| {kind} | {variant} | {shown} | {against} | {statistics.median(s for _, s in runs):.3g} |")
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ def why_kept(root: Path, path: str) -> str:
     if place.parent != root / "data" or place.name not in NAMES:
         return ""
     if place.with_name(f"{place.name}.dvc").exists():
-        return "a snapshot"
+        return "a copy in DVC's care"
     own = foreign(place, place.name)
     return f"holds files that fetch_data did not write: {', '.join(own[:3])}{', …' if len(own) > 3 else ''}" if own else ""
 

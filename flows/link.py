@@ -17,14 +17,13 @@ from headstart.ingest.link import check_name, inspect_source, link
 from headstart.ingest.tree import check_folder, preflight
 from headstart.versioning import cache_folders, copy_into_dvc
 
-from flows import PROJECT
 from flows.arguments import path
 
 logger = logging.getLogger("headstart")
 
 
-def link_source(root: Path, source: Path, name: str | None, *, relink: bool, snapshot: bool) -> None:
-    """Make data/NAME a link to `source`, or a snapshot of it in DVC's care, and say what to do next.
+def link_source(root: Path, source: Path, name: str | None, *, relink: bool, copy: bool) -> None:
+    """Make data/NAME a link to `source`, or a copy of it in DVC's care, and log what to do next.
 
     Args:
         name: the folder's own where it is None.
@@ -40,7 +39,7 @@ def link_source(root: Path, source: Path, name: str | None, *, relink: bool, sna
     data = params.data
     tree = preflight(source, follow_external_links=data.follow_external_links, trusted=functools.partial(cache_folders, root))
     found, problems = inspect_source(tree, data, f"data/{name}")
-    if snapshot:
+    if copy:
         record = copy_into_dvc(root, tree.root, name)
         logger.info("data/%s is a copy of %s in DVC's care", name, tree.root)
         logger.info("  git add %s, and `dvc push` to share it", record.relative_to(root))
@@ -57,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--from", dest="source", type=path, metavar="PATH", required=True, help="the folder; it is only read")
     parser.add_argument("--name", help="the link's name; PATH's own by default")
     parser.add_argument("--relink", action="store_true", help="replace a link that leads elsewhere")
-    parser.add_argument("--snapshot", action="store_true", help="a copy in DVC's care instead of a link")
+    parser.add_argument("--copy-into-dvc", action="store_true", help="make a copy in DVC's care instead of a link")
     options = parser.parse_args(arguments)
-    link_source(PROJECT, options.source, options.name, relink=options.relink, snapshot=options.snapshot)
+    link_source(Path.cwd(), options.source, options.name, relink=options.relink, copy=options.copy_into_dvc)
     return 0
 
 

@@ -27,7 +27,6 @@ from headstart.tracking.promotion import Answers, PromotionDecision, PromotionRu
 from headstart.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
 from headstart.tracking.store import full_disk_as_input_error
 
-from flows import PROJECT
 from flows.arguments import whole
 
 logger = logging.getLogger("headstart")
@@ -99,12 +98,13 @@ def main() -> int:
     by_hand.add_argument("--rollback", action="store_true", help="back to the champion before")
     by_hand.add_argument("--champion", type=whole(1), metavar="VERSION", help="make this version the champion")
     options = parser.parse_args()
+    root = Path.cwd()
     if options.rollback or options.champion is not None:
-        logger.info("%s", promote(PROJECT, options.champion).sentence())
+        logger.info("%s", promote(root, options.champion).sentence())
         return 0
-    if not (PROJECT / MODEL).is_file():
+    if not (root / MODEL).is_file():
         raise InputError(f"{MODEL}: no such file", fix="run the pipeline first")
-    register(PROJECT, load_params(PROJECT / "params.yaml"))
+    register(root, load_params(root / "params.yaml"))
     return 0
 
 

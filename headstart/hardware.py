@@ -83,7 +83,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
-    """The precision to compute in, for the engine and for training: bfloat16 where the describe_processor has it natively.
+    """The precision to compute in, for the engine and for training: bfloat16 where the hardware has it natively.
 
     Args:
         wanted: "auto", "float32" or "bfloat16"; the last two are taken as they are.

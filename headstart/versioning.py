@@ -76,18 +76,18 @@ def copy_into_dvc(root: Path, source: Path, name: str) -> Path:
         The .dvc file, which git is to keep; `dvc push` and `dvc pull` move the content.
 
     Raises:
-        InputError: something is at data/NAME that is no snapshot, or a snapshot that somebody changed.
+        InputError: something else is at data/NAME, or a copy that somebody changed.
     """
     target, record = root / "data" / name, root / "data" / f"{name}.dvc"
     if target.is_symlink() or (target.exists() and not record.exists()):
-        raise InputError(f"{target} is there already and is no snapshot", fix="choose another --name")
-    aside = root / ".headstart" / "tmp" / f"snapshot-{name}"  # DVC would put the copy *into* a folder that is there
+        raise InputError(f"{target} is there already and is no copy in DVC's care", fix="choose another --name")
+    aside = root / ".headstart" / "tmp" / f"copy-{name}"  # DVC would put the copy *into* a folder that is there
     aside.parent.mkdir(parents=True, exist_ok=True)
     with workspace(root) as space:
         remove(aside)
         if target.exists():
             if space.repo.status(targets=[str(record)]):
-                raise InputError(f"{target} was changed since it was made a snapshot", fix=f"keep that: dvc commit {record}")
+                raise InputError(f"{target} was changed since it was copied into DVC", fix=f"keep that: dvc commit {record}")
             target.rename(aside)
         with ExitStack() as undo:
             undo.callback(_put_back, aside, target)

@@ -21,7 +21,7 @@ if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || { [ -e "$begun" ] &&
   : > "$ours"
 fi
 repair=""
-[ ! -e "$begun" ] || repair="--force-reinstall"  # somebody else's environment: mend it, keep what else is in it
+[ ! -e "$begun" ] || repair="--force-reinstall"  # somebody else's environment: repair it, keep what else is in it
 rm -f "$stamp"
 : > "$begun"
 echo "installing $lock into $VENV (a few minutes, about 6.5 GB)"

@@ -1,6 +1,6 @@
 """Draw docs/rooms.svg, which room of the code imports which, from the imports themselves: `make rooms`.
 
-A room is a package (headstart/images/, tasks/, flows/) or a module at the top of headstart/. An arrow that follows from others is
+A room is a package (headstart/images/, tasks/, flows/) or a module at the top of headstart/. Arrows that follow from others are
 left out: where A imports B and C, and B imports C, the arrow from A to C is not drawn.
 """
 
@@ -23,7 +23,7 @@ Graph = Mapping[str, frozenset[str]]
 
 
 def room_of(name: str) -> str:
-    """The room of a module: "headstart.images.decode" is in "images", "headstart.seeds" is "seeds", "tasks.evaluate" in "tasks"."""
+    """The room of a module: "images" for "headstart.images.decode", "seeds" for "headstart.seeds", "tasks" for a task."""
     parts = name.split(".")
     return parts[1] if parts[0] == "headstart" and len(parts) > 1 else parts[0]
 

@@ -13,7 +13,7 @@ from headstart.hardware import resolve_workers
 from headstart.images.limits import Limits
 from headstart.ingest.findings import log_scan
 from headstart.ingest.layouts import list_source
-from headstart.ingest.scan import SplitRule, scan
+from headstart.ingest.scan import ScanSettings, SplitRule, scan
 from headstart.ingest.summary import pictures, summarise
 from headstart.ingest.tree import preflight
 from headstart.manifest import read_manifest, write_csv, write_manifest
@@ -35,9 +35,7 @@ def link_data(context: StageContext, verify: bool = False) -> Summary:
     found = list_source(
         tree, label_pattern=data.label_pattern, group_pattern=data.group_pattern, nested_folders=data.nested_folders
     )
-    result = scan(
-        tree,
-        found,
+    settings = ScanSettings(
         limits=Limits(data.max_pixels, data.min_side, data.formats),
         rule=SplitRule(context.params.seed, data.valid_fraction, data.test_fraction, data.folds, data.fold),
         max_quarantined=data.max_quarantined,
@@ -46,8 +44,8 @@ def link_data(context: StageContext, verify: bool = False) -> Summary:
         timeout=data.file_timeout,
         workers=resolve_workers(context.params.runtime.workers),
         state=context.root / ".headstart" / "scan.sqlite",
-        expected=_hashes(context.root / "data/manifest.parquet") if verify else None,
     )
+    result = scan(tree, found, settings, _hashes(context.root / "data/manifest.parquet") if verify else None)
     report = summarise(result)
     write_manifest(context.output("data/manifest.parquet"), result.manifest)
     write_csv(context.output("data/quarantine.csv"), result.quarantine)

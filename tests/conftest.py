@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+# Before numpy and torch are imported. As many threads as a test asks for, and one where it asks for none; one that waits
+# sleeps: where it spins, it holds up the thread that it waits for.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 
 import numpy as np
 import pytest
@@ -17,11 +23,12 @@ from PIL import Image
 from headstart.images.decode import FORMATS
 from headstart.images.limits import Limits
 from headstart.ingest.layouts import list_source
-from headstart.ingest.scan import Scan, SplitRule, scan
+from headstart.ingest.scan import Scan, ScanSettings, SplitRule, scan
 from headstart.ingest.tree import preflight
+from tests import templates
+from tests.forked_workers import forked_workers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 
 # Small and quick, yet every stage is real: two views, an unfrozen epoch, a network with batch norm and depthwise convolutions.
 SMALL = {
@@ -63,8 +70,13 @@ def write_shapes(folder: Path, classes: int = 3, each: int = 20) -> Path:
     for label in range(classes):
         (folder / "abcdefgh"[label]).mkdir(parents=True, exist_ok=True)
         for number in range(each):
-            (folder / "abcdefgh"[label] / f"{number:03}.png").write_bytes(encode(picture(label, number)))
+            (folder / "abcdefgh"[label] / f"{number:03}.png").write_bytes(shape(label, number))
     return folder
+
+
+@functools.cache
+def shape(label: int, number: int) -> bytes:
+    return encode(picture(label, number))
 
 
 LIMITS = {"max_pixels": 10_000, "min_side": 4, "formats": list(FORMATS)}
@@ -86,16 +98,11 @@ def scan_folder(
         group.update({key: changes.pop(key) for key in list(changes) if key in group})
     assert not changes
     tree = preflight(folder, follow_external_links=bool(options.pop("follow_external_links")))
-    return scan(
-        tree,
-        list_source(tree, **options),
-        limits=Limits(**limits),
-        rule=SplitRule(**rule),
-        workers=1,
-        state=state or folder.parent / "scan.sqlite",
-        expected=(expected or {}) if verify else None,
-        **rest,
+    settings = ScanSettings(
+        Limits(**limits), SplitRule(**rule), workers=1, state=state or folder.parent / "scan.sqlite", **rest
     )
+    with forked_workers():
+        return scan(tree, list_source(tree, **options), settings, (expected or {}) if verify else None)
 
 
 @pytest.fixture(autouse=True)
@@ -119,36 +126,66 @@ def make_project(folder: Path, **settings: str) -> Path:
     """A copy of this repository's tracked files as a project of its own, its data set linked at data/shapes."""
     from flows.param_edits import set_params
 
-    files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    for name in files.stdout.splitlines():
-        if name.startswith(("tests/", "reports/", "docs/", "dvc.lock")) or not (REPOSITORY / name).is_file():
-            continue
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(REPOSITORY / name, folder / name)
+    def small(params: Path) -> None:
+        set_params(params, [f"{key}={value}" for key, value in SMALL.items()])
+
+    template = templates.made_once("project", lambda empty: templates.new_project(empty, small))
+    shutil.copytree(template, folder, dirs_exist_ok=True)
     source = write_shapes(folder.parent / f"{folder.name}-images")
     (folder / "data").mkdir()
     (folder / "data/shapes").symlink_to(source)
-    set_params(folder / "params.yaml", [f"{key}={value}" for key, value in (SMALL | settings).items()])
-    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start"]):
-        subprocess.run(["git", *command], cwd=folder, check=True)
+    if settings:
+        set_params(folder / "params.yaml", [f"{key}={value}" for key, value in settings.items()])
+        templates.git(folder, "commit", "-qa", "--amend", "--no-edit")
     return folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With xdist: what shares a module's fixture runs in one worker (`--dist loadgroup`), and what takes long begins first.
+
+    One test begins with `done`, which takes half a minute; the other workers do something else until it is there.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    groups = [item for item in items if uses_a_module_fixture(item)]
+    for item in groups:
+        item.add_marker(pytest.mark.xdist_group(item.location[0]))
+    pipeline = [item for item in items if "done" in item.fixturenames and item not in groups]
+    first, then = pipeline[:1], [*groups, *pipeline[1:]]
+    ordered = {id(item): number for number, item in enumerate([*first, *then])}
+    items.sort(key=lambda item: ordered.get(id(item), len(ordered)))
+
+
+def uses_a_module_fixture(item: pytest.Item) -> bool:
+    definitions = item._fixtureinfo.name2fixturedefs.values()
+    return any(found[-1].scope == "module" for found in definitions)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    templates.keep_in(tmp_path_factory)
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    return make_project(tmp_path / "project")
+    return templates.add_mlflow(make_project(tmp_path / "project"))
 
 
 @pytest.fixture(scope="session")
-def done(tmp_path_factory) -> Path:
-    """A project whose pipeline has run once through the real command; tests copy it or only read it."""
-    project = make_project(tmp_path_factory.mktemp("pipeline") / "project")
-    from tests.projects import flow
+def done() -> Path:
+    """A project whose pipeline has run once through the real command; tests copy it or only read it.
 
-    (project / "run.log").write_text(flow(project))
-    return project
+    All of pytest's processes have the same one.
+    """
+
+    def run_pipeline(folder: Path) -> None:
+        from tests.projects import flow
+
+        project = make_project(folder / "project")
+        (project / "run.log").write_text(flow(project))
+
+    return templates.made_once("pipeline", run_pipeline) / "project"
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from flows import clean
 from headstart.core.graph import load_graph
 from headstart.core.params import load_params
-from headstart.datasets.builtin import write_digits
 from headstart.versioning import workspace
+from tests import templates
 from tests.conftest import write_shapes
 from tests.projects import run
 
@@ -42,7 +42,7 @@ def used(project: Path, monkeypatch) -> Path:
         path = project / out if Path(out).suffix else project / out / "deep" / "x"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("a stage's")
-    write_digits(project / "data/digits")
+    templates.digits(project / "data/digits")
     (project / ".headstart/records").mkdir(parents=True)
     for name in (*KEPT, *THEIRS):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def test_a_folder_of_a_users_at_a_built_in_sets_place_stays(used, capsys):
     cleaned()
     told = capsys.readouterr().out
     assert "data/digits: holds files that fetch_data did not write: 3/mine.png" in told
-    assert "data/oxford-pets: holds files" in told and "data/oxford-pets-breeds: a snapshot" in told
+    assert "data/oxford-pets: holds files" in told and "data/oxford-pets-breeds: a copy in DVC's care" in told
     assert (used / "data/digits/3/mine.png").exists() and (used / "data/oxford-pets/a/000.png").exists()
     assert (used / "data/oxford-pets-breeds").exists() and (used / "data/digits/0/0000.png").exists()
 

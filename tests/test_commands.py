@@ -17,6 +17,7 @@ import flows
 from flows import predict, servers
 from headstart.core.params import Params, is_text
 from tests.conftest import make_project
+from tests.templates import add_mlflow
 
 LINES = 24  # of a screen
 
@@ -24,7 +25,7 @@ LINES = 24  # of a screen
 @pytest.fixture(scope="module")
 def somewhere(tmp_path_factory) -> Path:
     """A project that has never run, and what can be named wrongly in it."""
-    project = make_project(tmp_path_factory.mktemp("commands") / "project")
+    project = add_mlflow(make_project(tmp_path_factory.mktemp("commands") / "project"))
     (project / "folder.parquet").mkdir()
     (project / "folder.pt2").mkdir()
     (project / "file").write_text("x")
@@ -146,7 +147,7 @@ def cases() -> Iterator[tuple[str, list[str], list[str]]]:
     yield link, ["--from", "data/shapes/", "--name", "a/b"], ["--name 'a/b'", "a plain file name"]
     yield link, ["--name", "x"], ["arguments are required: --from"]
     yield link, ["--relink"], ["arguments are required: --from"]
-    yield link, ["more"], ["unrecognized arguments: more"]
+    yield link, ["--from", "data/shapes", "more"], ["unrecognized arguments: more"]
 
     register = "flows.register"
     yield register, [], ["models/fine_tuned.safetensors: no such file", "run the pipeline first"]
@@ -158,7 +159,7 @@ def cases() -> Iterator[tuple[str, list[str], list[str]]]:
     yield register, ["--rollback", "--champion", "1"], ["not allowed with"]
     yield register, ["now"], ["unrecognized arguments: now"]
 
-    cache = "headstart.activations"
+    cache = "flows.cache"
     yield cache, [], ["required: command"]
     yield cache, ["polish"], ["stat", "verify", "prune"]
     yield cache, ["stat"], ["no cache of activations there yet"]
@@ -168,7 +169,7 @@ def cases() -> Iterator[tuple[str, list[str], list[str]]]:
         yield cache, ["prune", "--max-gb", size], ["--max-gb", "a number of 0 or more"]
     yield cache, ["stat", "more"], ["unrecognized arguments: more"]
 
-    models = "headstart.models"
+    models = "flows.backbones"
     yield models, [], ["required: NAME"]
     yield models, ["resnt18"], ["resnt18", "near names"]
     for size in ("0", "-5", "x", "99999"):

@@ -1,28 +1,43 @@
-"""Paired tests and calibration against the libraries' own, and the choice of `bn_freeze: auto`."""
+"""Paired tests, intervals and calibration against their formulas, and the choice of `bn_freeze: auto`."""
+
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 
 from headstart.evaluation.metrics import reliability
 from headstart.models.backbones import build_backbone
-from headstart.statistics import Comparison, bootstrap_interval, compare, mcnemar
+from headstart.statistics import Comparison, bootstrap_interval, compare, mcnemar, wilson_interval
 from headstart.training.bn_choice import choose
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 0), (1, 0), (5, 5), (3, 9), (0, 12), (40, 61), (700, 500)])
 def test_mcnemar_is_the_exact_binomial_test(a, b):
-    assert mcnemar(a, b) == pytest.approx(stats.binomtest(a, a + b, 0.5).pvalue if a + b else 1.0)
+    tail = sum(math.comb(a + b, k) for k in range(min(a, b) + 1))
+    exact = min(Fraction(1), 2 * Fraction(tail, 2 ** (a + b)))
+    assert mcnemar(a, b) == pytest.approx(float(exact), rel=1e-12)
 
 
-def test_the_bootstrap_is_scipys():
-    values = np.random.default_rng(0).gamma(2, size=300)
-    low, high = bootstrap_interval(values, seed=1)
-    reference = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, random_state=0)
-    assert (low, high) == pytest.approx(tuple(reference.confidence_interval), rel=0.01)
-    assert bootstrap_interval(values, seed=1) == (low, high)
+@pytest.mark.parametrize("n", [30, 300, 5000])
+def test_the_bootstrap_resamples_images(n):
+    values = np.random.default_rng(0).gamma(2, size=n)
+    rng = np.random.Generator(np.random.PCG64(1))
+    means = np.concatenate([values[rng.integers(0, n, (min(2_000_000 // n, 10_000 - start), n))].mean(1)
+                            for start in range(0, 10_000, 2_000_000 // n)])  # fmt: skip
+    assert bootstrap_interval(values, seed=1) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), rel=1e-12)
+    assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
+    assert bootstrap_interval(np.full(n, 0.25), seed=1) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize(("right", "total"), [(0, 10), (10, 10), (385, 400), (1, 3)])
+def test_wilsons_interval(right, total):
+    share, z2 = right / total, 1.959963984540054**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = math.sqrt(z2 * (share * (1 - share) / total + z2 / (4 * total * total))) / (1 + z2 / total)
+    assert wilson_interval(right, total) == pytest.approx((centre - half, centre + half), abs=1e-12)
 
 
 def predictions(right_n: np.ndarray, sure: float = 0.9) -> torch.Tensor:

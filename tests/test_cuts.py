@@ -1,37 +1,15 @@
-"""A body cut in two at any layer group's boundary is still the same function, for every family."""
+"""A body cut in two at a layer group's boundary: how its tail trains, and what cannot be cut.
+
+That both halves together are the whole: test_families.py.
+"""
 
 import pytest
 import torch
 
 from headstart.core.errors import InputError
 from headstart.models.backbones import build_backbone
-from headstart.models.cuts import cut_body, output_shape
+from headstart.models.cuts import cut_body
 from headstart.models.freezing import training_mode
-from tests.test_families import FAMILIES
-
-SMALL = [family for family in FAMILIES if family[1] < 200]  # the other two are of timm's and torchvision's same kinds
-
-
-@pytest.mark.parametrize(("name", "size"), SMALL)
-def test_tail_of_front_is_the_whole_to_the_bit(name, size):
-    backbone = build_backbone(name, "random", size)
-    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        whole = backbone.body(x)
-        for after in backbone.groups:
-            front, tail = cut_body(backbone.body, backbone.groups, after)
-            boundary = front(x)
-            assert torch.equal(tail(boundary), whole)
-            assert output_shape(front, size) == tuple(boundary.shape[1:])
-            own = dict(backbone.body.named_parameters())
-            late = {
-                key
-                for group in list(backbone.groups)[list(backbone.groups).index(after) + 1 :]
-                for key in backbone.groups[group]
-            }
-            assert {key for key, _ in tail.named_parameters()} <= late  # a norm that the pooled output skips may be in neither
-            assert all(own[key] is value for key, value in tail.named_parameters())  # the very same, under the same names
-            assert not set(dict(front.named_parameters())) & late
 
 
 def test_a_tail_trains_as_it_does_in_the_whole_network():

@@ -1,21 +1,29 @@
-"""Invariant 1: head(cached activations) = full frozen model(images), for every backbone family, and the engine's promises."""
+"""Invariant 1: head(cached activations) = full frozen model(images), for every backbone family, and the engine's promises.
 
+Of every family also: a body that is cut in two is still the same function, and a frozen one passes the guard.
+"""
+
+import copy
 import logging
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from headstart.activations import engine as engine_module
 from headstart.activations.engine import Engine, Plan, build_engine, fidelity, plan_engine, plan_storage
+from headstart.activations.guard import refuse_moving
 from headstart.core.errors import InputError
 from headstart.hardware import choose_precision
 from headstart.images.preprocessing import normalise
-from headstart.models.backbones import build_backbone
+from headstart.models.backbones import Backbone, build_backbone
+from headstart.models.cuts import cut_body, output_shape
 from headstart.models.folding import fold_batch_norms
 from headstart.models.freezing import layer_groups
 from headstart.models.heads import Classifier, build_head
+from headstart.models.weights import state_digest
 from tests.machines import pretend
 
 CPU = torch.device("cpu")
@@ -54,17 +62,37 @@ def engine_of(body, preprocessing, *, engine="torch", precision="float32", stora
     return build_engine(body, preprocessing, **options, device=CPU)
 
 
-@pytest.mark.parametrize(("name", "size"), FAMILIES)
-def test_head_on_cached_activations_is_the_full_frozen_model(name, size):
-    backbone = build_backbone(name, "random", size)
+@dataclass(frozen=True)
+class Family:
+    """A backbone that several tests look at, and its image size. A test that changes the body takes a copy."""
+
+    size: int
+    backbone: Backbone
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(family, id="-".join(map(str, family)), marks=pytest.mark.xdist_group(family[0])) for family in FAMILIES
+    ],
+)
+def family(request: pytest.FixtureRequest) -> Family:
+    """Each family is built once; its tests run one after another, in one process of pytest-xdist's (`--dist loadgroup`)."""
+    name, size = request.param
+    return Family(size, build_backbone(name, "random", size))
+
+
+def test_head_on_cached_activations_is_the_full_frozen_model(family):
+    backbone, size = family.backbone, family.size
     images = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     head = build_head("mlp", backbone.width, 4, seed=0)
     model = Classifier(backbone.body, head).eval()
     with torch.inference_mode():
         full = model(normalise(images, backbone.preprocessing))
+    body = copy.deepcopy(backbone.body)
     for engine in ("openvino", "torch"):
         with torch.inference_mode():
-            cached = head(engine_of(backbone.body, backbone.preprocessing, engine=engine, batch_size=4)(images))
+            cached = head(engine_of(body, backbone.preprocessing, engine=engine, batch_size=4)(images))
         assert torch.allclose(cached, full, rtol=1e-3, atol=1e-3 * float(full.abs().max())), (
             engine,
             (cached - full).abs().max(),
@@ -74,6 +102,36 @@ def test_head_on_cached_activations_is_the_full_frozen_model(name, size):
     assert all(groups.values())
     grouped = [id(parameter) for group in groups.values() for parameter in group]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())  # each exactly once
+
+
+def test_tail_of_front_is_the_whole_to_the_bit(family):
+    backbone, size = family.backbone, family.size
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = backbone.body(x)
+        for after in backbone.groups:
+            front, tail = cut_body(backbone.body, backbone.groups, after)
+            boundary = front(x)
+            assert torch.equal(tail(boundary), whole)
+            assert output_shape(front, size) == tuple(boundary.shape[1:])
+            own = dict(backbone.body.named_parameters())
+            late = {
+                key
+                for group in list(backbone.groups)[list(backbone.groups).index(after) + 1 :]
+                for key in backbone.groups[group]
+            }
+            assert {key for key, _ in tail.named_parameters()} <= late  # a norm that the pooled output skips may be in neither
+            assert all(own[key] is value for key, value in tail.named_parameters())  # the very same, under the same names
+            assert not set(dict(front.named_parameters())) & late
+
+
+def test_a_frozen_body_passes_the_guard_and_is_left_as_it_was(family):
+    body = family.backbone.body
+    x = torch.randn(4, 3, family.size, family.size, generator=torch.Generator().manual_seed(0))
+    before, drawn = state_digest(body), torch.get_rng_state()
+    assert refuse_moving(body, x) == before == state_digest(body)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert not any(value.requires_grad for value in body.parameters())
 
 
 @pytest.mark.parametrize("engine", ["openvino", "torch"])

@@ -1,6 +1,8 @@
 """dvc.yaml depends on exactly the code that a stage imports and the parameters that it reads; the layers hold."""
 
 import ast
+import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -79,7 +81,7 @@ def test_hardly_a_line_that_a_stage_depends_on_is_idle(name):
 
 IMPORTED = """
 import os, sys
-import mlflow, openvino, timm, torch  # once for all forks
+import mlflow, timm, torch  # once for all forks
 for name in sys.argv[1:]:
     if not os.fork():
         __import__(f"tasks.{name}")
@@ -318,3 +320,10 @@ def test_rooms_that_import_each_other_are_refused():
         rooms.reduced({"a": frozenset({"b"}), "b": frozenset({"a"}), "c": frozenset()})
     slim = rooms.reduced({"a": frozenset({"b", "c"}), "b": frozenset({"c"}), "c": frozenset()})
     assert slim == {"a": {"b"}, "b": {"c"}, "c": frozenset()}
+
+
+def test_every_type_of_the_glossary_exists():
+    names = re.findall(r"^\| `([\w.]+)` \|", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert len(names) > 30
+    for module, _, name in (name.rpartition(".") for name in names):
+        assert isinstance(getattr(importlib.import_module(module), name), type), name

@@ -42,7 +42,7 @@ def test_kept_images_are_the_same_to_the_bit_and_read_once(folder, monkeypatch):
         for one in (afresh, kept)
     ]
     assert all(torch.equal(a, b) for a, b in zip(*views, strict=True))
-    assert len(kept.kept.images) == 2 and kept.kept.room == 0 and not afresh.kept.images
+    assert len(kept.cache.images) == 2 and kept.cache.room == 0 and not afresh.cache.images
     assert reads == [f"{i}.png" for i in range(4) for _ in range(4)] + ["0.png", "1.png"] + ["2.png"] * 4 + ["3.png"] * 4
 
 
@@ -79,4 +79,4 @@ def test_sources_of_two_sizes_share_the_room_and_not_the_images(folder):
     assert large.base_view("0.png", key).shape == (3, 16, 16)
     assert small.base_view("0.png", key).shape == (3, 8, 8)
     assert torch.equal(small.base_view("0.png", key), replace(small, cache=ResizedImageCache(0)).base_view("0.png", key))
-    assert large.kept.room == 10 * SIZE - SIZE - SIZE // 4
+    assert large.cache.room == 10 * SIZE - SIZE - SIZE // 4

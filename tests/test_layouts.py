@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from headstart.ingest.problems import Problem, accepting, refuse
 from headstart.ingest.summary import summarise
 from headstart.manifest import read_manifest
 from tests.conftest import encode, picture, scan_folder, write_shapes
-from tests.projects import run
+from tests.projects import run_here
 from tests.test_link import link_data
 
 
@@ -276,8 +275,8 @@ def test_classes_that_nothing_judges_are_said(project):
     (source / "rare").mkdir()
     for number in range(2):
         (source / "rare" / f"{number}.png").write_bytes(encode(picture(1, 700 + number)))
-    run(project, sys.executable, "-m", "tasks.fetch_data")
-    log = run(project, sys.executable, "-m", "tasks.link_data")
+    run_here(project, "tasks.fetch_data")
+    log = run_here(project, "tasks.link_data")
     summary = json.loads((project / "reports/data/summary.json").read_text())
     manifest = read_manifest(project / "data/manifest.parquet")
     for split in ("valid", "test"):
@@ -319,7 +318,7 @@ def test_linking_is_refused_where_the_folder_itself_must_change(project, tmp_pat
     photos = write_shapes(tmp_path / "photos")
     spoil(photos)
     (photos / "empty").mkdir()
-    for more in ([], ["--snapshot"]):
+    for more in ([], ["--copy-into-dvc"]):
         said = link_data(project, "--from", str(photos), *more, code=2)
         assert "3 things stand in the way" in said and "accepts all but 2" in said
     assert not (project / "data/photos").exists() and not (project / "data/photos.dvc").exists()
@@ -350,5 +349,5 @@ def test_nothing_is_decoded_by_linking(project, tmp_path, monkeypatch):
     spoil(photos)
     monkeypatch.setattr(module, "examine_all", None)
     monkeypatch.setattr(Image, "open", None)
-    link_source(project, photos, "photos", relink=False, snapshot=False)
+    link_source(project, photos, "photos", relink=False, copy=False)
     assert (project / "data/photos").is_symlink()

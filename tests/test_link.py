@@ -1,4 +1,4 @@
-"""`python -m flows.link --from`: links, snapshots, and the source that is never written."""
+"""`python -m flows.link --from`: links, copies in DVC's care, and the source that is never written."""
 
 import hashlib
 import os
@@ -13,13 +13,23 @@ import pytest
 from flows.param_edits import set_params
 from headstart.core.errors import InputError
 from tests.conftest import encode, picture, write_shapes
-from tests.projects import run
+from tests.forked_workers import forked_workers
+from tests.projects import dvc_here, run, run_here
 
 
 def link_data(project: Path, *arguments: str, code: int = 0) -> str:
     """The stage, or with a folder to link the command for that."""
-    module = "tasks.link_data" if arguments in ((), ("--verify",)) else "flows.link"
-    return run(project, sys.executable, "-m", module, *arguments, code=code)
+    with forked_workers():
+        return run_here(project, module_of(arguments), *arguments, code=code)
+
+
+def command(project: Path, *arguments: str, code: int = 0) -> str:
+    """The same by the real command."""
+    return run(project, sys.executable, "-m", module_of(arguments), *arguments, code=code)
+
+
+def module_of(arguments: tuple[str, ...]) -> str:
+    return "tasks.link_data" if arguments in ((), ("--verify",)) else "flows.link"
 
 
 def content(folder: Path) -> dict[str, tuple[str, int, int]]:
@@ -41,14 +51,14 @@ def photos(tmp_path) -> Path:
 
 def test_a_link_is_made_shown_and_named_and_the_source_not_written(project, photos):
     before = content(photos)
-    said = link_data(project, "--from", str(photos), "--name", "photos")
+    said = command(project, "--from", str(photos), "--name", "photos")
     link = project / "data/photos"
     assert link.is_symlink() and link.resolve() == photos.resolve()
     assert f"data/photos -> {photos}" in said
     assert "60 files in 3 folders: a (20), b (20), c (20)" in said
     assert "--set data.source=data/photos\n" in said
     set_params(project / "params.yaml", ["data.source=data/photos"])
-    link_data(project)
+    command(project)
     assert len(pd.read_parquet(project / "data/manifest.parquet")) == 60
     assert content(photos) == before
 
@@ -139,9 +149,9 @@ def test_a_read_only_mount_is_enough(project, photos):
     assert len(pd.read_parquet(project / "data/manifest.parquet")) == 60
 
 
-def test_a_snapshot_is_pushed_and_pulled(project, photos, tmp_path):
+def test_a_copy_in_dvc_is_pushed_and_pulled(project, photos, tmp_path):
     before = content(photos)
-    said = link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    said = link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc")
     assert content(photos) == before
     assert "in DVC's care" in said and "git add data/photos.dvc" in said
     copy = project / "data/photos"
@@ -150,9 +160,9 @@ def test_a_snapshot_is_pushed_and_pulled(project, photos, tmp_path):
     set_params(project / "params.yaml", ["data.source=data/photos"])
     link_data(project)
     manifest = (project / "data/manifest.parquet").read_bytes()
-    run(project, "dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
-    run(project, "dvc", "push", "data/photos")
-    for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "snapshot"]):
+    dvc_here(project, "remote", "add", "-d", "store", str(tmp_path / "store"))
+    dvc_here(project, "push", "data/photos")
+    for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "copy"]):
         run(project, "git", *command)
     shutil.rmtree(photos)
     clone = tmp_path / "clone"
@@ -163,40 +173,42 @@ def test_a_snapshot_is_pushed_and_pulled(project, photos, tmp_path):
     assert (clone / "data/manifest.parquet").read_bytes() == manifest
 
 
-def test_a_snapshot_takes_the_place_of_nothing_but_a_snapshot(project, photos, tmp_path):
+def test_a_copy_in_dvc_takes_the_place_of_nothing_but_a_copy(project, photos, tmp_path):
     (project / "data/photos").symlink_to(photos)
-    said = link_data(project, "--from", str(photos), "--name", "photos", "--snapshot", code=2)
-    assert "is no snapshot" in said
+    said = link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc", code=2)
+    assert "is no copy in DVC's care" in said
     (project / "data/photos").unlink()
-    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc")
     (photos / "a" / "new.png").write_bytes(encode(picture(0, 999)))
-    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc")
     assert (project / "data/photos/a/new.png").is_file()
 
 
-def test_a_snapshot_that_somebody_changed_is_kept(project, photos):
-    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+def test_a_copy_in_dvc_that_somebody_changed_is_kept(project, photos):
+    link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc")
     (project / "data/photos/a/mine.png").write_bytes(encode(picture(0, 998)))
-    said = link_data(project, "--from", str(photos), "--name", "photos", "--snapshot", code=2)
-    assert "was changed since it was made a snapshot" in said
+    said = link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc", code=2)
+    assert "was changed since it was copied into DVC" in said
     assert (project / "data/photos/a/mine.png").is_file()
 
 
-def test_no_link_takes_the_place_of_a_snapshot_into_which_dvc_would_write(project, photos, tmp_path):
-    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+def test_no_link_takes_the_place_of_a_copy_into_which_dvc_would_write(project, photos, tmp_path):
+    link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc")
     shutil.rmtree(project / "data/photos")  # as in a fresh clone
     other = write_shapes(tmp_path / "other", each=3)
     for more in ([], ["--relink"]):
-        assert "data/photos is a snapshot" in link_data(project, "--from", str(other), "--name", "photos", *more, code=2)
-    run(project, "dvc", "checkout", "data/photos.dvc")
+        assert "data/photos is a copy in DVC's care" in link_data(
+            project, "--from", str(other), "--name", "photos", *more, code=2
+        )
+    dvc_here(project, "checkout", "data/photos.dvc")
     assert len(list(other.rglob("*.png"))) == 9
     assert (project / "data/photos").is_dir() and not (project / "data/photos").is_symlink()
 
 
 def test_links_into_a_cache_elsewhere_are_dvcs_own(project, photos, tmp_path):
-    run(project, "dvc", "config", "cache.dir", str(tmp_path / "cache"))
-    run(project, "dvc", "config", "cache.type", "symlink")
-    link_data(project, "--from", str(photos), "--name", "photos", "--snapshot")
+    dvc_here(project, "config", "cache.dir", str(tmp_path / "cache"))
+    dvc_here(project, "config", "cache.type", "symlink")
+    link_data(project, "--from", str(photos), "--name", "photos", "--copy-into-dvc")
     assert (project / "data/photos/a/000.png").is_symlink()
     set_params(project / "params.yaml", ["data.source=data/photos"])
     link_data(project)

@@ -11,6 +11,7 @@ import torch
 from headstart.models.backbones import build_backbone
 from headstart.models.heads import Classifier, build_head
 from headstart.models.weights import state_digest
+from headstart.training import batch_sources
 from headstart.training import fine_tune as tuning
 from headstart.training.activation_dataset import endless
 from headstart.training.fine_tune import Network, UnfreezePhase
@@ -73,7 +74,7 @@ def test_searching_on_the_head_changes_nothing():
 def unfrozen_test(net: Network, feed, lr_ratio: float = 3.0, **options) -> Curve:
     settings = {"lr_min": 1e-6, "lr_max": 10.0, "steps": 40, "seed": 3} | options
     prepare = tuning.network_prepare(net, UnfreezePhase("all", 1, 1e-3, lr_ratio), feed, OPTIONS)
-    return range_test(net.model, prepare, tuning.endless(feed, OPTIONS, 0), loss=cross_entropy(), **settings)
+    return range_test(net.model, prepare, batch_sources.endless(feed, OPTIONS, 0), loss=cross_entropy(), **settings)
 
 
 @pytest.mark.parametrize("bn_freeze", [True, False])
@@ -106,7 +107,7 @@ def test_the_second_search_scales_all_groups_together():
         made.append(optimizer)
         return forward, optimizer
 
-    batches = tuning.endless(feed, OPTIONS, 0)
+    batches = batch_sources.endless(feed, OPTIONS, 0)
     curve = range_test(net.model, watched, batches, loss=cross_entropy(), lr_min=1e-6, lr_max=1e-2, steps=20, seed=0)
     rates = sorted({group["lr"] for group in made[0].param_groups})
     assert rates == pytest.approx([1e-4, 1e-3, 1e-2])
@@ -176,7 +177,7 @@ def test_seeds_and_rules_agree_or_the_search_abstains():
     torn = suggest([bowl(low=low) for low in (-3.6, -2.0, -0.4)], default=3e-3)
     assert torn.lr == 3e-3
     assert "the seeds disagree by a factor of" in torn.abstained
-    assert "the default 0.003 is used" in torn.sentence()
+    assert "the default 3.0e-03 is used" in torn.sentence()
     flat = Curve(100, bowl().lrs, tuple(np.random.default_rng(2).normal(size=100)))
     found = suggest([flat], default=3e-3)
     assert "the rules disagree by a factor of" in found.abstained
@@ -196,5 +197,5 @@ def test_a_network_without_batch_norm_can_be_searched_too():
     net = Network(Classifier(backbone.body, build_head("linear", backbone.width, 3, 0)), backbone.groups, bn_freeze=True)
     images = torch.randint(0, 256, (24, 3, 160, 160), dtype=torch.uint8)
     train, valid = (lambda _, row: images[row], LABELS), (lambda row: images[row], LABELS)
-    feed = tuning.live_feed(train, valid, backbone.preprocessing, 1, torch.device("cpu"))
+    feed = batch_sources.from_images(train, valid, backbone.preprocessing, 1, torch.device("cpu"))
     assert len(unfrozen_test(net, feed, steps=20).lrs) >= 5

@@ -237,15 +237,14 @@ WORKER = f"import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); s.sen
 SCAN = """
 import functools, sys
 from tasks.link_data import link_data
-from headstart.core.stages import main
+from headstart.core.command_line import main
 from headstart.ingest import scan
 scan.examine_all = functools.partial(scan.examine_all, command=[sys.executable, "-c", sys.argv[1]])
 main("link_data", link_data)
 """
 PREDICTION = """
 import functools, sys
-from headstart.core.errors import guarded
-from headstart.core.stages import command_line
+from headstart.core.command_line import command_line, guarded
 from headstart.prediction import batch
 from flows.predict import main
 batch.score_all = functools.partial(batch.score_all, command=[sys.executable, "-c", sys.argv.pop(1)])

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from headstart import hardware
 from headstart.activations import engine as engine_module
 from headstart.activations.engine import build_engine
-from headstart.core import parallel
 from headstart.hardware import cores, resolve_workers
 from headstart.models.backbones import build_backbone
 from headstart.prediction.supervisor import score_all
@@ -68,7 +68,7 @@ def test_without_control_groups_affinity_decides(large, tmp_path):
 
 
 def test_auto_is_the_cores_and_a_number_is_kept(monkeypatch):
-    monkeypatch.setattr(parallel, "cores", lambda: 5)
+    monkeypatch.setattr(hardware, "cores", lambda: 5)
     assert resolve_workers("auto") == 5 and resolve_workers(3) == 3
 
 
@@ -82,7 +82,7 @@ def test_each_stage_gives_the_engine_its_workers(copied, monkeypatch):
         return real(*arguments, **options)
 
     monkeypatch.setattr(engine_module, "torch_forward", noted)
-    monkeypatch.setattr(parallel, "cores", lambda: MANY)
+    monkeypatch.setattr(hardware, "cores", lambda: MANY)
     how(copied, "runtime.workers=3", force=("precompute", "evaluate"))
     assert len(made) >= 2 and set(made) == {3}
 

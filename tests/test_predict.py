@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from flows import predict as predict_command
 from flows.predict import table_rows
+from headstart.core.command_line import guarded
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.core.params import load_params
@@ -33,8 +35,11 @@ from headstart.prediction.export import CARD, export
 from headstart.prediction.predictor import Predictor
 from headstart.prediction.supervisor import ScoringJob, score_all
 from headstart.tracking.registry import Registry
+from tests import forks
 from tests.conftest import encode, picture, scan_folder, write_shapes
 from tests.projects import ENVIRONMENT, run
+
+SCORER = "headstart.prediction.scorer"
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,12 @@ def test_another_model_at_the_same_path_is_refused(model, folder, tmp_path):
     """A pipeline may publish a new one between the answers of the old."""
     with pytest.raises(InputError, match="changed while"):
         predict_folder(folder, job(model, digest="0" * 64), state=tmp_path / "state.sqlite")
+
+
+@pytest.fixture(autouse=True)
+def quick_scorers(monkeypatch) -> None:
+    """Scorers of this process are forks (tests/forks.py); those of a real command are real."""
+    monkeypatch.setattr(batch, "score_all", lambda paths, job: score_all(paths, job, forks.command("-m", SCORER)))
 
 
 @pytest.fixture
@@ -127,7 +138,6 @@ def test_the_same_bytes_come_out_whatever_was_known(folder, model, tmp_path):
     assert fresh.rows.equals(first.rows)
 
 
-@pytest.mark.e2e
 def test_a_changed_file_model_or_limit_is_never_answered_from_before(folder, model, tmp_path):
     state = tmp_path / "s.sqlite"
     predict_folder(folder, job(model), state=state)
@@ -188,12 +198,10 @@ scorer.main(int(sys.argv[1]), int(sys.argv[2]))
 
 
 def broken(paths: list[Path], model: Path, timeout: float = 3.0) -> dict[str, dict]:
-    command = [sys.executable, "-c", BROKEN]
-    answers = score_all([str(path) for path in paths], job(model, timeout=timeout), command)
+    answers = score_all([str(path) for path in paths], job(model, timeout=timeout), forks.command("-c", BROKEN))
     return {Path(path).name: answer for path, answer in answers}
 
 
-@pytest.mark.e2e
 def test_a_crash_or_a_hang_costs_its_file_alone(folder, model):
     crash, hang = folder / "a/crash.png", folder / "b/hang.png"
     for path in (crash, hang):
@@ -206,7 +214,6 @@ def test_a_crash_or_a_hang_costs_its_file_alone(folder, model):
     assert [name for name, answer in answers.items() if "error" in answer and not answer["final"]] == ["crash.png", "hang.png"]
 
 
-@pytest.mark.e2e
 def test_who_was_only_near_a_crash_is_answered(folder, model):
     """With one thread too few to tell them apart: files that were decoded beside it are tried alone."""
     for name in ("crash.png", "other.png"):
@@ -215,18 +222,38 @@ def test_who_was_only_near_a_crash_is_answered(folder, model):
     assert {name for name, answer in answers.items() if "error" in answer} == {"crash.png", "cut.png"}
 
 
+# The command as it is, but that its scorers are started by the command line in the first argument.
+COMMAND = """
+import functools, json, sys
+from headstart.core.command_line import command_line, guarded
+from headstart.prediction import batch
+from flows.predict import main
+batch.score_all = functools.partial(batch.score_all, command=json.loads(sys.argv.pop(1)))
+command_line()
+sys.exit(guarded(main))
+"""
+
+
+def start_predict(project: Path, *arguments: str) -> forks.Forked:
+    scorer = json.dumps(forks.command("-m", SCORER))
+    return forks.start("-c", COMMAND, scorer, *arguments, cwd=project, env=ENVIRONMENT)
+
+
 def predict(project: Path, *arguments: str, code: int = 0) -> str:
-    return run(project, sys.executable, "-m", "flows.predict", *arguments, code=code)
+    process = start_predict(project, *arguments)
+    said = "".join(process.communicate())
+    assert process.wait() == code, said
+    return said
 
 
-@pytest.mark.e2e
 def test_the_command_with_every_way_to_name_a_model(done, folder, tmp_path):
     number = Registry(done).get_alias("champion")
     assert number is not None
     outs = []
     for name in ("champion", "challenger", str(number.number), number.run_id, "models/fine_tuned.safetensors"):
         outs.append(tmp_path / f"{len(outs)}.parquet")
-        said = predict(done, "--images", str(folder), "--out", str(outs[-1]), "--model", name)
+        arguments = "--images", str(folder), "--out", str(outs[-1]), "--model", name
+        said = predict(done, *arguments) if len(outs) > 1 else run(done, sys.executable, "-m", "flows.predict", *arguments)
         assert "4 with an error" in said and "Traceback" not in said
     tables = [pq.read_table(out) for out in outs]
     assert all(table.equals(tables[0]) for table in tables)
@@ -236,36 +263,52 @@ def test_the_command_with_every_way_to_name_a_model(done, folder, tmp_path):
     assert "label_3" in (tmp_path / "p.txt").read_text().splitlines()[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--images", "nowhere"], "--images nowhere: no such folder\n  wanted: a folder: every file in it"),
-        (["--images", "params.yaml"], "--images params.yaml: a file, not a folder"),
-        (["--model", "grandmaster"], "no version of the model is called 'grandmaster'"),
-        (["--model", "no.safetensors"], "no.safetensors: no such file"),
-        (["--out", "p.txt"], "the format cannot be told from the name"),
-        (["--out", "nowhere/p.csv"], "nowhere: no such folder"),
-        (["--out", "data"], "--out data: a folder"),
-        (["--out", "/proc/p.csv"], "/proc: cannot be written to"),
-        (["--top", "0"], "a whole number of 1 or more"),
-        (["--abstain-below", "1.5"], "from 0 to 1"),
-        (["--abstain-below", "nan"], "from 0 to 1"),
-        (["--model", "models/head.safetensors"], "models/head.safetensors"),
-    ],
-)
-def test_bad_arguments_are_one_screen(done, folder, tmp_path, arguments, told):
-    given = {"--images": str(folder), "--out": str(tmp_path / "p.csv"), "--model": "champion"}
-    given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
-    said = predict(done, *[text for pair in given.items() for text in pair], code=2)
+BAD = [
+    (["--images", "nowhere"], "--images nowhere: no such folder\n  wanted: a folder: every file in it"),
+    (["--images", "params.yaml"], "--images params.yaml: a file, not a folder"),
+    (["--model", "grandmaster"], "no version of the model is called 'grandmaster'"),
+    (["--model", "no.safetensors"], "no.safetensors: no such file"),
+    (["--out", "p.txt"], "the format cannot be told from the name"),
+    (["--out", "nowhere/p.csv"], "nowhere: no such folder"),
+    (["--out", "data"], "--out data: a folder"),
+    (["--out", "/proc/p.csv"], "/proc: cannot be written to"),
+    (["--top", "0"], "a whole number of 1 or more"),
+    (["--abstain-below", "1.5"], "from 0 to 1"),
+    (["--abstain-below", "nan"], "from 0 to 1"),
+    (["--model", "models/head.safetensors"], "models/head.safetensors"),
+]
+
+
+def given(folder: Path, out: Path, arguments: list[str]) -> list[str]:
+    """A sound command line with some of its arguments replaced."""
+    pairs = {"--images": str(folder), "--out": str(out), "--model": "champion"}
+    return [text for pair in (pairs | dict(zip(arguments[::2], arguments[1::2], strict=True))).items() for text in pair]
+
+
+@pytest.mark.parametrize(("arguments", "told"), BAD)
+def test_bad_arguments_are_one_screen(done, folder, tmp_path, arguments, told, monkeypatch, capfd):
+    monkeypatch.chdir(done)
+    monkeypatch.setattr(predict_command, "PROJECT", done)
+    monkeypatch.setattr(sys, "argv", ["predict", *given(folder, tmp_path / "p.csv", arguments)])
+    try:
+        code = guarded(predict_command.main)
+    except SystemExit as end:
+        code = end.code
+    said = "".join(capfd.readouterr())
+    assert code == 2 and told in said and "Traceback" not in said and len(said.splitlines()) < 12, said
+    assert not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.parametrize(("arguments", "told"), [BAD[2], BAD[8]])
+def test_bad_arguments_end_the_command_with_2(done, folder, tmp_path, arguments, told):
+    said = predict(done, *given(folder, tmp_path / "p.csv", arguments), code=2)
     assert told in said and "Traceback" not in said and len(said.splitlines()) < 12, said
     assert not (tmp_path / "p.csv").exists()
 
 
-@pytest.mark.e2e
-def test_a_killed_run_goes_on_where_it_was(done, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_where_it_was(done, tmp_path):
     folder = write_shapes(tmp_path / "many", each=400)
-    command = [sys.executable, "-m", "flows.predict", "--images", str(folder), "--out", str(tmp_path / "p.parquet")]
-    process = subprocess.Popen(command, cwd=done, env=ENVIRONMENT, stderr=subprocess.PIPE)
+    process = start_predict(done, "--images", str(folder), "--out", str(tmp_path / "p.parquet"))
     state = done / ".headstart/predictions.sqlite"
     before = _kept(state)
     while _kept(state) == before:

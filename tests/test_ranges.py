@@ -228,24 +228,23 @@ def test_copies_count_once_in_what_judges_and_chooses(tmp_path):
     assert list(rows.index) == list(range(len(rows)))
 
 
-def test_figures_are_of_pictures_and_predictions_of_files(project):
+def test_figures_are_of_pictures_and_predictions_of_files(copied):
     """41 of 51 test images were one picture, and its class's figures were the model's."""
-    folder = (project / "data/shapes").resolve()
-    how(project)
-    manifest = read_manifest(project / "data/manifest.parquet")
+    folder = (copied / "data/shapes").resolve()
+    manifest = read_manifest(copied / "data/manifest.parquet")
     row = without_copies(manifest, "test").iloc[0]
-    before = json.loads((project / "reports/metrics.json").read_text())
+    before = json.loads((copied / "reports/metrics.json").read_text())
     for number in range(20):
         (folder / row["label"] / f"copy{number}.png").write_bytes((folder / row["path"]).read_bytes())
-    how(project)
-    after = json.loads((project / "reports/metrics.json").read_text())
+    how(copied)
+    after = json.loads((copied / "reports/metrics.json").read_text())
     assert (after["n_test"], after["n_test_files"]) == (before["n_test"], before["n_test_files"] + 20)
     assert after["fine_tuned"] == before["fine_tuned"]
-    predictions = pd.read_parquet(project / "reports/predictions.parquet")
+    predictions = pd.read_parquet(copied / "reports/predictions.parquet")
     assert len(predictions) == after["n_test_files"]
     alike = predictions[predictions["path"].str.contains("copy") | (predictions["path"] == row["path"])]
     assert len({tuple(p) for p in alike["probabilities"]}) == 1
-    assert "20 further test files are copies of these" in (project / "reports/report.html").read_text()
+    assert "20 further test files are copies of these" in (copied / "reports/report.html").read_text()
 
 
 def test_the_manifest_keeps_peaks(tmp_path):

@@ -17,6 +17,7 @@ from headstart.core.params import load_params
 from headstart.core.stages import run_stage
 from headstart.datasets import builtin
 from tests.conftest import REPOSITORY, SMALL
+from tests.projects import flow_here
 from tests.test_builtin import pets_archives, site  # noqa: F401 (a fixture)
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -106,9 +107,8 @@ def test_dogs_against_cats_runs_on_a_small_archive_of_the_same_layout(project, s
 
 def test_the_command_line_shows_the_diff_and_refuses_what_is_not_there(project):
     command = [sys.executable, "-m", "flows.pipeline", "--recipe"]
-    done = subprocess.run([*command, "nosuch"], cwd=project, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "wanted: one of: digits, dogs-vs-cats, pets-breeds" in done.stderr
+    said = flow_here(project, "--recipe", "nosuch", code=2)
+    assert "wanted: one of: digits, dogs-vs-cats, pets-breeds" in said
     wrong = [*command, "pets-breeds", "--set", "data.source=data/none"]
     done = subprocess.run(wrong, cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -30,11 +30,11 @@ def commit(project: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shared(done, tmp_path_factory) -> Path:
-    """A finished project whose images are a snapshot in DVC's care; committed, as a team would."""
+    """A finished project whose images are a copy in DVC's care; committed, as a team would."""
     project = tmp_path_factory.mktemp("reproduce") / "project"
     shutil.copytree(done, project, symlinks=True)
     images = str((done / "data/shapes").resolve())
-    run(project, sys.executable, "-m", "flows.link", "--from", images, "--name", "kept", "--snapshot")
+    run(project, sys.executable, "-m", "flows.link", "--from", images, "--name", "kept", "--copy-into-dvc")
     how(project, "data.source=data/kept")
     commit(project)
     return project

@@ -21,13 +21,12 @@ from headstart.training.interrupts import WholeSteps
 from headstart.training.loop import History
 from headstart.training.optimizers import build_optimizer
 from headstart.training.options import Options
-from tests.conftest import REPOSITORY
+from tests import forks
 from tests.test_training import in_memory, rows, silent
 
 
 def run(folder: Path, point: str = "none", arm: str = "moving") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.resuming", str(folder), arm, *point.split()]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return forks.run("-m", "tests.resuming", str(folder), arm, *point.split())
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +36,7 @@ def undisturbed(tmp_path_factory) -> str:
     return done.stdout
 
 
-MORE = [pytest.param(point, marks=pytest.mark.e2e) for point in ("step 8", "saved 2", "saved 4")]
-
-
-@pytest.mark.parametrize("point", ["step 3", "validate 2", "save 2", "saved 1", "step 17", *MORE])
+@pytest.mark.parametrize("point", ["step 3", "validate 2", "save 2", "saved 1", "step 17", "step 8", "saved 2", "saved 4"])
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, undisturbed, point):
     assert run(tmp_path, point).returncode == -signal.SIGKILL
     again = run(tmp_path)
@@ -48,7 +44,6 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, undisturbed, point
     assert again.stdout == undisturbed
 
 
-@pytest.mark.e2e
 def test_a_killed_training_with_frozen_batch_norm_goes_on_to_the_same_bits(tmp_path):
     (tmp_path / "whole").mkdir()
     undisturbed = run(tmp_path / "whole", arm="frozen")
@@ -58,7 +53,6 @@ def test_a_killed_training_with_frozen_batch_norm_goes_on_to_the_same_bits(tmp_p
     assert run(tmp_path, arm="frozen").stdout == undisturbed.stdout
 
 
-@pytest.mark.e2e
 def test_a_training_killed_again_and_again_goes_on_to_the_same_bits(tmp_path, undisturbed):
     for point in ("step 7", "save 1", "saved 1", "validate 1"):
         assert run(tmp_path, point).returncode == -signal.SIGKILL
@@ -192,13 +186,14 @@ def test_a_training_outside_the_main_thread_works(tmp_path):
     assert len(found[0][1].epochs) == 3
 
 
-def stage(project: Path, name: str, **popen) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", f"tasks.{name}"], cwd=project, stderr=subprocess.PIPE, text=True, **popen
-    )  # fmt: skip
+def stage(project: Path, name: str, is_real: bool = False) -> forks.Forked | subprocess.Popen[str]:
+    """The command of a stage: a fork (tests/forks.py), or the real interpreter with the project's own code."""
+    if is_real:
+        return subprocess.Popen([sys.executable, "-m", f"tasks.{name}"], cwd=project, stderr=subprocess.PIPE, text=True)
+    return forks.start("-m", f"tasks.{name}", cwd=project)
 
 
-def wait_for(project: Path, process: subprocess.Popen[str], pattern: str) -> Path:
+def wait_for(project: Path, process: forks.Forked | subprocess.Popen[str], pattern: str) -> Path:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         found = list((project / ".headstart/checkpoints").glob(pattern))
@@ -209,7 +204,6 @@ def wait_for(project: Path, process: subprocess.Popen[str], pattern: str) -> Pat
     raise AssertionError("no checkpoint")
 
 
-@pytest.mark.e2e
 def test_a_killed_stage_goes_on_with_its_run_and_gives_the_same_bytes(project):
     """The real stage, killed from outside: by SIGKILL, then by SIGTERM, in the search and in both arms of bn_freeze: auto."""
     from mlflow import MlflowClient
@@ -231,7 +225,7 @@ def test_a_killed_stage_goes_on_with_its_run_and_gives_the_same_bytes(project):
     runs_before = {run.info.run_id for run in client.search_runs(experiments)}
     for pattern, number in (("fine_tune/*/search.json", signal.SIGKILL), ("fine_tune/*/frozen.safetensors", signal.SIGKILL),
                             ("fine_tune/*/moving.safetensors", signal.SIGTERM)):  # fmt: skip
-        process = stage(project, "fine_tune")
+        process = stage(project, "fine_tune", is_real=number == signal.SIGTERM)
         wait_for(project, process, pattern)
         process.send_signal(number)
         assert process.wait(timeout=10) == (143 if number == signal.SIGTERM else -number), process.communicate()[1]

@@ -83,14 +83,14 @@ def test_what_no_epoch_betters_is_kept_as_it_came():
     assert same(state(model), before)
     assert history.epochs[0]["valid_log_loss"] == scores(collect_logits(model, [X_VALID]), Y_VALID)["log_loss"]
     found = what_was_kept(history)
-    assert found["epoch"] == 0 and "Fine-tuning is not kept, because the head was better before it" in found["sentence"]
+    assert found["epoch"] == 0 and "The trained head is kept without fine-tuning" in found["sentence"]
 
 
 def test_what_an_epoch_betters_is_replaced():
     model = nn.Linear(8, 3)
     history = fit(model, [phase(model, 0.1)])
     assert history.best_epoch()["epoch"] == 2
-    assert "The fine-tuned network is kept, in its state after epoch 2" in what_was_kept(history)["sentence"]
+    assert "The fine-tuned network of epoch 2 is kept" in what_was_kept(history)["sentence"]
 
 
 def test_a_head_has_no_epoch_0():
@@ -109,7 +109,7 @@ def test_a_rate_that_spoils_the_network_is_lowered_and_it_is_said(caplog):
     assert [row["epoch"] for row in history.epochs] == [0, 1, 2]
     assert len({point[0] for point in history.trace}) == len(history.trace), "no step is in the trace twice"
     assert max(point[1] for point in history.trace) <= 5 * history.scale * 1.001
-    assert "The learning rates were lowered to 0.33 of those set" in what_was_kept(history)["sentence"]
+    assert "The learning rate was lowered to 0.33 of the one set" in what_was_kept(history)["sentence"]
 
 
 def test_a_sound_training_is_the_same_with_and_without_the_watch():

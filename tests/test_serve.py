@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import signal
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,22 +17,23 @@ import pytest
 from flows.servers import answers, free_port
 from headstart.prediction.predictor import Predictor
 from headstart.tracking.registry import Registry
+from tests import forks
 from tests.conftest import encode, picture
 from tests.projects import ENVIRONMENT
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.xdist_group("serve")  # one server for all
 MAX_MB = 1.0
 
 
 @pytest.fixture(scope="module")
 def address(done) -> Iterator[str]:
     port = free_port(5200)
-    command = [sys.executable, "-m", "flows.serve", "--port", str(port), "--max-mb", str(MAX_MB)]
-    process = subprocess.Popen(command, cwd=done, env=ENVIRONMENT)
+    command = ["-m", "flows.serve", "--port", str(port), "--max-mb", str(MAX_MB)]
+    process = forks.start(*command, cwd=done, env=ENVIRONMENT)
     try:
         while not answers(port):
-            assert process.poll() is None
-            time.sleep(0.2)
+            assert process.poll() is None, process.said(1)
+            time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGTERM)

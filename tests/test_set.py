@@ -127,7 +127,7 @@ def test_the_command_that_link_data_prints_works_as_printed(params, tmp_path, na
     (tmp_path / "dvc.yaml").write_text((REPOSITORY / "dvc.yaml").read_text())
     photos = write_shapes(tmp_path.parent / f"{tmp_path.name}-photos", each=1)
     check_name(tmp_path, photos, name, ())
-    link.link_source(tmp_path, photos, name, relink=False, snapshot=False)
+    link.link_source(tmp_path, photos, name, relink=False, copy=False)
     module, pipeline_module, flag, *assignments = through_a_shell(printed_command(caplog.text), tmp_path)
     assert (module, pipeline_module, flag) == ("-m", "flows.pipeline", "--set")
     found = set_params(params, assignments)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import pipeline
+from flows import prefect_client
 from flows.prefect_client import check_server, server_there
 from headstart.core.command_line import guarded
 from headstart.core.errors import Unavailable
@@ -105,7 +105,7 @@ def silent() -> Iterator[int]:
 
 
 def test_a_prefect_server_that_does_not_answer_is_named_before_any_work(silent, monkeypatch):
-    monkeypatch.setattr(pipeline, "SECONDS_TO_ANSWER", 0.5)
+    monkeypatch.setattr(prefect_client, "SECONDS_TO_ANSWER", 0.5)
     for port, told in ((9, "does not answer"), (silent, "does not answer")):
         address = f"http://someone:secret@127.0.0.1:{port}/api"
         with temporary_settings({PREFECT_API_URL: address}), pytest.raises(Unavailable) as error:
@@ -146,9 +146,9 @@ def test_the_command_names_a_dead_server_and_leaves_params_alone(project):
 
 
 @pytest.mark.parametrize("level", ["1", "2"])
-@pytest.mark.parametrize("module", ["flows.clean", "tasks.fetch_data", "headstart.activations"])
+@pytest.mark.parametrize("module", ["flows.clean", "tasks.fetch_data", "flows.cache"])
 def test_a_python_without_assertions_is_refused(project, level, module):
-    command = [sys.executable, "-m", module, *(["stat"] if module == "headstart.activations" else [])]
+    command = [sys.executable, "-m", module, *(["stat"] if module == "flows.cache" else [])]
     environment = ENVIRONMENT | {"PYTHONOPTIMIZE": level}
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr

@@ -120,7 +120,7 @@ def rows(count: int = 120, width: int = 8, views: int = 2) -> tuple[torch.Tensor
 
 
 def in_memory(x: torch.Tensor, y: torch.Tensor) -> ActivationDataset:
-    """ActivationDataset [v, n, d] and classes [n]."""
+    """Activations [v, n, d] and classes [n]."""
     return ActivationDataset(lambda images, views: x[views, images], len(x), y)
 
 

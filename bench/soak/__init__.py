@@ -1,1 +1,1 @@
-"""What a year of operation does to a project, in an hour: `python -m bench.soak [PART …] [--rounds N]`."""
+"""Stress tests that do to a project in hours what a year of operation does: `python -m bench.soak [PART …] [--rounds N]`."""

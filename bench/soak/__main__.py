@@ -1,4 +1,4 @@
-"""`python -m bench.soak [PART …] [--rounds N] [--seed N]`: each part with its own number of rounds, or N."""
+"""Run the soak: `python -m bench.soak [PART …] [--rounds N] [--seed N]`. Each part has its own number of rounds, or N."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PARTS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--rounds", type=int, help="of each part")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--rounds", type=int, help="rounds of each part")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -39,16 +39,16 @@ def main() -> int:
 
 
 def passed(name: str, rounds: int | None, seed: int, api: str) -> bool:
-    """Run one part, in a process of its own, and say what came of it."""
+    """Run one part, print the result, and return whether it passed."""
     soak, own = PARTS[name]
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         try:
-            told = soak(Path(folder), rounds or own, seed, api)
+            result = soak(Path(folder), rounds or own, seed, api)
         except Failure as failure:
-            told = f"FAILED: {failure}"
-    print(f"{name}: {told} ({time.monotonic() - start:,.0f} s)", flush=True)
-    return "FAILED" not in told
+            result = f"FAILED: {failure}"
+    print(f"{name}: {result} ({time.monotonic() - start:,.0f} s)", flush=True)
+    return "FAILED" not in result
 
 
 if __name__ == "__main__":

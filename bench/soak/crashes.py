@@ -1,6 +1,7 @@
-"""A stage dies at a system call that writes, renames, syncs or deletes, enumerated with strace; a plain rerun recovers.
+"""Kill a stage at each system call that writes, renames, syncs or deletes; a plain rerun must recover.
 
-To save the imports each run is forked from this process, which has them, and strace is attached before it begins.
+strace enumerates the calls. To save the imports, each run is a fork of this process, which has done them, and strace is
+attached before the run begins.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from headstart.core.params import load_params
 
 CALLS = ("rename", "renameat", "renameat2", "fsync", "fdatasync", "write", "pwrite64", "ftruncate", "mkdir", "rmdir",
          "unlink", "unlinkat", "sendfile", "copy_file_range")  # fmt: skip
-EACH = 14  # points of one kind in one stage, evenly spaced where there are more
+EACH = 14  # the most points of one kind in one stage; they are evenly spaced
 Point = tuple[str, str, int]  # stage, call, its number
 
 
 def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
-    """So many crash points (at most all that EACH leaves), evenly taken; what came of them, in words.
+    """Try `rounds` evenly chosen crash points (at most all that EACH leaves), and return a summary in words.
 
     Raises:
-        Failure: a rerun failed, or its outs are other, or something was left behind.
+        Failure: a rerun failed, its outs differ, or it left something behind.
     """
     project = new(folder / "crashes")
     check(run(project, REPRO).returncode == 0, "the first run failed")
@@ -52,7 +53,7 @@ def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
 
 
 def enumerated(project: Path, stage: str, folder: Path) -> list[Point]:
-    """The crash points of an undisturbed run of a stage."""
+    """List the crash points of an undisturbed run of a stage."""
     trace = folder / "trace"
     pid = forked(project, stage, ["-o", str(trace), "-e", f"trace={','.join(CALLS)}"])
     check(pid[1] == 0, f"{stage} failed under strace: {pid[1]}")
@@ -65,7 +66,7 @@ def enumerated(project: Path, stage: str, folder: Path) -> list[Point]:
 
 
 def recovered(project: Path, point: Point, wanted: Digests, folder: Path) -> str:
-    """Die at a point, rerun, compare; what kind of death it was, in words."""
+    """Kill a stage at a point, run it again and compare; return the call, or that it was not reached."""
     stage, call, number = point
     _, code = forked(
         project, stage, ["-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}"]
@@ -73,13 +74,13 @@ def recovered(project: Path, point: Point, wanted: Digests, folder: Path) -> str
     _, again = forked(project, stage, None)
     check(again == 0, f"{point}: the rerun failed ({again}): {(project / 'stage.log').read_text()[-3000:]}")
     found = outs(project)
-    check(found == wanted, f"{point}: other outs: {[name for name in wanted if found.get(name) != wanted[name]]}")
+    check(found == wanted, f"{point}: the outs differ: {[name for name in wanted if found.get(name) != wanted[name]]}")
     check(not leftovers(project), f"{point}: left behind: {leftovers(project)}")
     return call if code == -signal.SIGKILL else "not reached"
 
 
 def forked(project: Path, stage: str, strace: list[str] | None) -> tuple[int, int]:
-    """Run a stage in a child of this process, as `python -m tasks.STAGE` does, with strace attached: (pid, exit code)."""
+    """Run a stage as `python -m tasks.STAGE` in a fork of this process, with strace attached; return (pid, exit code)."""
     ready, go = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -102,7 +103,7 @@ def forked(project: Path, stage: str, strace: list[str] | None) -> tuple[int, in
 
 
 def _child(project: Path, stage: str, ready: int) -> None:
-    """`python -m tasks.STAGE` in this process, which ends with it, whatever happens: it must not go on as its parent."""
+    """Run `python -m tasks.STAGE` and end the process whatever happens, because it must not continue as its parent."""
     code = 70
     try:
         os.chdir(project)

@@ -1,4 +1,4 @@
-"""Several precomputes on one cache at the same time: each row is computed once, and all have the same activations."""
+"""Run several precomputes on one cache at once; each row must be computed once, and all activations must be equal."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CLONES = 3
 
 
 def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
-    """So many rounds of three clones that begin at once; what came of them, in words.
+    """Run `rounds` rounds of three clones that begin at once, and return a summary in words.
 
     Raises:
-        Failure: one failed, a row was computed twice or not at all, or outs differ.
+        Failure: a clone failed, a row was computed twice or not at all, or outs differ.
     """
     cache = folder / "cache"
     first = new(folder / "first", **{"runtime.cache_dir": str(cache)})
@@ -34,11 +34,11 @@ def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
             )
             for clone in clones
         ]
-        said = [process.communicate()[1] for process in running]
-        check(all(process.returncode == 0 for process in running), f"round {number}: one failed:\n{said}")
-        told = [json.loads((clone / ".headstart/records/precompute.json").read_text())["summary"] for clone in clones]
-        rows = told[0]["rows"]
-        computed = [one["rows"] - one["cached_rows"] for one in told]
+        errors = [process.communicate()[1] for process in running]
+        check(all(process.returncode == 0 for process in running), f"round {number}: one failed:\n{errors}")
+        summaries = [json.loads((clone / ".headstart/records/precompute.json").read_text())["summary"] for clone in clones]
+        rows = summaries[0]["rows"]
+        computed = [one["rows"] - one["cached_rows"] for one in summaries]
         check(sum(computed) == rows, f"round {number}: {computed} rows were computed, of {rows}")
-        check(all(outs(clone) == wanted for clone in clones), f"round {number}: other activations")
-    return f"{rounds} rounds of {CLONES} at once on one cache: each of {rows} rows computed once a round, nothing corrupt"
+        check(all(outs(clone) == wanted for clone in clones), f"round {number}: the activations differ")
+    return f"{rounds} rounds of {CLONES} at once on one cache: each of {rows} rows computed once per round, nothing corrupt"

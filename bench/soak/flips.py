@@ -1,8 +1,8 @@
-"""Bits flipped and files cut in every artifact and in the cache of activations: all is noticed, or harmless.
+"""Flip bits and cut files in every artifact and in the cache of activations; all damage must be noticed, or harmless.
 
-In the cache and in what later stages compute from, the files' times stay as they were, as they do when a disk rots: a
-damaged row is computed again, a damaged artifact is refused when it is loaded. In what is only looked at (pictures,
-curves, the report) the times are new: DVC, which takes a file of the same times for the same, then sees it.
+In the cache and in files that later stages read, the times stay as they were, as on a failing disk: a damaged row is
+computed again, and a damaged artifact is refused when it is loaded. In files for people (pictures, curves, the report) the
+times are new, so that DVC sees the damage: it takes a file whose times did not change for unchanged.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from tests.projects import how
 
 
 def activations(path: Path) -> bytes:
-    """All rows and what they are of."""
+    """Return all rows and the digest of what they belong to."""
     found = Activations(path.parent)
     return found.digest().encode() + found.gather(np.arange(len(found))).numpy().tobytes()
 
 
 def model(load: Callable[[Path], tuple[nn.Module, ModelCard]], path: Path) -> bytes:
-    """All tensors and the card."""
+    """Return all tensors and the card."""
     module, card = load(path)
     return repr(card).encode() + save(module.state_dict())
 
@@ -50,17 +50,17 @@ LOADERS: dict[str, Callable[[Path], object]] = {
 
 
 def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
-    """So many damages; what came of them, in words.
+    """Damage `rounds` files, one at a time, and return a summary in words.
 
     Raises:
-        Failure: one was not noticed.
+        Failure: a damage was not noticed.
     """
     rng = random.Random(seed)
     project = new(folder / "flips")
     how(project)
     wanted = outs(project)
     looked_at = [name for name in wanted if name not in LOADERS and not name.startswith("data/digits/")]
-    told: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for number in range(rounds):
         kind = rng.choice(["artifact"] * 5 + ["cache"] * 4 + ["looked at"])
         if kind == "cache":
@@ -71,26 +71,26 @@ def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
             with damaged(project / name, rng, keep_times=kind == "artifact") as harm:
                 found = loaded(LOADERS[name], project / name) if kind == "artifact" else None
                 noticed = found is None if kind == "artifact" else not clean(project)
-                same = kind == "artifact" and found == sound  # padding, or statistics that nobody reads
+                same = kind == "artifact" and found == sound  # padding, or statistics that no reader uses
                 check(noticed or same, f"round {number}: {name}, {harm}: not noticed")
-            kind += ", in bytes that tell nothing" if same else ""
-        told[kind] += 1
-    kinds = ", ".join(f"{count} of {kind}" for kind, count in sorted(told.items()))
+            kind += ", in unused bytes" if same else ""
+        counts[kind] += 1
+    kinds = ", ".join(f"{count} of {kind}" for kind, count in sorted(counts.items()))
     return f"{rounds} bits flipped or files cut ({kinds}): all noticed, or what is read is the same"
 
 
 def damaged_cache(project: Path, rng: random.Random, wanted: dict[str, str]) -> str:
-    """Damage the cache for good; precompute must write the same activations all the same."""
+    """Damage the cache permanently; precompute must still write the same activations."""
     files = sorted(path for path in (project / ".headstart/cache/rows").rglob("*") if path.is_file())
     path = rng.choice(files)
     with damaged(path, rng, keep_times=True, restore=False) as harm:
         how(project, force=("precompute",))
-        check(outs(project) == wanted, f"{path.name}, {harm}: other activations")
+        check(outs(project) == wanted, f"{path.name}, {harm}: the activations differ")
     return path.name
 
 
 def loaded(load: Callable[[Path], object], path: Path) -> object:
-    """What a loader makes of a file, None where it says that the file will not do."""
+    """Return what a loader makes of a file, or None if it refuses the file."""
     try:
         return load(path)
     except InputError:
@@ -99,7 +99,7 @@ def loaded(load: Callable[[Path], object], path: Path) -> object:
 
 @contextmanager
 def damaged(path: Path, rng: random.Random, *, keep_times: bool, restore: bool = True) -> Iterator[str]:
-    """A file with one bit flipped or its end cut off, in the block; yields what was done to it."""
+    """Flip one bit of a file or cut off its end while the block runs; yield what was done to it."""
     data, status = path.read_bytes(), path.stat()
     if rng.random() < 0.3 and data:
         harmed, harm = data[: (left := rng.randrange(len(data)))], f"cut to {left} of {len(data)} bytes"

@@ -1,4 +1,4 @@
-"""A full disk at each stage: the error names the path, nothing is corrupt, and freeing space is enough."""
+"""Fill the disk at each stage; the error must name the path, nothing be corrupt, and freed space be enough to go on."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ STEP_BYTES = 48_000  # a stage is given so much more each time, until it gets th
 
 
 def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
-    """Each stage on a disk that is full at first and has a little more room each time; what came of it, in words.
+    """Run each stage on a disk that is full at first and has a little more space each time; return a summary in words.
 
     Args:
-        rounds: how often each stage is tried, at most.
+        rounds: the most tries of each stage.
 
     Raises:
-        Failure: another end than an error that names a file, outs that are not as before, or a rerun that fails.
+        Failure: a stage ended otherwise than in an error that names a file, its outs changed, or a rerun failed.
     """
     original = new(folder / "original")
     how(original)
@@ -39,15 +39,18 @@ def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
                     done = run_stage(project, stage)
                 if done.returncode == 0:
                     break
-                told = f"{stage} with {number * STEP_BYTES:,} bytes left: exit {done.returncode}: {done.stderr[-3000:]}"
-                check(done.returncode == 2 and "error: " in done.stderr and "Traceback" not in done.stderr, told)
-                check("space" in done.stderr and str(disk) in done.stderr, told)
-                check(outs(project) == wanted, f"{told}\nother outs")
+                message = f"{stage} with {number * STEP_BYTES:,} bytes left: exit {done.returncode}: {done.stderr[-3000:]}"
+                check(done.returncode == 2 and "error: " in done.stderr and "Traceback" not in done.stderr, message)
+                check("space" in done.stderr and str(disk) in done.stderr, message)
+                check(outs(project) == wanted, f"{message}\nthe outs differ")
                 refused += 1
             done = run_stage(project, stage)
-            check(done.returncode == 0, f"{stage} with room again: {done.stderr[-3000:]}")
-            check(outs(project) == wanted and not leftovers(project), f"{stage} with room again: other outs, or something left")
-    return f"{refused} stages on a full disk: each said so, nothing corrupt, and completed with room"
+            check(done.returncode == 0, f"{stage} with space again: {done.stderr[-3000:]}")
+            check(
+                outs(project) == wanted and not leftovers(project),
+                f"{stage} with space again: other outs, or leftovers",
+            )
+    return f"{refused} stages on a full disk: each reported it, nothing was corrupt, and each completed with more space"
 
 
 def run_stage(project: Path, stage: str) -> subprocess.CompletedProcess[str]:
@@ -57,7 +60,7 @@ def run_stage(project: Path, stage: str) -> subprocess.CompletedProcess[str]:
 
 @contextlib.contextmanager
 def small_disk(path: Path) -> Iterator[Path]:
-    """A file system of a few megabytes (root mounts it)."""
+    """Mount a file system of a few megabytes, which needs root."""
     path.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(path)], check=True)
     try:
@@ -68,7 +71,7 @@ def small_disk(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def filled(disk: Path, leave: int) -> Iterator[None]:
-    """All of a disk taken but for so many bytes."""
+    """Fill a disk but for `leave` bytes while the block runs."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
         while stream.write(b"\0" * 4096):

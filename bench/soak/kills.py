@@ -1,4 +1,4 @@
-"""kill -9 at random moments of flows and of `dvc repro`; a plain rerun must end with the bytes of an undisturbed run."""
+"""Kill flows and `dvc repro` at random moments by kill -9; a plain rerun must end with the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from bench.soak.project import (
 from flows.param_edits import set_params
 from tests.projects import mlflow_runs
 
-MEND = (sys.executable, "-m", "flows.repair")  # `make repro` runs it before `dvc repro`
+REPAIR = (sys.executable, "-m", "flows.repair")  # `make repro` runs it before `dvc repro`
 OF_DVC = re.compile(r"dvc\.lock' (validation failed|is invalid)|RWLock-file")
 SEEDS = 4
-LONGEST = 18.0  # seconds until the kill: about what a whole run takes
+LONGEST = 18.0  # seconds until the kill; a whole run takes about as long
 
 
 def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
-    """So many kills; what came of them, in words.
+    """Kill `rounds` runs, and return a summary in words.
 
     Raises:
-        Failure: a rerun failed, or its outs are other, or something was left behind.
+        Failure: a rerun failed, its outs differ, or it left something behind.
     """
     rng = random.Random(seed)
     oracle = new(folder / "oracle")
     wanted = {number: from_scratch(oracle, f"seed={number}") for number in range(SEEDS)}
     project = new(folder / "killed")
     died: Counter[str] = Counter()
-    mended = 0
+    repaired = 0
     for number in range(rounds):
         choice = number % SEEDS
         forget(project)
@@ -57,13 +57,13 @@ def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
         command = rng.choice([FLOW, REPRO])
         again = run(project, command, api)
         if command is REPRO and again.returncode and OF_DVC.search(again.stderr):
-            mended += 1
-            check(run(project, MEND, api).returncode == 0, f"round {number}: not mended")
+            repaired += 1
+            check(run(project, REPAIR, api).returncode == 0, f"round {number}: not repaired")
             again = run(project, command, api)
         what = f"round {number}, seed {choice}, after {dict(died)}"
         check(again.returncode == 0, f"{what}: the rerun failed:\n{again.stdout[-3000:]}{again.stderr[-3000:]}")
-        check(outs(project) == wanted[choice][0], f"{what}: other outs")
-        check((project / "dvc.lock").read_bytes() == wanted[choice][1], f"{what}: another dvc.lock")
+        check(outs(project) == wanted[choice][0], f"{what}: the outs differ")
+        check((project / "dvc.lock").read_bytes() == wanted[choice][1], f"{what}: dvc.lock differs")
         check(clean(project), f"{what}: not clean")
         check(not leftovers(project), f"{what}: left behind: {leftovers(project)}")
     check(run(project, FLOW, api).returncode == 0, "the last run failed")
@@ -72,11 +72,11 @@ def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
     check(not prefects_running(api), f"left Running in Prefect: {prefects_running(api)}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(died.items()))
     return f"{rounds} kills ({kinds}): every rerun completed with the same bytes, none left running; \
-{mended} after `python -m flows.repair`, for DVC had half written a file of its own"
+{repaired} after `python -m flows.repair`, because DVC had half written a file of its own"
 
 
 def killed(project: Path, rng: random.Random, api: str) -> str:
-    """Start a flow or a repro and kill it, all its processes or the first alone; what was killed, in words."""
+    """Start a flow or a repro and kill all its processes or only the first; return what was killed, in words."""
     command, alone = rng.choice([FLOW, REPRO]), rng.random() < 0.5
     log = (project / "killed.log").open("wb")
     process = subprocess.Popen(command, cwd=project, env=environment(api), stdout=log, stderr=log, start_new_session=True)
@@ -84,7 +84,7 @@ def killed(project: Path, rng: random.Random, api: str) -> str:
         process.wait(rng.uniform(0.3, LONGEST))
     except subprocess.TimeoutExpired:
         if alone:
-            process.kill()  # what it started lives on
+            process.kill()  # the processes that it started survive
         else:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -95,7 +95,7 @@ def killed(project: Path, rng: random.Random, api: str) -> str:
 
 
 def prefects_running(api: str) -> list[str]:
-    """Flow runs that Prefect takes for running."""
+    """Return the names of the flow runs that Prefect takes for running."""
     time.sleep(1)
     body = json.dumps({"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}).encode()
     request = urllib.request.Request(f"{api}/flow_runs/filter", body, {"content-type": "application/json"})

@@ -1,4 +1,4 @@
-"""Small real projects to maltreat, and what must be the same in them afterwards."""
+"""Small real projects for the soak to damage, and checks of what must be the same afterwards."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ Digests = dict[str, str]
 
 
 class Failure(AssertionError):
-    """What must never happen."""
+    """A result that must never occur."""
 
 
 def check(truth: bool, what: str) -> None:
-    """Say what happened that must not.
+    """Check that `truth` holds.
 
     Raises:
-        Failure: `truth` is false.
+        Failure: it does not; the message is `what`.
     """
     if not truth:
         raise Failure(what)
 
 
 def new(folder: Path, **settings: str) -> Path:
-    """A project with 60 small images and a small network; nothing has run in it."""
+    """Make a project with 60 small images and a small network, in which nothing has run."""
     folder.mkdir(parents=True, exist_ok=True)
     return make_project(folder / "project", **settings)
 
 
 def outs(root: Path) -> Digests:
-    """SHA-256 of every file of every out, by path."""
+    """Return the SHA-256 of every file of every out, by path."""
     stages = load_graph(root, load_params(root / "params.yaml")).values()
     files = (file for stage in stages for out in stage.outs for file in _files(root / out))
     return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
@@ -55,7 +55,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def from_scratch(root: Path, *assignments: str) -> tuple[Digests, bytes]:
-    """Run a project with nothing cached: its outs, and its dvc.lock."""
+    """Run a project with nothing cached; return its outs and its dvc.lock."""
     forget(root)
     set_params(root / "params.yaml", assignments)
     how(root, *assignments, force=("all",))
@@ -63,7 +63,7 @@ def from_scratch(root: Path, *assignments: str) -> tuple[Digests, bytes]:
 
 
 def forget(root: Path) -> None:
-    """Delete what would spare a run its work: activations, DVC's record of runs, checkpoints, the scan's memory."""
+    """Delete what would save a run its work: cached activations, DVC's run cache, checkpoints, the scan state."""
     for name in (".headstart/cache", ".headstart/checkpoints", ".headstart/scan.sqlite", ".dvc/cache/runs"):
         remove(root / name)
 
@@ -78,21 +78,21 @@ def environment(api: str | None = None) -> dict[str, str]:
 
 
 def clean(root: Path) -> bool:
-    """Whether `dvc status` says that nothing is to be done."""
+    """Return whether `dvc status` reports that everything is up to date."""
     done = run(root, ("dvc", "status"))
     check(done.returncode == 0, f"dvc status failed: {done.stdout}{done.stderr}")
     return "up to date" in done.stdout
 
 
 def leftovers(root: Path) -> list[str]:
-    """Half-written files where outs are, and of stages."""
+    """List half-written files beside the outs, and those that stages left."""
     names = [*root.glob("data/.*.tmp"), *root.glob("models/.*"), *root.glob("reports/.*"), *root.glob(".headstart/tmp/*")]
     return [path.relative_to(root).as_posix() for path in names]
 
 
 @contextlib.contextmanager
 def prefect_server(folder: Path) -> Iterator[str]:
-    """Prefect's server for all rounds; yields the address of its API."""
+    """Run Prefect's server for all rounds; yield the address of its API."""
     port = free_port(4500)
     with Servers() as servers:
         servers.start("prefect", prefect_command(port), port, PREFECT_HOME=str(folder / "prefect"))
@@ -100,6 +100,6 @@ def prefect_server(folder: Path) -> Iterator[str]:
 
 
 def copy(root: Path, target: Path) -> Path:
-    """A project copied as it is; its images are shared."""
+    """Copy a project as it is; the copies share its images."""
     shutil.copytree(root, target, symlinks=True)
     return target

@@ -1,7 +1,7 @@
-"""Flow, `dvc repro`, edits of parameters, images and code, in random order: `dvc status` never lies.
+"""Mix flows, `dvc repro` and edits of parameters, images and code in random order; `dvc status` must always be right.
 
-After every step `dvc status` is clean exactly if inputs, parameters and code are those of the last run, and what lies
-in the outs is what a project from nothing computes from them.
+After every step `dvc status` must be clean exactly if inputs, parameters and code are those of the last run, and the outs
+must be those that a project computes from nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EDITED = "headstart/evaluation/metrics.py"
 
 @dataclass(frozen=True)
 class State:
-    """What a run depends on: a parameter of an early and of a late stage, an image, a comment in the code."""
+    """The inputs that the soak edits: a parameter of an early and of a late stage, an image, a comment in the code."""
 
     seed: int = 0
     tta: str = "mean"
@@ -29,10 +29,10 @@ class State:
 
 
 def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
-    """So many random steps; what came of them, in words.
+    """Take `rounds` random steps, and return a summary in words.
 
     Raises:
-        Failure: `dvc status` lied, a run failed or computed something else than from nothing.
+        Failure: `dvc status` was wrong, a run failed, or its outs differ from those of a run from nothing.
     """
     rng = random.Random(seed)
     project, oracle = new(folder / "turns"), new(folder / "oracle")
@@ -57,11 +57,11 @@ def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
             done = run(project, FLOW if step == "flow" else REPRO, api)
             check(done.returncode == 0, f"step {number}: {step} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
             last = now
-            key = replace(now, comment=False)  # which changes no out
+            key = replace(now, comment=False)  # a comment changes no out
             if key not in wanted:
                 apply(oracle, key)
                 wanted[key] = from_scratch(oracle)[0]
-            check(outs(project) == wanted[key], f"step {number}: other outs than from nothing, {now}")
+            check(outs(project) == wanted[key], f"step {number}: outs differ from a run from nothing, {now}")
         else:
             changed = {
                 "seed": replace(now, seed=1 - now.seed),
@@ -71,6 +71,8 @@ def soak(folder: Path, rounds: int, seed: int, api: str) -> str:
             }
             now = changed[step]
             apply(project, now)
-        check(clean(project) == (now == last), f"step {number}, {step}: dvc status lied; last run {last}, now {now}")
+        check(clean(project) == (now == last), f"step {number}, {step}: dvc status was wrong; last run {last}, now {now}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(steps.items()))
-    return f"{rounds} steps ({kinds}; {len(wanted)} states against runs from nothing): dvc status never lied"
+    return (
+        f"{rounds} steps ({kinds}; {len(wanted)} states compared with runs from nothing): dvc status was right after every step"
+    )

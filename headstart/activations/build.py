@@ -161,7 +161,7 @@ def spread(files: Sequence[File], count: int) -> list[File]:
 
 def show(done: Iterator[int], total: int, cached: int) -> Iterator[int]:
     """Progress of the views that are computed."""
-    logger.info("  activations: %s of %s views are cached, %s to compute", f"{cached:,}", f"{cached + total:,}", f"{total:,}")
+    logger.info("  %s of %s views are in the cache, %s to compute", f"{cached:,}", f"{cached + total:,}", f"{total:,}")
     return track(done, "computing activations", total, unit="views", weigh=lambda rows: rows)
 
 
@@ -169,11 +169,11 @@ def explain(engine: Engine, cut: str, measured: dict[str, float]) -> None:
     """Say in the log how the activations are computed, and how exactly."""
     plan = engine.plan
     logger.info(
-        "  %s activations by %s in %s (%s), kept as %s, on %s",
-        cut, plan.engine, plan.precision, plan.reason, plan.storage, plan.device,
+        "  %s activations: computed with %s in %s (%s) on %s, stored as %s",
+        cut, plan.engine, plan.precision, plan.reason, plan.device, plan.storage,
     )  # fmt: skip
     logger.info(
-        "  against plain float32 on a sample: cosine >= %.5f, largest error %.3g of %.3g",
+        "  agreement with float32 on a sample: cosine at least %.5f, largest difference %.3g (largest activation %.3g)",
         measured["cosine_min"], measured["max_error"], measured["max_value"],
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ def split_row_key(row_key: bytes) -> tuple[str, int]:
 
 
 def checksum(row_key: bytes, row: NDArray[np.uint8]) -> int:
-    """xxh3 of the row_key and the row's bytes."""
+    """xxh3 of the row key and the row's bytes."""
     return xxhash.xxh3_64_intdigest(row.data, seed=xxhash.xxh3_64_intdigest(row_key.ljust(34, b"\0")))
 
 
@@ -66,7 +66,7 @@ def split_blocks(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows: row_keys [n], checksums [n] and the rows themselves as bytes [n, b]."""
+    """Consecutive rows: row keys [n], checksums [n] and the rows themselves as bytes [n, b]."""
 
     row_keys: NDArray[np.bytes_]
     checksums: NDArray[np.uint64]
@@ -104,7 +104,7 @@ class Cache:
         return len(self.entries)
 
     def find(self, wanted: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        """Row numbers of row_keys [n]; -1 where there is none."""
+        """Row numbers of row keys [n]; -1 for one that is missing."""
         if not len(self.entries):
             return np.full(len(wanted), -1)
         found = np.searchsorted(self._sorted, wanted, side="right") - 1  # the last of equal ones
@@ -144,7 +144,7 @@ class Cache:
             os.fsync(stream.fileno())
 
     def append(self, wanted: Sequence[bytes], values: NDArray[np.uint8]) -> None:
-        """Add rows [n, b] for row_keys [n]; only while `writing`, from any thread.
+        """Add rows [n, b] for row keys [n]; only while `writing`, from any thread.
 
         Raises:
             InputError: no space left, naming what was wanted. The cache is still valid then.

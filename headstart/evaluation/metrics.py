@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn import metrics as sklearn
+
+from headstart.statistics import wilson_interval
 
 
 def tta_probabilities(logits_vnc: torch.Tensor, formula: str) -> torch.Tensor:
@@ -70,28 +72,17 @@ def reliability(p_nc: torch.Tensor, y_n: torch.Tensor, bins: int = 15) -> Reliab
 
 def confusion_matrix(y_n: torch.Tensor, predicted_n: torch.Tensor, classes: int) -> NDArray[np.int64]:
     """Counts [c, c]: rows are the true classes, columns the predicted ones."""
-    flat = torch.bincount(y_n * classes + predicted_n, minlength=classes * classes)
-    counts: NDArray[np.int64] = flat.reshape(classes, classes).numpy()
+    counts: NDArray[np.int64] = sklearn.confusion_matrix(y_n.numpy(), predicted_n.numpy(), labels=range(classes))
     return counts
 
 
-def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a proportion. Source: Wilson 1927, JASA 22:209-212."""
-    share, z2 = right / total, z * z
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def per_class(counts_cc: NDArray[np.int64]) -> list[dict[str, float]]:
+def per_class(y_n: torch.Tensor, predicted_n: torch.Tensor, classes: int) -> list[dict[str, float]]:
     """Precision, recall, F1 and number of test images of each class; 0 where a ratio has no denominator."""
-    rows = []
-    for i in range(len(counts_cc)):
-        hit, true, said = int(counts_cc[i, i]), int(counts_cc[i].sum()), int(counts_cc[:, i].sum())
-        precision, recall = hit / said if said else 0.0, hit / true if true else 0.0
-        f1 = 2 * hit / (true + said) if true + said else 0.0
-        rows.append({"precision": precision, "recall": recall, "f1": f1, "images": true})
-    return rows
+    measured = sklearn.precision_recall_fscore_support(
+        y_n.numpy(), predicted_n.numpy(), labels=range(classes), average=None, zero_division=0.0
+    )
+    names = ("precision", "recall", "f1", "images")
+    return [dict(zip(names, row, strict=True)) for row in zip(*(values.tolist() for values in measured), strict=True)]
 
 
 def most_confused(counts_cc: NDArray[np.int64], classes: tuple[str, ...], most: int = 10) -> list[tuple[str, str, int]]:

@@ -90,7 +90,7 @@ def page(found: Evaluation, reports: Path, drawn: Mapping[str, bytes]) -> str:
         drawn: what `pictures` gave.
     """
     counts, predictions, results = found.confusion(), found.predictions, found.results
-    copies = results["n_test_files"] - results["n_test"]
+    predicted_n, copies = predictions.p_nc.argmax(1), results["n_test_files"] - results["n_test"]
     searches = [
         sections.search_section(reports / "find_lr", "Of the head, on cached activations"),
         sections.search_section(reports / "fine_tune", "Of the unfrozen network"),
@@ -112,7 +112,7 @@ def page(found: Evaluation, reports: Path, drawn: Mapping[str, bytes]) -> str:
             "by_class": {name: [predictions.item(i) for i in rows] for name, rows in by_class.items()},
             "pictures": {name: base64_text(drawn[f"{name}.png"]) for name in ("confusion_matrix", "calibration", "training")},
             "confused": metrics.most_confused(counts, found.card.classes),
-            "per_class": sections.class_rows(metrics.per_class(counts), found.manifest),
+            "per_class": sections.class_rows(metrics.per_class(found.y_n, predicted_n, len(counts)), found.manifest),
             "searches": [search for search in searches if search],
             "bn_freeze": json.loads(choice.read_text())["sentence"] if choice.is_file() else "",
             "data": sections.data_section(reports / "data"),

@@ -53,9 +53,6 @@ class Preprocessing:
         return 2 * self.resized_side
 
 
-PRESETS = ("side_on", "top_down", "none")
-
-
 def normalise(x_nchw: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """uint8 [n, 3, s, s] to float32, in channels-last memory, mean and std taken off."""
     mean = torch.tensor(preprocessing.mean, device=x_nchw.device).view(1, 3, 1, 1) * 255

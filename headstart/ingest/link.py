@@ -31,13 +31,15 @@ def link(root: Path, source: Path, name: str, relink: bool) -> Path:
 
     Raises:
         InputError: something at the link's place that is no link, a link that leads elsewhere and is not
-            to be replaced, or a snapshot of this name, which DVC would restore through the link.
+            to be replaced, or a copy in DVC's care of this name, which DVC would restore through the link.
     """
     target = source.resolve()
     place = root / "data" / name
     record = place.with_name(f"{name}.dvc")
     if record.exists():
-        raise InputError(f"{record}: data/{name} is a snapshot", fix=f"choose another --name, or first: dvc remove {record}")
+        raise InputError(
+            f"{record}: data/{name} is a copy in DVC's care", fix=f"choose another --name, or first: dvc remove {record}"
+        )
     if place.is_symlink():
         old = os.readlink(place)
         if os.path.realpath(place) == os.fspath(target):  # unlike resolve, gets over a link to itself

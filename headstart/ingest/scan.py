@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,68 +76,77 @@ class SplitRule:
     fold: int | Literal["none"]
 
 
-def scan(
-    tree: Tree,
-    found: Listing,
-    *,
-    limits: Limits,
-    rule: SplitRule,
-    max_quarantined: float,
-    on_label_conflict: str,
-    near_duplicates: str,
-    timeout: float,
-    workers: int,
-    state: Path,
-    expected: Mapping[str, str] | None = None,
-) -> Scan:
-    """Hash and fully decode every file of a listing, and give each image its split.
+@dataclass(frozen=True)
+class ScanSettings:
+    """How a source is scanned; see params.yaml, section data.
 
     Args:
+        limits: what an image must keep to.
+        rule: how splits are carved.
         max_quarantined: the largest share of files that may be unusable.
         on_label_conflict: "refuse" or "quarantine" the same bytes under two labels.
         near_duplicates: "exclude" or "keep" training images that nearly copy a validation or test image.
         timeout: seconds for one file.
         workers: processes that read, threads that compare.
-        state: where answers for unchanged files are kept.
-        expected: SHA-256 of files by path, such as the present manifest's. Given, be it empty, every file is read, and
-            refused if its bytes are not those that this or the state tell of.
+        state: the file that keeps the answers for unchanged files.
+    """
+
+    limits: Limits
+    rule: SplitRule
+    max_quarantined: float
+    on_label_conflict: str
+    near_duplicates: str
+    timeout: float
+    workers: int
+    state: Path
+
+
+def scan(tree: Tree, found: Listing, settings: ScanSettings, expected: Mapping[str, str] | None = None) -> Scan:
+    """Hash and fully decode every file of a listing, and give each image its split.
+
+    Args:
+        expected: SHA-256 of files by path, such as the present manifest's. If it is given, even empty, every file is read, and
+            refused if its bytes are not those that this or the state knows.
 
     Raises:
         InputError: the listing's problems, too many unusable files, a class without any, the same bytes under two labels,
             files that vanished meanwhile, or bytes that are not as expected.
     """
-    look = on_label_conflict == "refuse"
-    check = functools.partial(_refuse_unread, tree, found, look, limits, timeout, workers)
-    answers, reread = _answers(tree, found, limits, timeout, workers, state, expected, check)
+    answers, reread = _answers(tree, found, settings, expected)
     _refuse_signed(tree, found, answers)
     frame, quarantine, notes = _sorted_out(found, answers)
     notes += _range_notes(frame)
-    frame, clashes, problems = _settle_labels(frame, on_label_conflict)
+    frame, clashes, problems = _settle_labels(frame, settings.on_label_conflict)
     quarantine += clashes
-    refuse(tree.root, [*problems, *_unusable(tree, found, quarantine, max_quarantined, set(frame["label"].unique()))])
-    assigned, folds, rescued = splits.assign(frame, **rule.__dict__)
-    frame = frame.assign(split=assigned, fold=np.array(folds, np.int16))
-    apart = splits.split_by_group(frame)
-    text = "its group is in a split that comes first: held out"
-    notes += [(path, "group", text) for path in frame.loc[apart, "path"]]
-    copies = leaks(frame, _thumbs(frame), workers)
-    if near_duplicates == "exclude":
-        held = set(copies.loc[copies["split"] == "train", "path"])
-        frame["split"] = frame["split"].where(~frame["path"].isin(held), splits.EXCLUDED)
+    usable = set(frame["label"].unique())
+    refuse(tree.root, [*problems, *_unusable(tree, found, quarantine, settings.max_quarantined, usable)])
+    frame, copies, rescued, apart = _split(frame, settings)
     splits.check(tree.root, frame)
+    notes += [(path, "group", "its group is in a split that comes first: excluded") for path in apart]
     kept = set(frame["path"])
+    noted = [note for note in notes if note[1] == "ignored" or note[0] in kept]
     return Scan(
         _finish(frame, found.extra),
         _table(quarantine, ["path", "reason"]),
-        _table(
-            [*found.remarks, *(note for note in notes if note[1] == "ignored" or note[0] in kept)], ["path", "kind", "text"]
-        ),
+        _table([*found.remarks, *noted], ["path", "kind", "text"]),
         copies,
         rescued,
         len(tree.files),
         reread,
         len(found.entries) - reread,
     )
+
+
+def _split(frame: pd.DataFrame, settings: ScanSettings) -> tuple[pd.DataFrame, pd.DataFrame, list[str], list[str]]:
+    """The frame with its splits and folds; near copies; classes that got an image back; paths excluded for their group."""
+    assigned, folds, rescued = splits.assign(frame, **settings.rule.__dict__)
+    frame = frame.assign(split=assigned, fold=np.array(folds, np.int16))
+    apart = list(frame.loc[splits.split_by_group(frame), "path"])
+    copies = leaks(frame, _thumbs(frame), settings.workers)
+    if settings.near_duplicates == "exclude":
+        excluded = set(copies.loc[copies["split"] == "train", "path"])
+        frame["split"] = frame["split"].where(~frame["path"].isin(excluded), splits.EXCLUDED)
+    return frame, copies, rescued, apart
 
 
 def _sorted_out(
@@ -212,29 +220,19 @@ def _thumbs(frame: pd.DataFrame) -> NDArray[np.uint8]:
 
 
 def _answers(
-    tree: Tree,
-    found: Listing,
-    limits: Limits,
-    timeout: float,
-    workers: int,
-    state: Path,
-    expected: Mapping[str, str] | None,
-    check: Callable[[Mapping[str, dict[str, Any] | None]], None],
+    tree: Tree, found: Listing, settings: ScanSettings, expected: Mapping[str, str] | None
 ) -> tuple[list[dict[str, Any]], int]:
-    """What `examine` says of each entry, in order, and how many files were read for it: all, where hashes are expected.
-
-    `check` is asked before any is read, with what is known from before.
-    """
+    """What `examine` says of each entry, in order, and how many files were read for it: all, if hashes are expected."""
     now_ns = time.time_ns()
-    with scan_state(state, _namespace(limits)) as known:
+    with scan_state(settings.state, _namespace(settings.limits)) as known:
         status = {entry.path: tree.files[entry.path].status for entry in found.entries}
         kept = known.known((f"{tree.root}/{path}", one) for path, one in status.items())
         answers = dict(zip(status, kept, strict=True))
-        check(answers)
+        _refuse_unread(tree, found, settings, answers)  # before any file is read
         unknown = [path for path, answer in answers.items() if expected is not None or answer is None]
         changed: list[str] = []
         fresh: list[tuple[str, os.stat_result, dict[str, Any]]] = []
-        for path, answer in _examined(tree, unknown, limits, timeout, workers):
+        for path, answer in _examined(tree, unknown, settings):
             before, answers[path] = answers[path], answer
             if "failed" in answer:  # perhaps not its own fault: to be tried again next time
                 if before:
@@ -254,11 +252,10 @@ def _answers(
     return [answer for answer in answers.values() if answer is not None], len(unknown)
 
 
-def _examined(
-    tree: Tree, paths: list[str], limits: Limits, timeout: float, workers: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _examined(tree: Tree, paths: list[str], settings: ScanSettings) -> Iterator[tuple[str, dict[str, Any]]]:
     files = [f"{tree.root}/{path}" for path in paths]
-    answers = track(examine_all(files, limits, timeout, workers), "reading images", len(paths))
+    found = examine_all(files, settings.limits, settings.timeout, settings.workers)
+    answers = track(found, "reading images", len(paths))
     for path, answer in zip(paths, answers, strict=True):
         if "gone" in answer:
             raise InputError(f"{tree.root / path}: was there when the folder was listed, and is not any more", fix="run again")
@@ -281,16 +278,9 @@ def _namespace(limits: Limits) -> str:
     return hashlib.sha256(json.dumps([limits.as_dict(), versions, code]).encode()).hexdigest()
 
 
-def _refuse_unread(
-    tree: Tree,
-    found: Listing,
-    look: bool,
-    limits: Limits,
-    timeout: float,
-    workers: int,
-    known: Mapping[str, dict[str, Any] | None],
-) -> None:
-    """Refuse a source for its layout, and for the same bytes under two labels (`look`), before all its files are read."""
+def _refuse_unread(tree: Tree, found: Listing, settings: ScanSettings, known: Mapping[str, dict[str, Any] | None]) -> None:
+    """Refuse a source for its layout, and for the same bytes under two labels, before all its files are read."""
+    look = settings.on_label_conflict == "refuse"
     unusable = {path for path, answer in known.items() if answer and "reason" in answer}
     files = [
         Labelled(entry.path, entry.label, tree.files[entry.path].status.st_size)
@@ -299,7 +289,8 @@ def _refuse_unread(
     ]
     groups = conflicts(str(tree.root), files, {path: answer["key"] for path, answer in known.items() if answer})
     unsure = [group for group in groups if not any(known.get(file.path) for file in group)]
-    answers = examine_all([f"{tree.root}/{group[0].path}" for group in unsure], limits, timeout, workers) if unsure else ()
+    firsts = [f"{tree.root}/{group[0].path}" for group in unsure]
+    answers = examine_all(firsts, settings.limits, settings.timeout, settings.workers) if unsure else ()
     junk = {group[0].path for group, answer in zip(unsure, answers, strict=True) if "width" not in answer}
     refuse(tree.root, [*found.problems, *as_problems([group for group in groups if group[0].path not in junk])])
 

@@ -108,12 +108,12 @@ def check_folder(source: Path) -> Path:
         ) from None
     if not there:
         link = f" (a link to {os.readlink(source)})" if source.is_symlink() else ""
-        snapshot = source.with_name(f"{source.name}.dvc")
+        record = source.with_name(f"{source.name}.dvc")
         fix = "python -m flows.link --from /path/to/images --name NAME; then set data.source: data/NAME"
         raise InputError(
             f"data.source {source}{link}: no such folder",
             wanted="a folder of class folders, of train/ valid/ test/, or with labels.csv",
-            fix=f"dvc pull {snapshot.name}, in {source.parent}" if snapshot.is_file() else fix,
+            fix=f"dvc pull {record.name}, in {source.parent}" if record.is_file() else fix,
         )
     if not source.is_dir():
         raise InputError(f"data.source {source}: a file, not a folder", wanted="a folder; unpack archives first")

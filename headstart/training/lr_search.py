@@ -63,7 +63,8 @@ class Suggestion:
         if self.abstained:
             return f"no learning rate is suggested: {self.abstained}; the default {self.lr:.1e} is used"
         every = [lr for lrs in self.by_rule.values() for lr in lrs]
-        return f"suggested learning rate {self.lr:.1e} (median of {len(every)}; range {min(every):.1e} to {max(every):.1e})"
+        span = f"range {min(every):.1e} to {max(every):.1e}"
+        return f"suggested learning rate {self.lr:.1e} (median of {len(every)} suggestions; {span})"
 
 
 def range_test(

@@ -69,13 +69,6 @@ class WarmRestarts:
         return cosine(1, 0, step / length), MOMENTUM
 
 
-def whole_cycles(epochs: int, cycle_len: int, cycle_mult: int) -> bool:
-    """Return whether `epochs` end at the end of a cycle, where the rate is lowest."""
-    while epochs > 0:
-        epochs, cycle_len = epochs - cycle_len, cycle_len * cycle_mult
-    return epochs == 0
-
-
 def group_rates(lr: float | Sequence[float], lr_ratio: float, groups: Sequence[str]) -> list[float]:
     """Return a learning rate for each layer group, earliest first.
 

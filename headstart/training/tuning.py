@@ -219,15 +219,14 @@ def what_was_kept(history: History) -> dict[str, str | int | float]:
     best = min(tuned, key=lambda row: row["valid_calibrated_log_loss"])
     kept = history.best_epoch()["epoch"]
     own, before = best["valid_calibrated_log_loss"], head["valid_calibrated_log_loss"]
-    losses = f"validation log-loss after temperature scaling {own:.4f} in epoch {best['epoch']}, {before:.4f} before"
-    accuracies = f"accuracy {best['valid_accuracy']:.4f}, {head['valid_accuracy']:.4f} before"
-    lowered = (
-        f" The learning rates were lowered to {history.scale:.2g} of those set, because higher ones spoilt the network."
-        if history.scale < 1
-        else ""
+    figures = (
+        f"validation log-loss {own:.4f} after epoch {best['epoch']}, {before:.4f} before fine-tuning (both after temperature"
+        f" scaling); accuracy {best['valid_accuracy']:.4f}, {head['valid_accuracy']:.4f} before"
     )
+    lowered = f" The learning rate was lowered to {history.scale:.2g} of the one set, which had spoilt the network."
+    lowered = lowered if history.scale < 1 else ""
     if kept:
-        sentence = f"The fine-tuned network is kept, in its state after epoch {kept}: {losses} ({accuracies}).{lowered}"
+        sentence = f"The fine-tuned network of epoch {kept} is kept: {figures}.{lowered}"
     else:
-        sentence = f"Fine-tuning is not kept, because the head was better before it: {losses} ({accuracies}).{lowered}"
+        sentence = f"The trained head is kept without fine-tuning, which made it no better: {figures}.{lowered}"
     return {"epoch": kept, "rate_scale": history.scale, "sentence": sentence}
