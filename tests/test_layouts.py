@@ -54,7 +54,7 @@ def test_they_are_counted_in_the_report_and_in_the_log(project):
     said = link_data(project)
     assert "120 ignored (no images by their name: 60 .ogg, 60 .txt)" in said and "known from before" not in said
     rows = dict(data_section(project / "reports/data")["rows"])
-    assert (rows["ignored, being named .ogg"], rows["ignored, being named .txt"]) == ("60", "60")
+    assert (rows["ignored, named .ogg"], rows["ignored, named .txt"]) == ("60", "60")
 
 
 @pytest.mark.parametrize("name", ["bare", "x.jpg_large", "photo.2024", "st. petersburg at night"])

@@ -102,7 +102,7 @@ def test_dogs_against_cats_runs_on_a_small_archive_of_the_same_layout(project, s
     manifest = pd.read_parquet(project / "data/manifest.parquet")
     assert len(maps) == manifest.loc[manifest["split"] != "test", "key"].nunique() * maps.views
     page = (project / "reports/report.html").read_text()
-    assert "Of the unfrozen network" in page
+    assert "For the unfrozen network" in page
 
 
 def test_the_command_line_shows_the_diff_and_refuses_what_is_not_there(project):

@@ -1,1 +1,1 @@
-"""Evaluation: metrics, test-time augmentation, prediction, the report."""
+"""Evaluation: metrics, test-time augmentation, galleries and the report."""

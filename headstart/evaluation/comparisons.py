@@ -1,4 +1,4 @@
-"""The four models of a run (head and fine-tuned network, base view and TTA) as rows, and against each other in pairs."""
+"""The four models of a run (head and fine-tuned network, base view and TTA): their results, and comparisons in pairs."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ COMPARED = (("head", "fine_tuned"), ("head", "head_tta"), ("fine_tuned", "fine_t
 
 
 def result_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """metrics.json as rows."""
+    """Return the four models' results in metrics.json as rows."""
     return [{"name": name, **metrics[key]} for key, name in NAMES.items()]
 
 
 def compare_models(p: Mapping[str, torch.Tensor], y_n: torch.Tensor, seed: int) -> dict[str, dict[str, Any]]:
-    """Paired comparisons of the four models' probabilities [n, c], for metrics.json."""
+    """Compare the four models' probabilities [n, c] in pairs, for metrics.json."""
     return {
         f"{b} against {a}": asdict(found := compare(p[a], p[b], y_n, seed)) | {"better": found.better()} for a, b in COMPARED
     }
 
 
 def comparison_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The comparisons, in words and numbers."""
+    """Return the comparisons in metrics.json as rows, with the models' names in words."""
     rows = []
     for a, b in COMPARED:
         found = metrics["comparisons"][f"{b} against {a}"]

@@ -1,4 +1,4 @@
-"""Pictures as text in an HTML page."""
+"""Encode pictures as text for an HTML page."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from PIL import Image
 
 
 def base64_text(data: bytes) -> str:
-    """Base64 of `data` for a data: address."""
+    """Return `data` in base64, for a data: URL."""
     return base64.b64encode(data).decode()
 
 
 def encoded(picture: Image.Image) -> bytes:
-    """A picture as PNG."""
+    """Return a picture as PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Pictures to look at, the lesson's: most wrong, most right, most uncertain, and per class; and test-train look-alikes.
+"""Galleries of test images, as in fast.ai's lesson 3: most wrong, most right, most uncertain, per class, and look-alikes.
 
 Shape legend: n test images, c classes.
 """
@@ -27,13 +27,13 @@ TILE, COLUMNS = 128, 6
 
 @dataclass(frozen=True)
 class TestPredictions:
-    """The test images and what the model says of them.
+    """The test images and a model's predictions for them.
 
     Args:
-        images: where they are.
+        images: reads the images.
         table: the manifest's rows of the test split.
         p_nc: probabilities.
-        classes: in the order of the columns.
+        classes: in the order of the columns of `p_nc`.
     """
 
     images: ImageSource
@@ -42,20 +42,20 @@ class TestPredictions:
     classes: Sequence[str]
 
     def true_class(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """True class, its probability, and whether it was said, [n] each."""
+        """Return the true class, its probability, and whether it was predicted, [n] each."""
         y_n = torch.tensor(self.table["class_index"].to_numpy(), dtype=torch.int64)
         return y_n, self.p_nc[torch.arange(len(y_n)), y_n], self.p_nc.argmax(1) == y_n
 
     def picture(self, i: int) -> torch.Tensor:
-        """The plain view of test image i, [3, s, s] uint8."""
+        """Return the base view of test image i, [3, s, s] uint8."""
         return self.images.base_view(self.table["path"][i], self.table["key"][i])
 
     def item(self, i: int) -> dict[str, Any]:
-        """What the report says of test image i, and its picture."""
+        """Return the facts about test image i and its picture, for the report."""
         return self.facts(i) | {"image": thumbnail(self.picture(i))}
 
     def facts(self, i: int) -> dict[str, Any]:
-        """What is known of test image i."""
+        """Return the path, true and predicted label of test image i, and the probabilities of both."""
         confidence, said = (float(part) for part in self.p_nc[i].max(0))
         return {
             "path": self.table["path"][i],
@@ -67,7 +67,7 @@ class TestPredictions:
 
 
 def rankings(judged: TestPredictions) -> dict[str, list[int]]:
-    """Test images in order: most wrong (errors, least probability of the truth), most right, most uncertain."""
+    """Rank test images: most wrong (errors by lowest probability of the true class), most right, most uncertain."""
     _, true_n, hit_n = judged.true_class()
     ascending = true_n.argsort(stable=True).tolist()
     top = judged.p_nc.topk(min(2, judged.p_nc.shape[1]), dim=1).values
@@ -80,10 +80,10 @@ def rankings(judged: TestPredictions) -> dict[str, list[int]]:
 
 
 def by_class(judged: TestPredictions) -> dict[str, list[int]]:
-    """For each class (40 at most, those with the lowest accuracy), its most wrong and its most right images."""
+    """Choose each class's most wrong and most right images, for up to 40 classes, those with the lowest accuracy."""
     y_n, true_n, hit_n = judged.true_class()
-    there = [c for c in range(len(judged.classes)) if bool((y_n == c).any())]
-    worst = sorted(there, key=lambda c: (float(hit_n[y_n == c].double().mean()), c))[:CLASSES_SHOWN]
+    present = [c for c in range(len(judged.classes)) if bool((y_n == c).any())]
+    worst = sorted(present, key=lambda c: (float(hit_n[y_n == c].double().mean()), c))[:CLASSES_SHOWN]
     chosen: dict[str, list[int]] = {}
     for c in sorted(worst):
         rows = torch.nonzero(y_n == c).flatten()
@@ -95,7 +95,7 @@ def by_class(judged: TestPredictions) -> dict[str, list[int]]:
 
 
 def thumbnail(image: torch.Tensor) -> str:
-    """A [3, s, s] uint8 image, made smaller where it is large, in base64."""
+    """Return a [3, s, s] uint8 image as PNG in base64, made smaller if it is large."""
     return base64_text(encoded(_tile(image)))
 
 
@@ -106,17 +106,17 @@ def _tile(image: torch.Tensor) -> Image.Image:
 
 
 def contact_sheet(judged: TestPredictions, rows: Sequence[int]) -> bytes:
-    """Test images side by side as one PNG, each with its true class and what it was taken for."""
+    """Draw test images side by side as one PNG, each with its true and its predicted class."""
     from matplotlib.figure import Figure
 
     from headstart.plotting import png
 
-    lines, height = max(1, -(-len(rows) // COLUMNS)), 1.22  # of a cell, its width being 1
+    lines, height = max(1, -(-len(rows) // COLUMNS)), 1.22  # the height of a cell, in widths
     figure = Figure(figsize=(1.5 * COLUMNS, 1.5 * height * lines))
-    axes = figure.add_axes((0, 0, 1, 1))  # one for all: a subplot each takes twice as long
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all images: a subplot for each takes twice as long
     axes.set_axis_off()
-    for place, i in enumerate(rows):
-        left, bottom = place % COLUMNS, height * (place // COLUMNS + 1)
+    for cell, i in enumerate(rows):
+        left, bottom = cell % COLUMNS, height * (cell // COLUMNS + 1)
         item = judged.facts(i)
         extent = (left + 0.03, left + 0.97, bottom - 0.03, bottom - 0.97)
         axes.imshow(np.asarray(_tile(judged.picture(i))), extent=extent, aspect="auto")
@@ -127,12 +127,12 @@ def contact_sheet(judged: TestPredictions, rows: Sequence[int]) -> bytes:
 
 
 def sheets(judged: TestPredictions) -> Mapping[str, bytes]:
-    """most_wrong.png, most_right.png, most_uncertain.png."""
+    """Draw most_wrong.png, most_right.png and most_uncertain.png."""
     return {f"{name.replace(' ', '_')}.png": contact_sheet(judged, rows[:SHOWN]) for name, rows in rankings(judged).items()}
 
 
 def look_alike_pictures(images: ImageSource, pairs: pd.DataFrame, manifest: pd.DataFrame) -> list[dict[str, Any]]:
-    """The nearest pairs of a test and a training image, with their pictures."""
+    """Return the most similar pairs of a test and a training image, with their pictures."""
     keys = manifest.set_index("path")["key"]
 
     def picture(path: str) -> str:

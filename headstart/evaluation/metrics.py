@@ -1,4 +1,4 @@
-"""Metrics from counts. Shape legend: n images, c classes, v views (the plain one first)."""
+"""Classification metrics, computed from counts. Shape legend: n images, c classes, v views (the base view first)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from headstart.statistics import wilson_interval
 
 
 def tta_probabilities(logits_vnc: torch.Tensor, formula: str) -> torch.Tensor:
-    """Probabilities [n, c] float64 from the logits of all views.
+    """Compute probabilities [n, c] float64 from the logits of all views.
 
     Args:
-        logits_vnc: view 0 is the plain one.
-        formula: "mean" of the softmax over all views (fastai 0.7), or "blend", .25 plain + .75 mean of the
-            augmented ones (fastai 2).
+        logits_vnc: view 0 is the base view.
+        formula: "mean" of the softmax over all views (fastai 0.7), or "blend": 0.25 x base view + 0.75 x mean of the
+            augmented views (fastai 2).
     """
     p_vnc = logits_vnc.double().softmax(-1)
     if formula == "mean" or len(p_vnc) == 1:
@@ -27,7 +27,7 @@ def tta_probabilities(logits_vnc: torch.Tensor, formula: str) -> torch.Tensor:
 
 
 def summarise(p_nc: torch.Tensor, y_n: torch.Tensor) -> dict[str, float]:
-    """Accuracy with its 95 % Wilson interval, log-loss (nats) and calibration error of probabilities."""
+    """Return the accuracy with its 95 % Wilson interval, the log-loss (nats) and the calibration error of probabilities."""
     right = int((p_nc.argmax(1) == y_n).sum())
     low, high = wilson_interval(right, len(y_n))
     likelihood = p_nc[torch.arange(len(y_n)), y_n].clamp_min(1e-15)
@@ -42,11 +42,11 @@ def summarise(p_nc: torch.Tensor, y_n: torch.Tensor) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often a model is right when it says it is so sure.
+    """A model's accuracy at each level of confidence.
 
     Args:
-        counts: images in each of the equal bins of confidence, [b].
-        confidence, accuracy: their means, [b]; 0 in empty bins.
+        counts: images in each of the equally wide bins of confidence, [b].
+        confidence, accuracy: means over the images of each bin, [b]; 0 in empty bins.
     """
 
     counts: NDArray[np.int64]
@@ -55,12 +55,12 @@ class Reliability:
 
     @property
     def expected_calibration_error(self) -> float:
-        """Mean gap between confidence and accuracy over images. Source: Guo et al. 2017, arXiv:1706.04599, section 2."""
+        """Return the mean gap between confidence and accuracy. Source: Guo et al. 2017, arXiv:1706.04599, section 2."""
         return float((self.counts * np.abs(self.confidence - self.accuracy)).sum() / self.counts.sum())
 
 
 def reliability(p_nc: torch.Tensor, y_n: torch.Tensor, bins: int = 15) -> Reliability:
-    """Confidence against accuracy, in equal bins (low, high] of the largest probability."""
+    """Measure accuracy in equally wide bins (low, high] of confidence, the largest probability."""
     confidence_n, said_n = (part.numpy() for part in p_nc.double().max(1))
     right_n = (said_n == y_n.numpy()).astype(float)
     bin_n = np.clip(np.ceil(confidence_n * bins).astype(int) - 1, 0, bins - 1)
@@ -71,13 +71,13 @@ def reliability(p_nc: torch.Tensor, y_n: torch.Tensor, bins: int = 15) -> Reliab
 
 
 def confusion_matrix(y_n: torch.Tensor, predicted_n: torch.Tensor, classes: int) -> NDArray[np.int64]:
-    """Counts [c, c]: rows are the true classes, columns the predicted ones."""
+    """Return counts [c, c]: rows are the true classes, columns the predicted ones."""
     counts: NDArray[np.int64] = sklearn.confusion_matrix(y_n.numpy(), predicted_n.numpy(), labels=range(classes))
     return counts
 
 
 def per_class(y_n: torch.Tensor, predicted_n: torch.Tensor, classes: int) -> list[dict[str, float]]:
-    """Precision, recall, F1 and number of test images of each class; 0 where a ratio has no denominator."""
+    """Return precision, recall, F1 and number of test images for each class; a ratio with denominator 0 is 0."""
     measured = sklearn.precision_recall_fscore_support(
         y_n.numpy(), predicted_n.numpy(), labels=range(classes), average=None, zero_division=0.0
     )
@@ -86,7 +86,7 @@ def per_class(y_n: torch.Tensor, predicted_n: torch.Tensor, classes: int) -> lis
 
 
 def most_confused(counts_cc: NDArray[np.int64], classes: tuple[str, ...], most: int = 10) -> list[tuple[str, str, int]]:
-    """(true, predicted, count) of the commonest errors, most first."""
+    """Return (true, predicted, count) of the most frequent errors, most frequent first."""
     pairs = [
         (int(counts_cc[i, j]), classes[i], classes[j])
         for i in range(len(classes))

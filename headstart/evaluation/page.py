@@ -1,6 +1,6 @@
-"""The report: one self-contained HTML file, the same bytes for the same run.
+"""The report: one self-contained HTML file, the same bytes for the same results.
 
-No time, host, commit or run id is in it; those are MLflow's. Shape legend: n test images, c classes.
+It contains no time, host, commit or run id; MLflow has those. Shape legend: n test images, c classes.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from headstart.models.trained import ModelCard
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of a run once the test images are classified.
+    """Everything that the report shows of a run, once the test images are classified.
 
     Args:
         results: as in metrics.json.
-        predictions: the test images and what the best model says of them.
-        y_n: their class indices.
-        manifest: all rows of it.
-        card: of the model.
+        predictions: the test images and the best model's predictions for them.
+        y_n: class indices of the test images.
+        manifest: all rows of the manifest.
+        card: the fine-tuned model's card.
         look_alikes: see `look_alike_pairs`.
-        source: the folder that was learned from, as in params.yaml.
+        source: the folder that the model learned from, as in params.yaml.
         params: every parameter of the run, see `flat_params`.
-        digests: SHA-256 of the files that the results follow from, by name.
+        digests: SHA-256, by name, of the files that the results depend on.
     """
 
     results: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Evaluation:
     digests: Mapping[str, str]
 
     def confusion(self) -> NDArray[np.int64]:
-        """Counts [c, c]: rows are the true classes, columns the predicted ones."""
+        """Return counts [c, c]: rows are the true classes, columns the predicted ones."""
         return metrics.confusion_matrix(self.y_n, self.predictions.p_nc.argmax(1), len(self.card.classes))
 
 
@@ -68,7 +68,7 @@ def render(context: Mapping[str, Any]) -> str:
 
 
 def pictures(found: Evaluation, reports: Path) -> dict[str, bytes]:
-    """PNG files by name: confusion matrix, calibration, training, and the galleries as contact sheets.
+    """Draw the PNG files, by name: confusion matrix, calibration, training, and the galleries as contact sheets.
 
     Args:
         reports: the folder of earlier stages' reports.
@@ -83,17 +83,17 @@ def pictures(found: Evaluation, reports: Path) -> dict[str, bytes]:
 
 
 def page(found: Evaluation, reports: Path, drawn: Mapping[str, bytes]) -> str:
-    """The report as HTML.
+    """Return the report as HTML.
 
     Args:
         reports: the folder of earlier stages' reports.
-        drawn: what `pictures` gave.
+        drawn: the result of `pictures`.
     """
     counts, predictions, results = found.confusion(), found.predictions, found.results
     predicted_n, copies = predictions.p_nc.argmax(1), results["n_test_files"] - results["n_test"]
     searches = [
-        sections.search_section(reports / "find_lr", "Of the head, on cached activations"),
-        sections.search_section(reports / "fine_tune", "Of the unfrozen network"),
+        sections.search_section(reports / "find_lr", "For the head, on cached activations"),
+        sections.search_section(reports / "fine_tune", "For the unfrozen network"),
     ]
     choice = reports / "fine_tune/bn_freeze.json"
     rankings, by_class = galleries.rankings(predictions), galleries.by_class(predictions)

@@ -1,4 +1,4 @@
-"""predictions.parquet: what the best model says of each file of the test split. Shape legend: n files, c classes."""
+"""predictions.parquet: the best model's prediction for each file of the test split. Shape legend: n files, c classes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from headstart.evaluation.galleries import TestPredictions
 
 
 def predictions_file(files: pd.DataFrame, found: TestPredictions) -> bytes:
-    """One row per file of the test split as Parquet: path, label, predicted, probabilities in class order.
+    """Return Parquet with a row per file of the test split: path, label, predicted, probabilities in class order.
 
     Args:
-        files: the manifest's rows of the test split; of copies of an image each has its own.
+        files: the manifest's rows of the test split; each copy of an image has its own row.
     """
     row_of = dict(zip(found.table["key"], range(len(found.table)), strict=True))
     p_nc, classes = found.p_nc[[row_of[key] for key in files["key"]]], found.classes

@@ -1,4 +1,4 @@
-"""The report's sections: what earlier stages left in reports/, as values for the template."""
+"""The report's sections: files that earlier stages wrote to reports/, as values for the template."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEAR_SHOWN = 20
 
 
 def class_rows(measured: Sequence[Mapping[str, float]], manifest: pd.DataFrame) -> list[dict[str, Any]]:
-    """Per-class metrics with the number of images in each split; copies count once."""
+    """Join per-class metrics with the number of images in each split; copies count once."""
     counts = manifest.drop_duplicates(["split", "key"]).groupby(["class_index", "split"]).size()
     names = manifest.groupby("class_index")["label"].first()
     return [
@@ -30,7 +30,7 @@ def class_rows(measured: Sequence[Mapping[str, float]], manifest: pd.DataFrame) 
 
 
 def search_section(folder: Path, title: str) -> dict[str, Any] | None:
-    """A learning-rate search: its finding, each rule's suggestions, the picture; None where there was none."""
+    """Return a learning-rate search's finding, each rule's suggestions and the picture; None if there was no search."""
     if not (folder / "lr.json").is_file():
         return None
     found = read_checked_json(folder / "lr.json")
@@ -46,7 +46,7 @@ def search_section(folder: Path, title: str) -> dict[str, Any] | None:
 
 
 def training_curves(folder: Path) -> TrainingCurves:
-    """How a stage trained, from its history.csv and trace.csv."""
+    """Read a stage's training curves from its history.csv and trace.csv."""
     history, trace = pd.read_csv(folder / "history.csv"), pd.read_csv(folder / "trace.csv")
     ends = trace["step"].max() / max(history["epoch"].max(), 1) * history["epoch"]
     scores = history[["valid_log_loss", "valid_accuracy"]]
@@ -54,11 +54,11 @@ def training_curves(folder: Path) -> TrainingCurves:
 
 
 def data_section(folder: Path) -> dict[str, Any]:
-    """What link_data said of the data: its counts as sentences and rows, near copies, pictures in base64."""
+    """Read link_data's report: the counts as a sentence and rows, near copies, and pictures in base64."""
     found = json.loads((folder / "summary.json").read_text())
     copies = pd.read_csv(folder / "near_duplicates.csv", dtype=str, keep_default_na=False)
     rows = [("images", found["images"]), ("quarantined", found["quarantined"]), ("ignored", found["ignored"])]
-    rows += [(f"ignored, being named {kind}", number) for kind, number in found["ignored_by_extension"].items()]
+    rows += [(f"ignored, named {kind}", number) for kind, number in found["ignored_by_extension"].items()]
     notes = [(f"accepted with a warning: {kind}", number) for kind, number in found["warned"].items()]
     notes += [(f"normalised: {kind}", number) for kind, number in found["normalised"].items()]
     return {
@@ -72,18 +72,18 @@ def data_section(folder: Path) -> dict[str, Any]:
 
 
 def data_sentence(found: Mapping[str, Any]) -> str:
-    """How many images are where, in words."""
+    """Say in words how many images are in each split, and how many are excluded."""
     parts = [f"{found['splits'][split]:,} {split}" for split in SPLITS]
     return (
-        f"{found['images']:,} images: {', '.join(parts)}; {found['splits']['excluded']:,} held out of training as copies"
-        f" of validation or test images (leaks avoided: {found['excluded_exact']:,} exact,"
-        f" {found['splits']['excluded'] - found['excluded_exact'] - found['excluded_groups']:,} near,"
+        f"{found['images']:,} images: {', '.join(parts)}; {found['splits']['excluded']:,} excluded from training to avoid leaks"
+        f" ({found['excluded_exact']:,} exact copies of validation or test images,"
+        f" {found['splits']['excluded'] - found['excluded_exact'] - found['excluded_groups']:,} near copies,"
         f" {found['excluded_groups']:,} of a group in two splits); {found['exact_copies']:,} exact copies in all."
     )
 
 
 def flat_params(params: Params) -> dict[str, str]:
-    """Every parameter as `section.key` that outs depend on: not `runtime` (speed alone) nor `promote` (what comes after)."""
+    """Return every parameter that outputs depend on as `section.key`: not `runtime` (speed) or `promote` (a later step)."""
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: Any) -> None:
