@@ -1,4 +1,4 @@
-"""Prefect flows over the stages. What must be set before Prefect is imported is set here."""
+"""Every command, and the Prefect flows over the stages. This sets the environment that Prefect reads when it is imported."""
 
 import os
 from pathlib import Path

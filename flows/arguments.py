@@ -1,4 +1,4 @@
-"""What a command line's options may be: for argparse's `type=`, so that a wrong one is refused before anything else."""
+"""Types of command-line options, for argparse's `type=`: a wrong value is refused before any work."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def number(low: float, most: float = math.inf, above: bool = False) -> Callable[
 
 
 def path(text: str) -> Path:
-    """A path; `~` is your home, which no shell puts in after a `=`."""
+    """A path. `~` is expanded here, since no shell does so after a `=`."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r}: wanted a path")
     return Path(os.path.expanduser(text))
 
 
 def check_out(out: Path) -> None:
-    """Refuse, before any work, a file that could not be written after it.
+    """Refuse an output file that could not be written, before any work.
 
     Raises:
         InputError: no such folder, one that cannot be written to, a name that is too long, or something at the file's

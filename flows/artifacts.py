@@ -1,4 +1,4 @@
-"""What Prefect's pages show of a run: how far each stage is, what came out, and where MLflow has the rest."""
+"""The artifacts of a run on Prefect's pages: progress of each stage, results, and the link to MLflow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MLFLOW_URL = "HEADSTART_MLFLOW_URL"  # where the team's MLflow page is; `make ui
 
 @contextmanager
 def stage(root: Path, name: str) -> Iterator[None]:
-    """While a stage runs: a progress bar, moved by what the stage tracks; then the picture that tells most of its result."""
+    """Show a progress bar while a stage runs, and then the picture that best shows its result."""
     bar: Any = create_progress_artifact(0.0, key=name.replace("_", "-"), description=f"{name}: started")
 
     def move(what: str, done: int, total: int) -> None:
@@ -51,7 +51,7 @@ def stage(root: Path, name: str) -> Iterator[None]:
 
 
 def run_summary(root: Path, rows: Sequence[dict[str, Any]], mlflow_run: str | None, verdict: str | None) -> None:
-    """What became of each stage; where anything ran, the accuracies and a link to the run in MLflow.
+    """Show the outcome of each stage and, if anything ran, the accuracies and a link to the run in MLflow.
 
     Args:
         rows: of the table of stages.
@@ -70,7 +70,7 @@ def run_summary(root: Path, rows: Sequence[dict[str, Any]], mlflow_run: str | No
 
 
 def accuracies(root: Path) -> list[dict[str, str]]:
-    """A row per model of reports/metrics.json: its accuracy, the interval, its log-loss."""
+    """Return a row for each model of reports/metrics.json: its accuracy, the interval, its log-loss."""
     results = json.loads((root / "reports/metrics.json").read_text())
     return [
         {

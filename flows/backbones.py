@@ -1,4 +1,4 @@
-"""`python -m flows.backbones NAME`: the architecture's table."""
+"""`python -m flows.backbones NAME`: print a table of an architecture."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from flows.arguments import whole
 
 
 def giga_flops(body: nn.Module, image_size: int) -> float:
-    """Billions of multiply-adds of one image's forward pass, each counted once as torchvision's tables do."""
+    """Count the multiply-adds of one image's forward pass in billions, as torchvision's tables do."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         body(torch.zeros(1, 3, image_size, image_size))
     return counter.get_total_flops() / 2e9
 
 
 def describe(backbone: Backbone) -> Table:
-    """The table of one backbone: where its parameters are, its layer groups, width, cost."""
+    """Return the table of one backbone: where its parameters are, its layer groups, width and cost."""
     size = backbone.preprocessing.image_size
     numbers = dict(backbone.body.named_parameters())
     table = Table(title=backbone.name, show_header=False, title_justify="left")

@@ -28,7 +28,7 @@ from flows.arguments import number
 
 @dataclass(frozen=True)
 class Namespace:
-    """A namespace as it lies on the disk.
+    """A namespace on disk.
 
     Args:
         description: what its rows depend on; empty where it cannot be read.
@@ -47,7 +47,7 @@ class Namespace:
 
 
 def namespaces(root: Path) -> list[Namespace]:
-    """All namespaces of a cache, the most recently used first."""
+    """Return all namespaces of a cache, the most recently used first."""
     users = current_users(root)
     found = []
     for folder in (root / "rows").glob("[!.]*"):
@@ -65,7 +65,7 @@ def namespaces(root: Path) -> list[Namespace]:
 
 
 def current_users(root: Path) -> dict[str, list[str]]:
-    """Projects by namespace: those whose params.yaml still says what it said when they used it."""
+    """Return projects by namespace: those whose params.yaml still is as it was when they used the namespace."""
     users: dict[str, list[str]] = {}
     for path in (root / "users").glob("*.json"):
         try:
@@ -105,7 +105,7 @@ def stat(root: Path, console: Console) -> int:
 
 
 def verify(root: Path, console: Console) -> int:
-    """Read every row; 1 if any is damaged (it is computed again when it is wanted)."""
+    """Read every row. Return 1 if any is damaged; a damaged row is computed again when it is needed."""
     bad = 0
     for one in namespaces(root):
         about = one.description
@@ -123,7 +123,7 @@ def verify(root: Path, console: Console) -> int:
 
 
 def damaged_rows(cache: Cache) -> list[tuple[str, int]]:
-    """Key and view of the damaged rows that have not been replaced."""
+    """Return the key and view of the damaged rows that have not been replaced."""
     current = np.unique(cache.find(cache.entries["row_key"]))
     bad: list[tuple[str, int]] = []
     for rows in split_blocks(current, cache.row_bytes):
@@ -133,7 +133,7 @@ def damaged_rows(cache: Cache) -> list[tuple[str, int]]:
 
 
 def prune(root: Path, console: Console, max_gb: float | None) -> int:
-    """Drop what no project's current parameters use, the least recently used first; all of it, or down to a size."""
+    """Delete namespaces that no project's current parameters use, the least recently used first; all, or down to a size."""
     for unfinished in (root / "rows").glob(".*"):
         shutil.rmtree(unfinished, ignore_errors=True)  # a deletion that was cut off
     every = namespaces(root)
@@ -166,7 +166,7 @@ def drop(root: Path, folder: Path) -> bool:
 
 
 def cache_root(project: Path, folder: str | None) -> Path:
-    """The cache that `folder` or the project's params.yaml names.
+    """Return the cache that `folder` or the project's params.yaml names.
 
     Raises:
         InputError: there is none.

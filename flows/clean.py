@@ -1,4 +1,4 @@
-"""`make clean`: list and delete what the stages wrote, and .headstart. What nobody but a user can have put there stays."""
+"""`make clean`: list and delete what the stages wrote, and .headstart. Files of the user's stay."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be deleted, and what stays beside it and why (empty: no stage writes there): paths relative to the project."""
+    """Paths to delete, and paths that stay with the reason (empty if no stage writes there), relative to the project."""
 
     delete: Sequence[str]
     keep: Sequence[tuple[str, str]]
 
 
 def plan(root: Path, params: Params) -> Plan:
-    """Only outs of dvc.yaml, by name; a built-in set only where nothing else is in its folder; and .headstart.
+    """Plan to delete the outs of dvc.yaml, by name; a built-in set if nothing else is in its folder; and .headstart.
 
     A link is a user's, unless it leads into DVC's cache.
     """
@@ -52,7 +52,7 @@ def plan(root: Path, params: Params) -> Plan:
 
 
 def why_kept(root: Path, path: str) -> str:
-    """Why what lies at an out's place is not the stage's; empty where it is the stage's."""
+    """Return why a path at an out's place is not the stage's own; empty if it is."""
     place = root / path
     if place.is_symlink():
         return "" if is_dvcs_link(place) else f"a link, to {os.readlink(place)}"
@@ -71,7 +71,7 @@ def _beside(root: Path) -> Iterator[str]:
 
 
 def listing(found: Plan, dry_run: bool) -> str:
-    """What is deleted and what stays, one screen."""
+    """Return what is deleted and what stays, in one screen."""
     lines = [("would delete:" if dry_run else "deleting:") if found.delete else "nothing to delete"]
     lines += [f"  {printable(path)}" for path in found.delete]
     lines += [f"kept: {printable(path)}: {printable(reason)}" for path, reason in found.keep if reason]

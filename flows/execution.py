@@ -1,4 +1,4 @@
-"""Every stage in order, in this process and without Prefect: run it unless DVC knows its outs, then record and register."""
+"""Run every stage in order, in this process and without Prefect, unless DVC knows its outs; then record and register."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FRESH, RESTORED, RAN = "fresh", "restored", "ran"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one stage in this run: fresh, restored from DVC's cache, or ran, and in how many seconds."""
+    """The outcome of one stage in this run: fresh, restored from DVC's cache, or ran, and in how many seconds."""
 
     stage: str
     how: str
@@ -82,7 +82,7 @@ def run_or_reuse(
 
 @functools.lru_cache(maxsize=1)
 def check_network(backbone: Backbone, seed: int, sizes: tuple[tuple[str, int], ...]) -> None:
-    """Refuse weights that cannot be had and image sizes that the network does not take before any image is read.
+    """Refuse weights that cannot be loaded and image sizes that the network refuses, before any image is read.
 
     Args:
         sizes: (parameter, size) of phases with an image size of their own.
@@ -103,7 +103,7 @@ Runner = Callable[[Stage, Workspace, Path, Params, bool], Outcome]
 
 @dataclass(frozen=True)
 class Execution:
-    """What became of each stage; where MLflow's pages show the run and what became of its model (None: nothing ran)."""
+    """The outcome of each stage, the run's page in MLflow, and the decision about its model (None if nothing ran)."""
 
     outcomes: Sequence[Outcome]
     mlflow_run: str | None
@@ -118,7 +118,7 @@ def execute(
     runner: Callable[[str], Runner] = lambda name: run_or_reuse,
     tags: Mapping[str, str] | None = None,
 ) -> Execution:
-    """Every stage in order; then, if anything ran, one MLflow run and the model's registration.
+    """Run every stage in order; then, if anything ran, record one MLflow run and register the model.
 
     What an execution that died had still to record or register is done too.
 

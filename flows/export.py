@@ -1,4 +1,4 @@
-"""`python -m flows.export --out model.pt2 [--model champion]`: the model in one file that runs without this project."""
+"""`python -m flows.export --out model.pt2 [--model champion]`: write the model as one file that runs without this project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes of params.yaml: recipes merged into it, single values set; checked before they are made."""
+"""Edit params.yaml: merge a recipe, set single values. An edit is checked before it is made."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Edit:
     original: bytes
 
     def diff(self) -> str:
-        """What will change, as a unified diff; empty for nothing."""
+        """Return the change as a unified diff; empty if nothing changes."""
         lines = (self.before.splitlines(keepends=True), self.after.splitlines(keepends=True))
         return "".join(difflib.unified_diff(*lines, f"{self.path.name}, as it is", f"{self.path.name}, as it will be", n=0))
 
@@ -46,7 +46,7 @@ class Edit:
         return self.params
 
     def undo(self) -> bool:
-        """Put the file back as it was before `make`; whether that was to be done. What somebody wrote since then stays."""
+        """Restore the file as it was before `make`, unless somebody has written it since. Return whether that was done."""
         made = self.after != self.before and self.path.is_file() and self.path.read_bytes() == self.after.encode()
         if made:
             write_bytes(self.path, self.original)

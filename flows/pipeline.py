@@ -63,7 +63,7 @@ def as_task(name: str, timeout: float) -> Runner:
 
 @flow(name="headstart", persist_result=False)
 def headstart(force: list[str] | None = None) -> Any:  # built-in types: Prefect resolves them by name
-    """The pipeline of the project in the current folder; its stages run in the flow's own process."""
+    """Run the pipeline of the project in the current folder; its stages run in the flow's own process."""
     logger.setLevel(logging.INFO)
     offspring.guard(PROJECT)
     params = load_params(PROJECT / "params.yaml")
@@ -82,7 +82,7 @@ def headstart(force: list[str] | None = None) -> Any:  # built-in types: Prefect
 
 
 def run_here(force: list[str]) -> list[Outcome]:
-    """The flow in this process, now.
+    """Run the flow in this process, now.
 
     Where Prefect starts a server for this process alone, there is nobody to hear the flow's heartbeats, and
     ending their thread would take a second.
@@ -130,7 +130,7 @@ def main() -> int:
 
 
 def make_alone(edit: Edit) -> Params:
-    """Change params.yaml, but not under a run that reads it: that would be refused at the end of its stage.
+    """Edit params.yaml while no other run reads it; a run would otherwise be refused at the end of its stage.
 
     Raises:
         Unavailable: another run holds DVC's lock; params.yaml is as it was.
@@ -142,7 +142,7 @@ def make_alone(edit: Edit) -> Params:
 
 
 def recipe_file(name: str) -> Path:
-    """Where a recipe of this name is to be.
+    """Return the path of the recipe of this name.
 
     Raises:
         InputError: a path instead of a name.
@@ -154,7 +154,7 @@ def recipe_file(name: str) -> Path:
 
 @contextlib.contextmanager
 def undone_if_refused(edit: Edit, by: str) -> Iterator[None]:
-    """Put params.yaml back where what it was changed to is refused on the way; not for a fault of the machine's.
+    """Restore params.yaml if its new settings are refused on the way, but not for a fault of the machine.
 
     Raises:
         InputError: what was raised inside, and that params.yaml was put back.

@@ -71,7 +71,7 @@ def predict_images(
 
 
 def check_images(images: Path) -> None:
-    """Refuse what is no folder, in this command's words.
+    """Refuse a path that is no folder, in this command's words.
 
     Raises:
         InputError: nothing there, or a file.
@@ -87,7 +87,7 @@ def check_images(images: Path) -> None:
 
 
 def model_of(name: str) -> Path:
-    """The model file that is meant; the registry (and MLflow, 1 s) is only asked where it is no file."""
+    """Return the model file of a name. The registry (and with it MLflow, 1 s) is asked only if the name is no file."""
     if name.endswith(".safetensors"):
         file = Path(os.path.expanduser(name))
         if not os.path.isfile(file):
@@ -99,7 +99,7 @@ def model_of(name: str) -> Path:
 
 
 def table_rows(found: Predictions) -> list[dict[str, str | int]]:
-    """Prefect's table of a prediction: first what became of the files, then a row per class."""
+    """Return Prefect's table of a prediction: the outcomes of the files, then a row for each class."""
     summary = found.summary()
     names = {"files": "all", "errors": "with an error", "abstained": "abstained"}
     rows: list[dict[str, str | int]] = [{"what": text, "class": "", "files": summary[key]} for key, text in names.items()]

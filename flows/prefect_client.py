@@ -1,4 +1,4 @@
-"""What the flow asks of Prefect's server: start one, see that it answers, close the runs of dead processes."""
+"""Talk to Prefect's server: start one, check that it answers, close the runs of dead processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECONDS_TO_ANSWER = 4.0
 
 
 def close_dead_flow_runs(root: Path) -> None:
-    """Mark the flow runs of this project whose process died as crashed; without a worker nobody else does."""
+    """Mark the flow runs of this project whose process died as crashed. Without a worker, nothing else does."""
     names = dead(root, "prefect")
     if not names:
         return
@@ -40,7 +40,7 @@ def close_dead_flow_runs(root: Path) -> None:
 
 
 def start_server() -> None:
-    """Start the server that Prefect would start for this process, deaf to Ctrl-C: a terminal sends that to both.
+    """Start the server that Prefect would start for this process, and let it ignore Ctrl-C, which a terminal sends to both.
 
     A run that is interrupted reports so to the server; where that had ended too, it tried for a minute.
     """
@@ -54,7 +54,7 @@ def start_server() -> None:
 
 
 def check_server() -> None:
-    """Refuse to begin where PREFECT_API_URL names a server and none answers there.
+    """Refuse to start if PREFECT_API_URL names a server and none answers there.
 
     Raises:
         Unavailable: naming it.
@@ -71,7 +71,7 @@ def check_server() -> None:
 
 @contextlib.contextmanager
 def server_there() -> Iterator[None]:
-    """Prefect's ways of saying that its server went away, or did not start, in ours.
+    """Translate Prefect's errors about a server that went away, or did not start, into ours.
 
     Raises:
         Unavailable: it did.

@@ -59,7 +59,7 @@ def register(root: Path, params: Params) -> PromotionDecision:
 
 
 def judge(root: Path, params: Params, registry: Registry, version: Version, champion: Version | None) -> PromotionDecision:
-    """Decide by `promotion.decide`, with answers that are computed now, as `flows.predict` computes them."""
+    """Decide by `promotion.decide`, with answers computed now as `flows.predict` computes them."""
     device, workers = configure(params.runtime.threads, params.runtime.device), params.runtime.workers
 
     def answers_of(asked: Version, test: pd.DataFrame) -> Answers:

@@ -1,4 +1,4 @@
-"""`make schedule`: Prefect's server, a worker and the deployments of prefect.yaml, on loopback, until Ctrl-C."""
+"""`make schedule`: run Prefect's server, a worker and the deployments of prefect.yaml on loopback, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECONDS = 180  # for a command of Prefect's
 
 
 def prefect(*arguments: str) -> None:
-    """A command of Prefect's, quietly.
+    """Run a command of Prefect's without its output.
 
     Raises:
         InputError: it failed, with what it said, or does not end.

@@ -19,7 +19,7 @@ SECONDS_TO_END = 30
 
 
 def free_port(wanted: int) -> int:
-    """`wanted`, or the next of the following nine ports that nobody listens on.
+    """Return `wanted`, or the first of the next nine ports that nobody listens on.
 
     Raises:
         InputError: all ten are taken.
@@ -31,13 +31,13 @@ def free_port(wanted: int) -> int:
 
 
 def answers(port: int) -> bool:
-    """Whether somebody listens on a port of 127.0.0.1."""
+    """Return whether somebody listens on a port of 127.0.0.1."""
     with socket.socket() as probe:
         return not probe.connect_ex(("127.0.0.1", port))
 
 
 class Servers:
-    """Processes that end with the block: `with Servers() as servers`. What each says goes to .headstart/logs/NAME.log."""
+    """Server processes that end with the block (`with Servers() as servers`). Each logs to .headstart/logs/NAME.log."""
 
     def __init__(self) -> None:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -72,7 +72,7 @@ class Servers:
         raise InputError(f"{name} did not start", fix=f"see {log}")
 
     def wait(self) -> int:
-        """Until one of them ends (1), or this process is told to (0)."""
+        """Wait until one of them ends (return 1), or until this process is to stop (return 0)."""
         try:
             while all(process.poll() is None for process in self.processes.values()):
                 time.sleep(0.5)

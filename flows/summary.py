@@ -16,7 +16,7 @@ from flows.execution import RAN, Outcome
 
 
 def summary_text(root: Path, params: Params, outcomes: Sequence[Outcome], total: float) -> str:
-    """The short summary a run ends with."""
+    """Return the short summary of a run."""
     how = {outcome.stage: outcome.how for outcome in outcomes}
     results = json.loads((root / "reports/metrics.json").read_text())
     found = read_checked_json(root / "reports/find_lr/lr.json")

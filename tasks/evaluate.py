@@ -1,4 +1,4 @@
-"""evaluate: the test split, on the base view and with test-time augmentation; metrics, predictions, report."""
+"""evaluate: classify the test split, on the base view and with test-time augmentation; write metrics, predictions, report."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def evaluate(context: StageContext) -> Summary:
 
 
 def fine_tuned_logits(context: StageContext, images: ImageSource, files: list[tuple[str, str]]) -> torch.Tensor:
-    """The fine-tuned model's logits [v, n, c] of every view of the test images, by precompute's engine."""
+    """Return the fine-tuned model's logits [v, n, c] of every view of the test images, by precompute's engine."""
     runtime, how = context.params.runtime, context.params.precompute
     device = configure(runtime.threads, runtime.device)
     predictor = Predictor(

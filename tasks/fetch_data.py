@@ -1,4 +1,4 @@
-"""fetch_data: put a built-in data set at data/NAME, where data.source is it."""
+"""fetch_data: write a built-in data set to data/NAME, if it is data.source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger("headstart")
 
 
 def fetch_data(context: StageContext) -> Summary:
-    """Write `data.builtin` as class folders to data/NAME; an empty folder (DVC wants one) where data.source is another.
+    """Write `data.builtin` as class folders to data/NAME, or an empty folder (DVC needs one) if data.source is another.
 
     Raises:
         InputError: data/NAME holds what somebody else put there, or a download failed.

@@ -1,4 +1,4 @@
-"""find_lr: the learning-rate range test on the head's cached activations."""
+"""find_lr: run the learning-rate range test of the head on cached activations."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def fine_tune(context: StageContext) -> Summary:
 
 
 def build_tuner(context: StageContext) -> Tuner:
-    """The network with the trained head, its data, and the identity that its checkpoints are kept under."""
+    """Build the network with the trained head, its data, and the identity of its checkpoints."""
     params, settings = context.params, context.params.fine_tune
     device = configure(params.runtime.threads, params.runtime.device)
     head, card = load_head(context.root / "models/head.safetensors")

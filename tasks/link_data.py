@@ -60,7 +60,7 @@ def link_data(context: StageContext, verify: bool = False) -> Summary:
 
 
 def _hashes(path: Path) -> dict[str, str]:
-    """Of the files of the present manifest, by path."""
+    """Return the hashes of the present manifest's files, by path."""
     if not path.exists():
         return {}
     frame = read_manifest(path)

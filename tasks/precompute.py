@@ -1,4 +1,4 @@
-"""precompute: the frozen body's activations of every image, the plain view and K augmented ones."""
+"""precompute: compute the frozen body's activations of every image, of the base view and K augmented views."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def precompute(context: StageContext) -> Summary:
 
 
 def files_of(images: pd.DataFrame) -> list[File]:
-    """(path, key) of each of a manifest's images."""
+    """Return (path, key) of each of a manifest's images."""
     return list(zip(images["path"], images["key"], strict=True))
 
 

@@ -1,1 +1,1 @@
-"""What every stage stands on: parameters, files, the stage runner, progress. No torch is imported here."""
+"""The foundation of every stage: parameters, files, the stage runner, progress. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""Which first-party files a module runs, and what they were when this process started.
+"""Find which first-party files a module runs, and their content when this process started.
 
 The import closure decides what depends on code: the stages of dvc.yaml (`make deps`), a checkpoint's identity, the names of
 the activation cache's namespaces, what a scan or a prediction remembers, and whether a stage may publish.
@@ -30,7 +30,7 @@ CODE_AT_START = file_digests(CODE_ROOT)
 
 @functools.cache
 def closure(*modules: str, without: tuple[str, ...] = (), root: Path = CODE_ROOT) -> tuple[str, ...]:
-    """The first-party files that importing some modules runs or opens, packages' `__init__` included, sorted.
+    """Return the first-party files that importing some modules runs or opens, packages' `__init__` included, sorted.
 
     An import counts wherever it stands in a module, except below `if TYPE_CHECKING:` and `if __name__ == "__main__":`. A
     string that is a module's dotted name counts like an import (a child process runs that module). A string that is a
@@ -63,7 +63,7 @@ def digest(files: Iterable[str], digests: dict[str, str] = CODE_AT_START) -> str
 
 
 def changed_since_start(files: Iterable[str]) -> list[str]:
-    """Those of some first-party files that are not any more what this process started with."""
+    """Return those of some first-party files that have changed since this process started."""
     now = file_digests(CODE_ROOT)
     return [name for name in files if now.get(name) != CODE_AT_START.get(name)]
 
@@ -76,7 +76,7 @@ def _module_file(name: str, root: Path) -> str | None:
 
 @functools.cache
 def _uses(path: Path) -> tuple[frozenset[str], frozenset[str]]:
-    """Dotted names that a module imports or starts, and files beside it that it opens."""
+    """Return the dotted names that a module imports or starts, and the files beside it that it opens."""
     modules: set[str] = set()
     files: set[str] = set()
     for node in executed(ast.parse(path.read_bytes())):
@@ -94,7 +94,7 @@ def _uses(path: Path) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def executed(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those that run only for a type checker, or only where the module is a command."""
+    """Yield all nodes except those that run only for a type checker, or only when the module is run as a command."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"):
             continue

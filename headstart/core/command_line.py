@@ -1,4 +1,4 @@
-"""What every command of the project does first and last: log lines on stderr, signals, exit codes."""
+"""The start and the end of every command: log lines on stderr, signals, exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOVED = {"--from": "link a folder with: python -m flows.link --from PATH"}
 
 
 def refuse_optimised() -> None:
-    """Refuse a Python that leaves out assertions, which guard results here, or docstrings, which libraries read.
+    """Refuse a Python that drops assertions, which guard results here, or docstrings, which libraries read.
 
     Raises:
         InputError: -O, -OO or PYTHONOPTIMIZE.
@@ -33,7 +33,7 @@ def refuse_optimised() -> None:
 
 
 def guarded(main: Callable[[], int]) -> int:
-    """Run a command's `main`; errors that a user can put right become one message on stderr and exit code 2, Ctrl-C 130."""
+    """Run a command's `main`. What a user can put right becomes one message on stderr and exit code 2; Ctrl-C gives 130."""
     try:
         refuse_optimised()
         return main()
@@ -55,7 +55,7 @@ def main(
     options: Sequence[str] = (),
     after: Callable[[Path, Params], object] | None = None,
 ) -> None:
-    """The body of `python -m tasks.NAME`: run the stage in the current folder and exit.
+    """Run a stage in the current folder and exit: the body of `python -m tasks.NAME`.
 
     Args:
         name: the stage's name in dvc.yaml.
@@ -83,7 +83,7 @@ def main(
 
 
 def command_line() -> None:
-    """Set a command-line process up: our log lines on stderr, SIGTERM as an orderly exit with 143, no child outlives it."""
+    """Set up a command's process: our log lines go to stderr, SIGTERM exits cleanly with 143, and no child outlives it."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)

@@ -28,11 +28,11 @@ class InputError(ValueError):
 
 
 class OfTheMachine(InputError):
-    """What is wrong with the machine and not with what was asked of it: a full disk, a server that does not answer."""
+    """A fault of the machine and not of the input, such as a full disk or a server that does not answer."""
 
 
 class Unavailable(OfTheMachine):
-    """What may well be there in a moment: a server, a lock that another process holds."""
+    """Something that may be available later, such as a server or a lock that another process holds."""
 
 
 # Of the machine or a network file system, not of what was asked for.
@@ -46,7 +46,7 @@ PASSING = frozenset(
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether trying again later may help: never with bad input."""
+    """Return whether a retry may help. It never does with bad input."""
     return isinstance(error, Unavailable) or (isinstance(error, OSError) and error.errno in PASSING)
 
 
@@ -56,7 +56,7 @@ NO_MEMORY = ("failed to map", "cannot allocate memory", "can't allocate memory",
 
 
 def address_space_limit() -> str:
-    """The limit of this process's address space (`ulimit -v`), as in "6.1 GB", or nothing where there is none."""
+    """Return the limit of this process's address space (`ulimit -v`), such as "6.1 GB", or an empty string if there is none."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return "" if limit == resource.RLIM_INFINITY else f"{limit / 1e9:.2g} GB"
 
@@ -67,12 +67,12 @@ def _lacks_memory(error: BaseException) -> bool:
 
 
 def is_shutdown(kind: type[BaseException] | None) -> bool:
-    """Whether what ended a block is a wish to stop (SystemExit, KeyboardInterrupt, Prefect's TerminationSignal), no error."""
+    """Return whether a block ended because the process is to stop (SystemExit, KeyboardInterrupt, TerminationSignal)."""
     return kind is not None and not issubclass(kind, Exception)
 
 
 def explain(error: BaseException) -> str | None:
-    """The one-screen text for an error that a user can put right, or None when it is a bug of ours."""
+    """Return a one-screen text for an error that a user can put right, or None for a bug of ours."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):

@@ -31,7 +31,7 @@ def sha256_file(path: Path) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no NaN, the same text for equal values."""
+    """Return JSON with sorted keys and no NaN: equal values give equal text."""
     return json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
@@ -41,7 +41,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 def no_space(
     path: Path, wanted: int | None = None, fix: str = "free space, then run again; finished stages are kept"
 ) -> OfTheMachine:
-    """The error for a full disk; `wanted`: bytes that had no room, where they can be told."""
+    """Return the error for a full disk; `wanted` is the number of bytes that did not fit, if it is known."""
     told = f", {wanted:,} bytes more were wanted" if wanted is not None else ""
     return OfTheMachine(f"{path}: no space left on this disk{told}", fix=fix)
 
@@ -120,7 +120,7 @@ def fsync(path: Path) -> None:
 
 
 def swap_in(new: Path, target: Path, trash: Path) -> None:
-    """Put the file or folder `new` in `target`'s place by renames; the old one survives until `new` is there.
+    """Replace `target` by the file or folder `new` with renames; the old one exists until the new one does.
 
     `new`, `target` and `trash` must lie on one file system.
 
@@ -141,7 +141,7 @@ def swap_in(new: Path, target: Path, trash: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link (never what it points to) or a folder, if it is there."""
+    """Delete a file, a link (never its target) or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -149,13 +149,13 @@ def remove(path: Path) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that an unprivileged process may still write on `path`'s file system."""
+    """Return how many bytes an unprivileged process may still write on `path`'s file system."""
     return shutil.disk_usage(path).free
 
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold an flock on `path`; waits, and says for whom, while another process holds it."""
+    """Hold an flock on `path`. While another process holds it, log which one, and wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as stream:
         try:

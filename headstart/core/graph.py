@@ -1,4 +1,4 @@
-"""The graph of stages as dvc.yaml states it."""
+"""The graph of stages in dvc.yaml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from headstart.core.params import Params
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of dvc.yaml, its templates filled in."""
+    """One stage of dvc.yaml, with its templates filled in."""
 
     name: str
     command: str
@@ -26,7 +26,7 @@ class Stage:
 
 
 def load_graph(root: Path, params: Params) -> dict[str, Stage]:
-    """The stages of dvc.yaml by name, in its order.
+    """Read the stages of dvc.yaml, by name and in their order.
 
     Raises:
         InputError: there is no dvc.yaml.

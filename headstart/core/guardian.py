@@ -18,13 +18,13 @@ SECONDS_TO_END, SECONDS_TO_STOP = 3.0, 8.0
 
 
 def descendants(token: str) -> list[int]:
-    """The live processes, other than this one, that were started with a run's token in their environment."""
+    """Return the live processes, except this one, that have a run's token in their environment."""
     pairs = ((process, _tokens(process)) for process in _processes())
     return [process for process, tokens in pairs if token in tokens and process != os.getpid()]
 
 
 def end_all(token: str, seconds: float = SECONDS_TO_END) -> list[int]:
-    """Tell all descendants of a run to end, and kill those that have not after some seconds; the processes that were there."""
+    """Terminate all descendants of a run, and kill those that are left after some seconds. Return the processes it found."""
     told: set[int] = set()
     deadline = time.monotonic() + seconds
     while there := descendants(token):
@@ -68,7 +68,7 @@ def _signal(process: int, number: int) -> None:
 
 
 def _watch(descriptor: int, parent: int, command: int) -> None:
-    """Return when the parent has died. Where it is a stage of a command that dies before it, it is told to end."""
+    """Return when the parent has died. If the parent is a stage of a command that dies first, terminate it."""
     waiting = select.poll()
     waiting.register(descriptor, select.POLLIN)
     try:
@@ -89,7 +89,7 @@ def _watch(descriptor: int, parent: int, command: int) -> None:
 
 
 def main(descriptor: int, parent: int, token: str, record: str, command: int) -> None:
-    """Wait for the parent's death, end what it started, and take it off the list of those that live."""
+    """Wait for the parent's death, end what it started, and remove its record of being alive."""
     _watch(descriptor, parent, command)
     end_all(token)
     if record and not descendants(token):

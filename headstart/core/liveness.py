@@ -1,4 +1,4 @@
-"""Which of the runs that were started in a project still live: each holds an flock, which death of any kind releases."""
+"""Which of a project's runs are alive: each holds an flock, which any kind of death releases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def alive(root: Path, kind: str, name: str, *, until_forgotten: bool = False) -> Iterator[None]:
-    """Hold an flock in a run's name while the block runs; what is left of it unlocked tells of a dead process.
+    """Hold an flock in a run's name while the block runs. A file that is left unlocked means that its process died.
 
     Args:
         root: the project.
@@ -33,17 +33,17 @@ def alive(root: Path, kind: str, name: str, *, until_forgotten: bool = False) ->
 
 
 def dead(root: Path, kind: str) -> list[str]:
-    """Names of the runs of a kind whose process died before they ended; each stays listed until `forget`."""
+    """Return the names of the runs of a kind whose process died before they ended; each stays listed until `forget`."""
     return [path.name.removeprefix(f"{kind}-") for path in sorted(_folder(root).glob(f"{kind}-*")) if not _locked(path)]
 
 
 def forget(root: Path, kind: str, name: str) -> None:
-    """Take a dead run off the list: its end has been recorded."""
+    """Remove a dead run from the list, because its end has been recorded."""
     record(root, kind, name).unlink(missing_ok=True)
 
 
 def record(root: Path, kind: str, name: str) -> Path:
-    """The file whose flock says that a run lives."""
+    """Return the file whose flock shows that a run is alive."""
     return _folder(root) / f"{kind}-{name}"
 
 

@@ -1,4 +1,4 @@
-"""Whatever a run starts ends with it, however it ends: servers, workers and stages alike, also those that others start for us.
+"""End all processes that a run started when it ends in any way: servers, workers, stages, and what libraries start.
 
 A run puts a token into its environment, which all it starts inherit. A guardian, a tiny process of its own, holds one end of
 a pipe: when that closes, it ends every process that has the token. Where both were killed, the next start does so.
@@ -26,7 +26,7 @@ _guarded: list[int] = []  # this process's id, once it has a guardian
 
 
 def guard(root: Path) -> None:
-    """Have whatever this process will start ended when it dies, and end what is left of dead runs of this project.
+    """Make sure that all processes this one will start end with it, and end what dead runs of this project left behind.
 
     A second call in a process does nothing. Where no guardian can be started (too many processes, a full disk), the next
     start still finds what is left.
@@ -60,7 +60,7 @@ def guard(root: Path) -> None:
 
 
 def end_leftovers(root: Path) -> None:
-    """End what is left of runs of this project that died together with their guardians."""
+    """End the processes of this project's runs that died together with their guardians."""
     for token in dead(root, KIND):
         for process in guardian.end_all(token):
             logger.warning("process %s was left behind by a run that died: ended", process)
@@ -99,7 +99,7 @@ def _close(descriptor: int) -> None:
 
 
 def _command_above() -> int:
-    """The `dvc` command that started this process as a stage, itself or through a shell; 0 where there is none."""
+    """Return the `dvc` command that started this process as a stage, directly or through a shell; 0 if there is none."""
     if "DVC_STAGE" not in os.environ:
         return 0
     process = os.getppid()

@@ -126,7 +126,7 @@ class Precompute(Section):
 
 
 class RangeTest(Section):
-    """Of the second search, on the unfrozen network."""
+    """Settings of the second range test, on the unfrozen network."""
 
     lr_min: Annotated[float, Field(gt=0)]
     lr_max: Annotated[float, Field(gt=0)]
@@ -146,7 +146,7 @@ class FindLR(RangeTest):
 
 
 class Training(Section):
-    """What training the head and fine-tuning have in common."""
+    """Settings that the training of the head and fine-tuning share."""
 
     epochs: PositiveInt
     batch_size: TrainingBatch
@@ -166,7 +166,7 @@ class Training(Section):
         return self
 
     def refuse_part_of_a_cycle(self, epochs: int) -> None:
-        """Training must end where a cycle does, at the lowest rate."""
+        """Refuse epochs that end within a cycle: training must end at the lowest rate."""
         ends = [sum(self.cycle_len * self.cycle_mult**i for i in range(n)) for n in range(1, 40)]
         if epochs not in ends and not (self.cycle_mult == 1 and epochs % self.cycle_len == 0):
             near = sorted(sorted(ends, key=lambda end: abs(end - epochs))[:3])
@@ -207,12 +207,12 @@ class FineTune(Training):
         return self
 
     def own_sizes(self) -> dict[str, int]:
-        """The image sizes of phases that have one of their own, by parameter."""
+        """Return the image sizes of the phases that set their own, by parameter."""
         sizes = {f"fine_tune.gradual[{i}].image_size": phase.image_size for i, phase in enumerate(self.gradual)}
         return {key: size for key, size in sizes.items() if size != "none"}
 
     def phases(self) -> list[PhaseParams]:
-        """All phases in order, the last being the section's own."""
+        """Return all phases in order; the last is the section's own."""
         return [*self.gradual, PhaseParams(unfreeze_from=self.unfreeze_from, epochs=self.epochs, lr=self.lr)]
 
 
@@ -266,7 +266,7 @@ def check_params(value: Any, path: Path) -> Params:
 
 
 def is_text(key: str) -> bool:
-    """Whether a parameter (`data.source`) is free text, of which every character counts."""
+    """Return whether a parameter, such as `data.source`, is free text in which every character counts."""
     annotation: Any = Params
     for part in key.split("."):
         model = _model_in(annotation)
@@ -343,7 +343,7 @@ def _keys(location: Sequence[int | str]) -> Iterator[str]:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation is, or is a list of."""
+    """Return the section that an annotation names, directly or as a list's items."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((model for inner in get_args(annotation) if (model := _model_in(inner))), None)

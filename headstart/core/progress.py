@@ -1,4 +1,4 @@
-"""Progress of every step over about two seconds: a bar on a terminal, plain lines elsewhere."""
+"""Show the progress of long steps: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
 @contextmanager
 def observed(observer: Observer) -> Iterator[None]:
-    """Tell `observer` every few seconds how far the steps are that are tracked in this block."""
+    """Report the progress of the steps tracked in this block to `observer` every few seconds."""
     token = _observer.set(observer)
     try:
         yield
@@ -33,7 +33,7 @@ def observed(observer: Observer) -> Iterator[None]:
 def track(
     items: Iterable[T], what: str, total: int, unit: str = "images", weigh: Callable[[T], int] = lambda item: 1
 ) -> Iterator[T]:
-    """Yield `items` while showing how far along they are, at what rate, and when they will be through.
+    """Yield `items` and show how many are done, at what rate, and how long the rest will take.
 
     Args:
         items: what to go through.
@@ -48,14 +48,14 @@ def track(
 
 
 class Pace:
-    """How fast units are done, from the first on: what comes before it (starting processes, compiling) is no part of a rate."""
+    """Measure a rate from the first unit on, so that starting processes and compiling do not count."""
 
     def __init__(self) -> None:
         self.done = self.first = 0
         self.since = self.last = math.nan
 
     def add(self, units: int) -> None:
-        """So many units more are done."""
+        """Count units that are done."""
         self.last = time.monotonic()
         if not self.done:
             self.first, self.since = units, self.last
@@ -63,7 +63,7 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """Units a second, up to the last that were done; 0 while it cannot be told yet."""
+        """Units per second up to the last one done; 0 until it is known."""
         seconds = self.last - self.since
         return (self.done - self.first) / seconds if self.done > self.first and seconds > 0 else 0.0
 

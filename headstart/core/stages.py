@@ -1,4 +1,4 @@
-"""How one stage runs: lock it, write aside, check that nothing changed, publish its outs by rename, record the run."""
+"""Run one stage: lock it, write to a staging folder, check that nothing changed, publish its outs by rename, record the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Summary = Mapping[str, str | int | float]
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage's function gets: its parameters, the project to read from, a folder to write into.
+    """The argument of a stage's function: its parameters, the project to read from, a folder to write to.
 
     `out` mirrors the project: what is written to `out / "models/head.safetensors"` is published as
     `models/head.safetensors` once the stage is complete. `checkpoints` outlives an interruption. `code` is the digest of all
@@ -34,7 +34,7 @@ class StageContext:
     code: str
 
     def output(self, relative: str) -> Path:
-        """The path to write `relative` at, its folder made."""
+        """Return the path to write `relative` to, and make its folder."""
         path = self.out / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -45,7 +45,7 @@ StageFunction = Callable[[StageContext], Summary]
 
 @dataclass(frozen=True)
 class Record:
-    """What the last run of a stage was like; kept in .headstart/records, never in an out."""
+    """The last run of a stage: its seconds and its summary. It is kept in .headstart/records, never in an out."""
 
     stage: str
     seconds: float
@@ -54,7 +54,7 @@ class Record:
 
 
 def run_stage(stage: Stage, function: StageFunction, root: Path, params: Params) -> Record:
-    """Run one stage and publish its outs, each swapped in whole by rename.
+    """Run one stage and publish each of its outs as a whole, by rename.
 
     Raises:
         InputError: bad input; or code, parameters or inputs changed while the stage ran. Nothing is
@@ -89,7 +89,7 @@ def run_stage(stage: Stage, function: StageFunction, root: Path, params: Params)
 
 
 def checkpoints(root: Path, name: str) -> Path:
-    """Where a stage keeps what lets it go on after an interruption; deleted when its outs are safe."""
+    """Return the folder of a stage's checkpoints, which is deleted once its outs are published."""
     return root / ".headstart" / "checkpoints" / name
 
 
@@ -105,7 +105,7 @@ def _record_path(root: Path, name: str) -> Path:
 
 
 def last_record(root: Path, stage: Stage) -> Record | None:
-    """The record of the run of a stage that wrote the outs that lie there now, if this project folder has it."""
+    """Return the record of the run that wrote a stage's present outs, if this project has it."""
     try:
         record = Record(**json.loads(_record_path(root, stage.name).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -114,7 +114,7 @@ def last_record(root: Path, stage: Stage) -> Record | None:
 
 
 def _look_of(root: Path, stage: Stage) -> str:
-    """A digest of a stage's outs: of files by content, of folders by names, sizes and times.
+    """Return a digest of a stage's outs: of files by content, of folders by names, sizes and times.
 
     DVC writes a file out again when it commits it, and leaves a folder's files alone.
     """
@@ -143,7 +143,7 @@ def refuse_changes(root: Path, params: Params, name: str) -> None:
 
 
 def signature(root: Path, paths: Iterable[str]) -> str:
-    """A digest of names, inodes, sizes and times below `paths`: changes when an input is touched.
+    """Return a digest of names, inodes, sizes and times below `paths`. It changes when an input is touched.
 
     It only ever refuses; what is fresh is decided by content (DVC).
     """

@@ -1,4 +1,4 @@
-"""Text from outside, such as file names, made safe to show."""
+"""Make text from outside, such as file names, safe to show."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ SHOWN = 10
 
 
 def printable(text: str) -> str:
-    """A file's name as a terminal may see it: nothing in it can forge a line or move the cursor."""
+    """Return a file's name as it may be printed: nothing in it can forge a line or move the cursor."""
     text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")  # bytes that are not UTF-8
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def listing(items: Sequence[str]) -> str:
-    """Up to ten items, one a line, and how many more there are."""
+    """Return up to ten items, one per line, and how many more there are."""
     more = [f"… and {len(items) - SHOWN:,} more"] if len(items) > SHOWN else []
     return "\n    ".join([*map(printable, items[:SHOWN]), *more])

@@ -1,4 +1,4 @@
-"""YAML that keeps its comments when it is written again."""
+"""Read and write YAML with its comments."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ _NOT_TEXT = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null|nan|inf)")
 
 
 def text_value(text: str) -> str:
-    """Text as a value of a document: quoted when it is written, unless every reader takes it for text without."""
+    """Return text as a value of a document; it is quoted unless every reader takes it for text without quotes."""
     if re.fullmatch(r"[A-Za-z./_][A-Za-z0-9./_-]*", text) and not _NOT_TEXT.fullmatch(text.strip("./_-")):
         return text
     return SingleQuotedScalarString(text) if text.isprintable() else DoubleQuotedScalarString(text)
 
 
 def dump_yaml(document: Any) -> str:
-    """YAML text of a document read by this module, comments included."""
+    """Return the YAML text of a document that this module read, comments included."""
     stream = io.StringIO()
     _yaml().dump(document, stream)
     return stream.getvalue()
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """A document of YAML text, with its comments; `name` is for messages.
+    """Parse YAML text with its comments; `name` is for messages.
 
     Raises:
         InputError: it is no YAML.
@@ -56,7 +56,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """A document of a file, with its comments.
+    """Read a YAML file with its comments.
 
     Raises:
         InputError: no such file, or no YAML in it.

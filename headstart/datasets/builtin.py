@@ -1,4 +1,4 @@
-"""Built-in data sets, written once as class folders; and what of a folder they wrote."""
+"""Write the built-in data sets as class folders, and tell their files from those of a user."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_source(root: Path, source: str, name: str) -> bool:
 
 
 def refuse_foreign(root: Path, name: str) -> None:
-    """Refuse to put a built-in set where somebody's own folder, file or link is: it would be replaced.
+    """Refuse to write a built-in set over a user's own folder, file or link.
 
     Raises:
         InputError: data/NAME is a link, a file, or a folder that holds anything that the built-in set does not.
@@ -42,7 +42,7 @@ def refuse_foreign(root: Path, name: str) -> None:
 
 
 def foreign(place: Path, name: str) -> list[str]:
-    """What lies at data/NAME and was not written by `fetch_data`, by its name: relative paths, links among them."""
+    """Return the relative paths at data/NAME that `fetch_data` did not write, judged by their names; links are among them."""
     if not place.exists():
         return []
     if not place.is_dir():
@@ -61,7 +61,7 @@ def foreign(place: Path, name: str) -> list[str]:
 
 
 def is_dvcs_link(link: Path) -> bool:
-    """Whether a link leads into a cache of DVC's, to a file named by its hash: so are outs with its cache type symlink."""
+    """Return whether a link leads to a file in a DVC cache: outs are such links under the cache type symlink."""
     return re.search(r"/[0-9a-f]{2}/[0-9a-f]{30}$", os.readlink(link)) is not None
 
 
@@ -88,7 +88,7 @@ NAMES = tuple(_KNOWN)
 
 
 def write_digits(folder: Path) -> int:
-    """scikit-learn's handwritten digits (UCI, 1,797 images of 8 x 8, 17 grays) as PNG class folders.
+    """Write scikit-learn's handwritten digits (UCI, 1,797 images of 8 x 8 pixels, 17 grays) as PNG class folders.
 
     Returns:
         The number of images written.
@@ -113,7 +113,7 @@ PETS = (
 
 
 def write_oxford_pets(folder: Path, downloads: Path, by_breed: bool, archives: Sequence[Archive] = PETS) -> int:
-    """The Oxford-IIIT Pet data set with its own split, as train/ and test/ of class folders.
+    """Write the Oxford-IIIT Pet data set with its own split, as train/ and test/ with class folders.
 
     Args:
         folder: where to write.

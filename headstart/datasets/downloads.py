@@ -1,4 +1,4 @@
-"""Fetch an archive once, resuming where a download was cut off, and unpack regular files alone."""
+"""Download an archive once, resume an interrupted download, and unpack regular files only."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Caps:
 
 
 def download(archive: Archive, folder: Path) -> Path:
-    """Download an archive to `folder`, or take the whole one that lies there.
+    """Download an archive to `folder`, unless it is there already.
 
     A part that an earlier download left (`NAME.part`) is continued where the server can.
 
@@ -102,7 +102,7 @@ def _checksum(path: Path, wanted: str) -> str:
 
 
 def unpack(archive: Path, folder: Path, caps: Caps | None = None) -> int:
-    """Unpack a tar archive's regular files into `folder`; links, devices and the like are refused.
+    """Unpack a tar archive's regular files into `folder`; refuse links, devices and the like.
 
     Returns:
         The number of files.

@@ -1,4 +1,4 @@
-"""Where an image ends in its file, from the container's own structure: what lies behind it is no image data."""
+"""Find where an image ends in its file, from the container's structure. The bytes after it are no image data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PADDING = b"\0\r\n \t\x1a"
 
 
 def trailing_bytes(data: bytes, kind: str) -> int:
-    """How many bytes follow the image in its file; padding with zeros or white space is not counted.
+    """Return how many bytes follow the image in its file, without padding of zeros or white space.
 
     Args:
         data: the whole file.
@@ -43,12 +43,12 @@ def _jpeg_end(data: bytes) -> int | None:
 
 
 def png_end(data: bytes) -> int | None:
-    """Where the IEND chunk of a PNG ends, or None where there is none."""
+    """Return where the IEND chunk of a PNG ends, or None if it has none."""
     return next((end + 4 for kind, _, end in png_chunks(data) if kind == b"IEND"), None)
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, first byte and end of each PNG chunk's content; its checksum follows."""
+    """Yield the name, first byte and end of each PNG chunk's content; its checksum follows."""
     place = 8
     while place + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)

@@ -42,7 +42,7 @@ _DAMAGE = (
 
 
 class DecodeError(ValueError):
-    """The bytes are not an image we accept; the message is the reason, without the path."""
+    """The bytes are no image that we accept. The message gives the reason, without the path."""
 
 
 NEARLY_0 = 0.05  # of the largest value
@@ -80,7 +80,7 @@ class Decoded:
 
 
 def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
-    """The pixels of `decode_image`, [height, width, 3] uint8."""
+    """Return the pixels of `decode_image`, [height, width, 3] uint8."""
     return decode_image(data, max_pixels, whites=Whites()).pixels
 
 
@@ -126,7 +126,7 @@ def decode_image(
 
 @functools.cache
 def _open_heif() -> None:
-    """Have Pillow open HEIC files, upright.
+    """Register HEIC files with Pillow.
 
     Raises:
         DecodeError: the package for that is not installed.
@@ -170,7 +170,7 @@ def _decode_open(
 
 
 def _dim(data: bytes, kind: str, image: Image.Image, pixels: NDArray[np.uint8]) -> int:
-    """The brightest level of an image of 16 bits a channel, of which Pillow keeps the upper 8, if they are hardly used."""
+    """Return the brightest level of an image with 16 bits per channel if the upper 8, which Pillow keeps, are hardly used."""
     bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, ()) if kind == "TIFF" else ()
     deep = (kind == "PNG" and image.mode in ("RGB", "RGBA", "LA") and data[24] == 16) or (len(bits) > 1 and max(bits) == 16)
     brightest = int(pixels.max()) if deep else 255
@@ -184,7 +184,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _turbo(data: bytes, image: Image.Image, min_decode_side: int) -> tuple[NDArray[np.uint8] | None, str]:
-    """A JPEG's pixels by libjpeg-turbo, and what it complains of; Pillow hides its complaints.
+    """Decode a JPEG with libjpeg-turbo. Return the pixels and its warning, which Pillow hides.
 
     Returns:
         [h, w, 3] or [h, w] uint8, or None for what is left to Pillow: kinds that it cannot decode, and files with a
@@ -250,7 +250,7 @@ def _png_rows_missing(data: bytes) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation; 1 where there is none, or none that can be read."""
+    """Return EXIF's orientation; 1 if it is missing or unreadable."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except _DAMAGE:
@@ -278,7 +278,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
-    """The image as RGB on white, and whether anything was not opaque."""
+    """Return the image as RGB on white, and whether any pixel was not opaque."""
     if not image.has_transparency_data:
         return image.convert("RGB"), False
     rgba = image.convert("RGBA")
@@ -289,7 +289,7 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
 
 
 def _to_8_bits(image: Image.Image, whites: Whites | None) -> tuple[Image.Image, float]:
-    """Gray of more than 8 bits (I;16, I) or of floating-point numbers (F) scaled to 8, and its largest raw value.
+    """Scale gray of more than 8 bits (I;16, I) or of floating-point numbers (F) to 8 bits; return it and its largest raw value.
 
     Pillow's own convert saturates at 255. Other images are left as they are, with 0.
     """

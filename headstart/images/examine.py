@@ -1,4 +1,4 @@
-"""What the scan learns of one file: its hash, a full decode, its shape and kind, and what near copies are found by."""
+"""Examine one file for the scan: its hash, a full decode, its shape and kind, and the features that near copies share."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class Unusable(Exception):
 
 
 class Unreadable(Unusable):
-    """The file is to be quarantined for what may be the system's fault and not its own: next time it may be readable."""
+    """The file is to be quarantined, perhaps through the system's fault and not its own: next time it may be readable."""
 
 
 class Gone(Exception):
-    """The file was there when the folder was listed and is not any more."""
+    """The file has vanished since the folder was listed."""
 
 
 def usable(path: str, limits: Limits, min_decode_side: int, whites: Whites | None = None) -> tuple[str, bytes, Decoded]:
-    """Read, hash and fully decode one file; training and prediction refuse the same.
+    """Read, hash and fully decode one file. Training and prediction refuse the same files.
 
     Args:
         min_decode_side: a picture with sides of at least so many pixels will do (see `decode_image`).
@@ -94,7 +94,7 @@ def accepted(data: bytes, limits: Limits, min_decode_side: int, whites: Whites |
 
 
 def examine(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded]:
-    """What the scan wants to know of one file.
+    """Collect the scan's facts about one file.
 
     Returns:
         key, width, height, bytes, format, mode, orientation, peak, and notes, a list of (kind, text) to warn of, all of
@@ -119,7 +119,7 @@ def examine(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded]:
 
 
 def look(image: Decoded) -> tuple[str, NDArray[np.uint8]]:
-    """What near copies share.
+    """Compute the features that near copies share.
 
     Args:
         image: decoded with `min_decode_side=LOOK_SIDE`, or whole.

@@ -1,4 +1,4 @@
-"""What a file or a folder is, as far as its name and its first bytes say: an image, one that we cannot read, a system's own."""
+"""Classify files and folders by name and first bytes: an image, an image that we cannot read, a file of the system."""
 
 from __future__ import annotations
 
@@ -57,23 +57,23 @@ _EXTENSION = re.compile(r"\.(?=[a-z0-9]*[a-z])[a-z0-9]{1,12}")  # not .2024 or .
 
 @functools.lru_cache(maxsize=4096)
 def extension(name: str) -> str:
-    """A file name's extension in lower case, with its dot; empty where it has none that could name a kind of file."""
+    """Return a file name's extension in lower case with its dot, or an empty string if it could not name a kind of file."""
     ending = splitext(name)[1].lower()
     return ending if _EXTENSION.fullmatch(ending) else ""
 
 
 def is_named_as_image(name: str) -> bool:
-    """Whether a file's name says that it is an image, be it of a kind that we cannot read."""
+    """Return whether a file's name is an image's, also of a kind that we cannot read."""
     return (own := extension(name)) in IMAGE_EXTENSIONS or own in OTHER_EXTENSIONS
 
 
 def why_sidecar(name: str) -> str:
-    """Why a file is not looked at, or nothing: its extension is one, and no image's."""
+    """Return why a file is ignored by its extension, or an empty string."""
     return f"named {extension(name)}, which is no image" if extension(name) and not is_named_as_image(name) else ""
 
 
 def why_ignored(folders: Sequence[str], name: str) -> str:
-    """Why a file is none of ours, or nothing."""
+    """Return why a file is ignored by its name or folder, or an empty string."""
     for folder in folders:
         if folder.lower() in IGNORED_FOLDERS or folder.startswith("."):
             return f"in {folder}"
@@ -84,12 +84,12 @@ def why_ignored(folders: Sequence[str], name: str) -> str:
 
 
 def begins_like_an_image(data: bytes) -> bool:
-    """Whether a file's first 12 bytes are those of a kind that we read."""
+    """Return whether a file's first 12 bytes are those of an image that we can read."""
     return data.startswith(OURS) or (data[4:8] == b"ftyp" and data[8:12] in AVIF_BRANDS)
 
 
 def other_image(data: bytes) -> str:
-    """The kind of image that we cannot read of which `data` are, or nothing."""
+    """Return the kind of image that `data` are if we cannot read it, or an empty string."""
     if data[4:8] == b"ftyp":
         size = int.from_bytes(data[:4], "big")
         brands = {data[8:12], *(data[i : i + 4] for i in range(16, min(size, 256), 4))}
@@ -102,5 +102,5 @@ def other_image(data: bytes) -> str:
 
 
 def advice(kind: str) -> str:
-    """What to do about an image of a kind that we cannot read, as the end of a reason."""
+    """Return what to do about an image that we cannot read, as the end of a reason."""
     return f"convert it first, for example: {CONVERT.get(kind, 'magick in out.png')}"

@@ -1,4 +1,4 @@
-"""What an image must keep to."""
+"""The limits of an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_ELONGATED = 16  # long side over short side of what is resized; the rest is
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file must keep to.
+    """The limits of an image: its size and its format.
 
     Args:
         max_pixels: the largest width x height.

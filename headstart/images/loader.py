@@ -1,4 +1,4 @@
-"""From the manifest's rows to the network's input; each image is checked to be what the manifest says."""
+"""Load the manifest's images as network input, and check that each is the one that the manifest lists."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESIZED_CACHE_BYTES = 1 << 30
 
 
 class ResizedImageCache:
-    """Resized images, those that came first, up to so many bytes: an epoch need not decode what the last one did."""
+    """A cache of the first resized images, up to a number of bytes, so that later epochs need not decode them again."""
 
     def __init__(self, most: int) -> None:
         self.room = most
@@ -31,7 +31,7 @@ class ResizedImageCache:
         self.lock = threading.Lock()
 
     def add(self, name: tuple[str, int], image: torch.Tensor) -> None:
-        """Keep an image, if there is room."""
+        """Keep an image if there is room."""
         with self.lock:
             if name not in self.images and image.nbytes <= self.room:
                 self.images[name] = image
@@ -40,7 +40,7 @@ class ResizedImageCache:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A source folder's images, and how a file of it becomes the network's input.
+    """The images of a source folder, and how each becomes the network's input.
 
     Args:
         folder: what the manifest's paths are relative to.
@@ -60,17 +60,17 @@ class ImageSource:
     cache: ResizedImageCache = field(default_factory=partial(ResizedImageCache, 0), compare=False, repr=False)
 
     def base_view(self, path: str, key: str) -> torch.Tensor:
-        """The base view (the centre crop) [3, s, s] uint8 of the file with SHA-256 `key`."""
+        """Return the base view (the centre crop) [3, s, s] uint8 of the file with SHA-256 `key`."""
         return centre(self._resized(path, key), self.preprocessing)
 
     def views(self, path: str, key: str, numbers: Iterable[int]) -> Iterator[torch.Tensor]:
-        """The views of these numbers, decoded once: 0 is the base view, v depends on bytes, seed and v alone."""
+        """Yield the views of these numbers, decoded once: 0 is the base view, view v depends only on bytes, seed and v."""
         image = self._resized(path, key)
         for number in numbers:
             yield self._augment(image, key, "view", number) if number else centre(image, self.preprocessing)
 
     def augmented(self, path: str, key: str, epoch: int) -> torch.Tensor:
-        """A view for one epoch of training; it depends on bytes, seed and epoch alone."""
+        """Return a view for one epoch of training; it depends only on bytes, seed and epoch."""
         return self._augment(self._resized(path, key), key, "epoch", epoch)
 
     def _resized(self, path: str, key: str) -> torch.Tensor:
@@ -88,10 +88,10 @@ class ImageSource:
 
 
 def image_map(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Iterator[B]:
-    """`ordered_map` with torch kept to one thread in each worker, so that workers do not crowd each other out."""
+    """Map over threads in order, with torch limited to one thread in each, so that workers do not compete for cores."""
     return ordered_map(function, items, workers, ahead, partial(torch.set_num_threads, 1))
 
 
 def alone(function: Callable[[], B]) -> B:
-    """Call a function as `image_map`'s workers do, with torch kept to one thread: the same bits as in a worker."""
+    """Call a function as `image_map`'s workers do, with torch limited to one thread: it gives the same bits."""
     return next(image_map(lambda _: function(), [None], workers=1, ahead=1))

@@ -1,4 +1,4 @@
-"""How a network wants its input: size, crop, interpolation, mean and standard deviation. A model's card keeps it.
+"""The input that a network expects: size, crop, interpolation, mean and standard deviation. A model's card keeps it.
 
 Shape legend: n images, c channels, h height, w width, s input side.
 """
@@ -16,7 +16,7 @@ from headstart.images.whites import Whites
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a backbone's weights were trained to see; from the weights' own metadata.
+    """The preprocessing that a backbone's weights were trained with, from their own metadata.
 
     Args:
         image_size: side of the square input, pixels.
@@ -38,7 +38,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """What `as_dict` gave, perhaps by way of JSON."""
+        """Restore what `as_dict` returned, also after a round trip through JSON."""
         parts = {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "whites": Whites(**values["whites"])}
         return cls(**{**values, **parts})
 
@@ -49,12 +49,12 @@ class Preprocessing:
 
     @property
     def min_decode_side(self) -> int:
-        """Sides with which a picture need not be decoded larger: twice what it is resized to."""
+        """The side from which on a JPEG need not be decoded larger: twice the side that it is resized to."""
         return 2 * self.resized_side
 
 
 def normalise(x_nchw: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """uint8 [n, 3, s, s] to float32, in channels-last memory, mean and std taken off."""
+    """Normalise uint8 [n, 3, s, s] to float32 in channels-last memory: subtract the mean, divide by the standard deviation."""
     mean = torch.tensor(preprocessing.mean, device=x_nchw.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(preprocessing.std, device=x_nchw.device).view(1, 3, 1, 1) * 255
     return x_nchw.to(torch.float32).sub(mean).div(std).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Read an image that the manifest lists, and no other in its place."""
+"""Read an image that the manifest lists, and refuse any other in its place."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from headstart.images.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The lesson's augmentations: flip, small rotation, zoom, lighting.
+    """The augmentations of fast.ai's lesson: flip, small rotation, zoom, lighting.
 
     Args:
         preset: "side_on" (an upright camera), "top_down" (no up and down: any of the square's eight symmetries
@@ -56,14 +56,14 @@ def base_view(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> torch.
 
 
 def centre(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """The centre [3, s, s] of a resized image."""
+    """Crop the centre [3, s, s] of a resized image."""
     return tv.center_crop(image, [preprocessing.image_size] * 2).contiguous()
 
 
 def augmented_view(
     image: torch.Tensor, preprocessing: Preprocessing, augmentation: Augmentation, rng: np.random.Generator
 ) -> torch.Tensor:
-    """One random view of a resized image; the same generator state gives the same bytes.
+    """Make one random view of a resized image; the same generator state gives the same bytes.
 
     Rotation and zoom turn about the centre of the resized image before it is cropped, the border
     reflected, so that no black corners come in.
@@ -89,7 +89,7 @@ def augmented_view(
 
 
 def resized(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> torch.Tensor:
-    """The whole image [3, h, w] uint8, its shorter side as `preprocessing` wants it; [h', w', 3] uint8 goes in.
+    """Resize [h', w', 3] uint8 pixels to [3, h, w] uint8, with the shorter side that `preprocessing` asks for.
 
     Of an image longer than 16 times its shorter side the middle is taken, before anything is made larger: 8 x 200,000
     pixels at 256 would be 4.9 GB.

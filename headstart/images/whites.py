@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Whites:
-    """The raw values that become white, 255: one for all images of a source, so that equal values look equal.
+    """The raw values that become white (255), the same for all images of a source, so that equal values look equal.
 
     Args:
         integer: of gray images with more than 8 bits.

@@ -1,4 +1,4 @@
-"""Train, valid, test and folds by a hash: an image stays on its side for ever, whatever is added."""
+"""Assign train, valid, test and folds by a hash: an image keeps its split whatever is added later."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def assign(
     folds: int,
     fold: int | Literal["none"],
 ) -> tuple[list[str], list[int], list[str]]:
-    """Each image's split and fold.
+    """Assign each image its split and fold.
 
     A source's own split is kept; what it lacks is carved from train by the hash of `group`, or of `key`
     where the group is empty. A class left without a training image gets the image (with its group) that
@@ -75,7 +75,7 @@ def assign(
 
 
 def _rescue(frame: pd.DataFrame, units: pd.Series, splits: pd.Series, shares: dict[str, float]) -> list[str]:
-    """Put one image (and its group) of each class without training images into train; the classes."""
+    """Move one image (and its group) of each class without training images to train. Return the classes."""
     rescued = sorted(set(frame["label"].unique()) - set(frame.loc[splits == "train", "label"].unique()))
     moved = []
     for label in rescued:
@@ -94,13 +94,13 @@ def _one_split_each(keys: pd.Series, splits: pd.Series) -> pd.Series:
 
 
 def split_by_group(frame: pd.DataFrame) -> pd.Series:
-    """Which rows (columns group, key, split) are held out for their group's sake; the others are copies."""
+    """Return which rows (columns group, key, split) are excluded because of their group; the other excluded ones are copies."""
     used = frame[frame["split"] != EXCLUDED]
     return (frame["split"] == EXCLUDED) & frame["group"].isin(set(used["group"]) - {""}) & ~frame["key"].isin(used["key"])
 
 
 def check(source: object, frame: pd.DataFrame) -> None:
-    """Refuse a manifest that cannot be trained on or judged by.
+    """Refuse a manifest that cannot be used to train or to test.
 
     Raises:
         InputError: a split without images, or a class without training images.
@@ -124,7 +124,7 @@ def check(source: object, frame: pd.DataFrame) -> None:
 
 
 def unusual_shares(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Classes whose share of a split is off by more than chance would have it.
+    """Return the classes whose share of a split differs by more than chance explains.
 
     A two-sided normal test of each class and split against the whole's shares, at .001 over all of them
     (Bonferroni). Expected with groups, and with a source's own splits.

@@ -1,4 +1,4 @@
-"""The data report: what became of every file, how classes and splits are filled, and pictures of it."""
+"""The data report: what happened to every file, the sizes of classes and splits, and pictures of both."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LISTED = 20
 
 
 def summarise(scan: Scan) -> dict[str, Any]:
-    """The counts of a scan, as JSON values; `files` is the sum of images, quarantined and ignored."""
+    """Return the counts of a scan as JSON values; `files` is the sum of images, quarantined and ignored."""
     manifest, kinds = scan.manifest, Counter(scan.notes["kind"])
     ignored = kinds.pop("ignored", 0)
     assert scan.files == len(manifest) + len(scan.quarantine) + ignored
@@ -75,14 +75,14 @@ def summarise(scan: Scan) -> dict[str, Any]:
 
 
 def _sidecars(notes: pd.DataFrame) -> dict[str, int]:
-    """How many files of each extension that is no image's."""
+    """Count the files of each extension that is no image's."""
     ignored = notes[notes["kind"] == "ignored"]
     pairs = zip(ignored["path"].tolist(), ignored["text"].tolist(), strict=True)
     return dict(sorted(extensions(path for path, text in pairs if text == why_sidecar(basename(path))).items()))
 
 
 def without(manifest: pd.DataFrame, split: str) -> list[str]:
-    """Classes of which no image is in a split: nothing chooses, or judges, what the model makes of them."""
+    """Return the classes without an image in a split, which therefore says nothing about them."""
     return sorted(set(manifest["label"]) - set(manifest.loc[manifest["split"] == split, "label"]))
 
 
@@ -97,7 +97,7 @@ def _normalised(manifest: pd.DataFrame) -> dict[str, int]:
 
 
 def pictures(scan: Scan, source: Path, max_pixels: int) -> dict[str, bytes]:
-    """classes.png, sizes.png and samples.png."""
+    """Draw classes.png, sizes.png and samples.png."""
     return {
         "classes.png": class_balance(scan.manifest),
         "sizes.png": size_histogram(scan.manifest),

@@ -1,4 +1,4 @@
-"""What lies in a source folder: one walk that opens nothing, and refuses what DVC or the scan could not read safely."""
+"""Walk a source folder without opening anything, and refuse what DVC or the scan could not read safely."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _advice(offenders: Sequence[str]) -> str:
 
 
 def check_folder(source: Path) -> Path:
-    """Refuse what is no folder.
+    """Refuse a path that is no folder.
 
     Returns:
         Its absolute path, without links.

@@ -27,7 +27,7 @@ BASE_BYTES, BYTES_PER_PIXEL = 3 << 30, 60  # of address space: a decoder that wa
 
 
 def answer(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded | None]:
-    """What is said of one file, and the picture that `with_look` wants."""
+    """Return the answer for one file, and the picture that `with_look` needs."""
     try:
         return examine(path, limits)
     except Unreadable as error:

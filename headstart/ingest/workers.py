@@ -1,4 +1,4 @@
-"""Examine many files in processes of their own: a file that hangs or crashes a decoder costs that file, not the run."""
+"""Examine many files in separate processes: a file that hangs or crashes a decoder costs that file, not the run."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class _Worker:
         self.ended = False
 
     def examine(self, paths: Sequence[str]) -> list[Answer]:
-        """All at once; after a failure the rest one by one, so that the file at fault is known and others are not lost."""
+        """Examine all files at once, and after a failure the rest one by one, so that the file at fault is known."""
         answers: list[Answer] = []
         at_once, died_on = len(paths), ""
         while len(answers) < len(paths) and not self.ended:
@@ -85,7 +85,7 @@ class _Worker:
         return answers
 
     def _serve(self, paths: Sequence[str], answers: list[Answer]) -> tuple[str, str]:
-        """Append an answer for each path as far as they come; then why no more come: it hung, or it died."""
+        """Append the answers as they come. Return why no more come: that it hung, or that it died."""
         child = self.child = self.child or self._started()
         try:
             child.send(orjson.dumps(paths))
@@ -108,7 +108,7 @@ class _Worker:
         return child
 
     def _give_up(self, child: Child) -> str:
-        """End the process if it has not ended; how it ended, in words."""
+        """End the process if it still runs. Return how it ended, in words."""
         self.child = None
         return how_it_ended(child.end(seconds=1.0))  # the connection is closed: whoever can ends by itself
 
