@@ -186,7 +186,7 @@ def test_below_30_test_images_nothing_is_decided_and_a_person_may(done, tmp_path
     how(project, "data.test_fraction=0.3")
     sentence = verdict(project, 1)
     assert sentence.startswith("version 1 stays challenger: ")
-    assert "are too few to decide by, at least 30 are needed" in sentence
+    assert "are too few for a decision, which needs at least 30" in sentence
     assert "python -m flows.register --champion 1" in sentence
     assert Registry(project).get_alias(CHAMPION) is None
     assert promote(project, 1).promoted and holders(project) == (1, 1)

@@ -53,7 +53,7 @@ def _say_where(root: Path) -> None:
     if ELSEWHERE and tracking_uri(root) != ELSEWHERE:
         parts = urlsplit(ELSEWHERE)  # shown without a password that it may contain
         shown = f"{parts.scheme}://{parts.hostname}" if parts.hostname else "set"
-        logger.warning("MLFLOW_TRACKING_URI (%s) is ignored: runs and models are stored in %s", shown, root / "mlflow.db")
+        logger.warning("MLFLOW_TRACKING_URI (%s) is not used yet: runs and models are stored in %s", shown, root / "mlflow.db")
 
 
 @contextmanager
