@@ -31,7 +31,7 @@ def judged(done, tmp_path_factory) -> Path:
     shutil.rmtree(project / "mlartifacts")
     (project / "mlflow.db").unlink()
     how(project, *BAD)
-    assert verdict(project, 1).startswith("version 1 stays challenger: it is the first; of 34 test images it has")
+    assert verdict(project, 1).startswith("version 1 stays challenger: it is the first; of 34 test images it classifies")
     assert promote(project, 1).reason == "by hand"
     how(project, *GOOD)
     return project
@@ -75,7 +75,7 @@ def again(project: Path):
 def test_a_better_model_is_promoted_and_the_numbers_are_told(judged):
     assert holders(judged) == (2, 2)
     sentence = verdict(judged, 2)
-    assert sentence.startswith("version 2 is the champion: of ") and "it alone has" in sentence and "p = " in sentence
+    assert sentence.startswith("version 2 is the champion: of ") and "only it is right on" in sentence and "p = " in sentence
     manifest = pd.read_parquet(judged / "data/manifest.parquet")
     assert f"of {(manifest['split'] == 'test').sum()} test images" in sentence, "neither saw any of them"
 
@@ -89,7 +89,7 @@ def test_a_model_that_is_no_better_stays_challenger(mine):
 def test_registering_again_changes_nothing(mine):
     for _ in range(2):
         found = again(mine)
-        assert (found.version, found.promoted, found.reason) == (2, True, "it was before")
+        assert (found.version, found.promoted, found.reason) == (2, True, "it was the champion before")
     assert versions(mine) == 2 and holders(mine) == (2, 2)
 
 
@@ -98,7 +98,7 @@ def test_rollback_is_one_command_and_the_flow_does_not_undo_it(mine):
     assert holders(mine) == (1, 2)
     assert "was rolled back" in again(mine).reason
     assert holders(mine) == (1, 2)
-    assert "no champion to go back to" in command(mine, "--rollback", code=2)
+    assert "there is no earlier champion to return to" in command(mine, "--rollback", code=2)
     assert "by hand" in command(mine, "--champion", "2")
     assert holders(mine) == (2, 2)
     assert "no version 9" in command(mine, "--champion", "9", code=2)
@@ -170,7 +170,7 @@ def test_the_first_must_beat_the_most_frequent_class(done, tmp_path):
     project = tmp_path / "project"
     shutil.copytree(done, project, symlinks=True)
     params, registry = load_params(project / "params.yaml"), Registry(project)
-    assert "it is the first; of 34 test images it has 34 right, always saying" in verdict(project, 1)
+    assert "it is the first; of 34 test images it classifies 34 correctly, and always answering" in verdict(project, 1)
     version = registry.version(1)
     found = judge(project, params, registry, version, None)
     assert found.promoted
@@ -186,7 +186,7 @@ def test_below_30_test_images_nothing_is_decided_and_a_person_may(done, tmp_path
     how(project, "data.test_fraction=0.3")
     sentence = verdict(project, 1)
     assert sentence.startswith("version 1 stays challenger: ")
-    assert "are too few to decide by, at least 30 are needed" in sentence
+    assert "are too few for a decision, which needs at least 30" in sentence
     assert "python -m flows.register --champion 1" in sentence
     assert Registry(project).get_alias(CHAMPION) is None
     assert promote(project, 1).promoted and holders(project) == (1, 1)
@@ -200,7 +200,7 @@ def test_whoever_replaces_a_champion_must_beat_the_most_frequent_class_too():
     assert against_guess((poor, ("ok", "defect")), labels, "ok", 0.05)[0] is False
     perfect = torch.tensor([[0.9, 0.1]] * 65)
     found, sentence = against_guess((perfect, ("ok", "defect")), labels, "ok", 0.05)
-    assert found is False and "it has 65 right, always saying 'ok' has 65" in sentence, "no better than that"
+    assert found is False and "it classifies 65 correctly, and always answering 'ok' does 65" in sentence, "no better than that"
     labels = pd.Series(["ok"] * 35 + ["defect"] * 30)
     good = torch.tensor([[0.9, 0.1]] * 35 + [[0.1, 0.9]] * 30)
     assert against_guess((good, ("ok", "defect")), labels, "ok", 0.05)[0] is True
@@ -292,7 +292,7 @@ def test_a_champion_of_an_earlier_version_blocks_nothing_and_it_is_said_what_to_
     monkeypatch.setattr(module, "load_card", loaded)
     how(mine, "fine_tune.lr=2e-3")
     sentence = verdict(mine, 3)
-    assert sentence.startswith("version 3 stays challenger: version 2, the champion, is of an earlier Headstart")
+    assert sentence.startswith("version 3 stays challenger: the champion, version 2, was written by an earlier version")
     assert "python -m flows.register --champion 3" in sentence
     assert holders(mine) == (2, 3)
 

@@ -63,7 +63,7 @@ def test_whoever_hangs_before_it_reads_its_job_does_not_hold_its_starter_up():
 def test_after_a_hang_another_goes_on_with_what_is_left(caplog):
     found = list(score_all(["x", "y"], JOB, command(HANGS_AFTER_ONE)))
     assert [path for path, _ in found] == ["x", "y"]
-    assert "another one goes on with 1 files" in caplog.text
+    assert "another one continues with 1 files" in caplog.text
 
 
 def test_what_was_answered_before_a_hang_is_kept(tmp_path, monkeypatch):

@@ -163,7 +163,7 @@ def test_another_mlflow_is_said_not_to_be_used_once_and_without_its_password(tmp
     store._say_where(tmp_path)
     store._say_where(tmp_path)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("MLFLOW_TRACKING_URI (https://mlflow.example) is not used yet: runs and models are kept in ")
+    assert line.startswith("MLFLOW_TRACKING_URI (https://mlflow.example) is not used yet: runs and models are stored in ")
     assert line.endswith(f"{tmp_path}/mlflow.db") and "secret" not in line
     caplog.clear()
     for ours in (None, "", store.tracking_uri(tmp_path)):

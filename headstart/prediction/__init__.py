@@ -1,1 +1,1 @@
-"""From a trained model and images to classes: of bytes, of a folder, over HTTP, in one file for elsewhere."""
+"""Prediction: classify images given as bytes or as a folder with a trained model, or export the model as one file."""

@@ -1,4 +1,4 @@
-"""Classify every file of a folder: a row for each, kept as they come, so that a run that was killed goes on."""
+"""Classify every file of a folder; answers are saved as they come, so that a killed run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from headstart.manifest import write_csv
 from headstart.prediction.supervisor import Answer, ScoringJob, score_all
 
 logger = logging.getLogger("headstart")
-REMEMBER = 256  # answers kept in one transaction: what a killed run need not repeat
+REMEMBER = 256  # answers saved in one transaction: a killed run repeats at most so many
 LIBRARIES = ("torch", "torchvision", "timm", "openvino", "pillow", "simplejpeg", "numpy")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What became of a folder's files.
+    """The predictions for a folder's files.
 
     Args:
-        rows: a row per file by path: path, sha256, predicted, confidence, abstained, label_1, probability_1, … and
-            error, which is empty where there is a prediction.
-        computed: files that were read now, the others being known from before.
-        ignored: a system's own files, which get no row.
-        rate: files a second from the first answer on; 0 where it cannot be told.
+        rows: a row per file, in the order of paths: path, sha256, predicted, confidence, abstained, label_1,
+            probability_1, … and error, which is empty if there is a prediction.
+        computed: number of files that were classified now; the others were known from earlier runs.
+        ignored: number of operating system files (such as .DS_Store), which get no row.
+        rate: files per second from the first answer on; 0 if it is unknown.
     """
 
     rows: pd.DataFrame
@@ -52,7 +52,7 @@ class Predictions:
     rate: float
 
     def summary(self) -> dict[str, Any]:
-        """Files in all, with an error, abstained; and under `classes`, apart since a class may have any name, files of each."""
+        """Count the files, the errors, the abstentions and, under `classes`, the files predicted as each class."""
         rows = self.rows
         errors, abstained = int((rows["error"] != "").sum()), int(rows["abstained"].sum())
         classes = Counter(rows["predicted"].dropna())
@@ -62,16 +62,16 @@ class Predictions:
 def predict_folder(folder: Path, job: ScoringJob, *, state: Path, abstain_below: float = 0.0) -> Predictions:
     """Classify every file below a folder.
 
-    What was predicted is kept at `state` under the file's path and status, the model, the code and the
-    libraries: run again, killed or not, only what is new or changed is read.
+    `state` keeps each answer by the file's path and status, the model, the code and the libraries. A later run, also
+    after a killed one, reads only new and changed files.
 
     Args:
-        folder: any folder; nothing in it is written.
+        folder: any folder; it is never written to.
         state: a file that several runs may share.
-        abstain_below: confidence below which nothing is predicted.
+        abstain_below: confidence below which no class is predicted.
 
     Raises:
-        InputError: no such folder, a model that will not do.
+        InputError: the folder does not exist, or the model cannot be used.
     """
     root = check_folder(folder)
     found, errors, ignored = _listed(root)
@@ -82,7 +82,8 @@ def predict_folder(folder: Path, job: ScoringJob, *, state: Path, abstain_below:
         answers |= {path: answer for path, answer in zip(found, known, strict=True) if answer is not None}
         missing = [path for path in found if path not in answers]
         if missing:
-            logger.info("  %s of %s files are known, %s to classify", len(found) - len(missing), len(found), len(missing))
+            known_files = len(found) - len(missing)
+            logger.info("  %s of %s files are known from before, %s to classify", known_files, len(found), len(missing))
         fresh: list[tuple[str, os.stat_result, Answer]] = []
         try:
             for path, answer in track(_scored(root, missing, job), "classifying", len(missing), unit="files"):
@@ -93,7 +94,7 @@ def predict_folder(folder: Path, job: ScoringJob, *, state: Path, abstain_below:
                 if len(fresh) >= REMEMBER:
                     memory.remember(fresh, now_ns)
                     fresh.clear()
-        finally:  # also when told to stop
+        finally:  # also on shutdown
             memory.remember(fresh, now_ns)
     rate = pace.rate
     rows = [_row(path, answers[path], abstain_below) for path in sorted(answers)]
@@ -104,9 +105,9 @@ def predict_folder(folder: Path, job: ScoringJob, *, state: Path, abstain_below:
 
 
 def _listed(root: Path) -> tuple[dict[str, os.stat_result], dict[str, str], int]:
-    """Files to classify with their status; paths that cannot be read safely, and why; how many are a system's own.
+    """Return the files to classify with their status, unreadable paths with the reason, and the number of system files.
 
-    Links to files are followed wherever they lead: the folder was named by who may read it, and DVC's are such links.
+    It follows links to files wherever they lead: the user who named the folder may read them, and DVC makes such links.
     """
     found: dict[str, os.stat_result] = {}
     errors: dict[str, str] = {}
@@ -152,8 +153,8 @@ def write_predictions(path: Path, rows: pd.DataFrame, form: str, about: dict[str
     """Write predictions atomically; equal predictions give equal bytes.
 
     Args:
-        form: "parquet" or "csv". Cells of a CSV can start no spreadsheet formula.
-        about: what they were made with, kept in a Parquet file's metadata.
+        form: "parquet" or "csv". No cell of a CSV can start a spreadsheet formula.
+        about: how the predictions were made, for a Parquet file's metadata.
     """
     if form == "csv":
         write_csv(path, rows)

@@ -1,4 +1,4 @@
-"""A model as one file that runs without this project: torch's own exported program (.pt2), preprocessing by its side."""
+"""Export a model as one file that runs without Headstart: a torch exported program (.pt2) that describes its preprocessing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from headstart.core.files import atomic_path, canonical_json
 from headstart.images.preprocessing import Preprocessing, normalise
 from headstart.models.trained import load_classifier
 
-CARD = "headstart.json"  # the extra file in it: classes, size, how to crop, hash of the model it is of
-TOLERANCE = 1e-4  # of a probability: the same operations, perhaps in another order
+CARD = "headstart.json"  # the extra file inside: classes, image size, cropping, digests of what the model was made from
+TOLERANCE = 1e-4  # of a probability: the operations are the same, but their order may differ
 
 
 class _FromViews(nn.Module):
@@ -34,20 +34,20 @@ class _FromViews(nn.Module):
 
 
 def export(path: Path, out: Path) -> dict[str, Any]:
-    """Write a model file as an exported program that takes any number of views [n, 3, s, s] uint8; it is tried first.
+    """Write a model file as an exported program for any number of views [n, 3, s, s] uint8, and check its answers.
 
-    `torch.export.load(out, extra_files={"headstart.json": ""})` reads it, without this project.
+    `torch.export.load(out, extra_files={"headstart.json": ""})` reads it without Headstart.
     Source: https://docs.pytorch.org/docs/stable/export.html
 
     Args:
-        path: a model file of this project.
+        path: a model file of Headstart.
         out: the .pt2 file.
 
     Returns:
-        What the extra file says.
+        The content of the extra file.
 
     Raises:
-        InputError: the model cannot be exported, or the program's answers are not the model's.
+        InputError: the model cannot be exported, or the program's answers differ from the model's.
     """
     model, card = load_classifier(path)
     p = card.preprocessing
@@ -78,7 +78,7 @@ def export(path: Path, out: Path) -> dict[str, Any]:
 
 
 def check(file: Path, views: torch.Tensor, wanted: torch.Tensor) -> None:
-    """Load an exported program and compare its answers, all at once and one alone, with the model's.
+    """Load an exported program and compare its answers with the model's, for all views at once and for one alone.
 
     Raises:
         InputError: they differ.
@@ -90,4 +90,7 @@ def check(file: Path, views: torch.Tensor, wanted: torch.Tensor) -> None:
         found, alone = program(views), program(views[:1])
     difference = max(float((found - wanted).abs().max()), float((alone - wanted[:1]).abs().max()))
     if not difference <= TOLERANCE:
-        raise InputError(f"the exported program's probabilities are off by {difference:.2g}", wanted=f"at most {TOLERANCE:g}")
+        raise InputError(
+            f"the exported program's probabilities differ from the model's by {difference:.2g}",
+            wanted=f"a difference of at most {TOLERANCE:g}",
+        )

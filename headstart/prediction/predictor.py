@@ -1,6 +1,6 @@
-"""From a model file and images to classes: one predictor for evaluation, the registry, a folder of files and the server.
+"""Classify images with a model file: one predictor for evaluation, the registry, folders of files and the server.
 
-Decoding, preprocessing and engine are those of precompute. Shape legend: v views, n images, c classes, s input side.
+It uses the same decoding, preprocessing and engine as precompute. Shape legend: v views, n images, c classes, s input side.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Predictor:
 
     Args:
         path: fine_tuned.safetensors.
-        device: where to compute.
-        batch_size: the engine's fixed batch shape. With 1, a single image waits for no padding, and on a CPU the
-            throughput is the same; either way an image's result does not depend on the others'.
-        workers: threads that will classify at once.
+        device: the device that computes.
+        batch_size: the engine's fixed batch size. With 1, no padding is computed for a single image, and a CPU has the
+            same throughput. The size does not make an image's result depend on other images.
+        workers: threads that will classify at the same time.
         engine, precision: see `build_engine`.
 
     Raises:
@@ -51,7 +51,7 @@ class Predictor:
         precision: str = "auto",
     ) -> None:
         self.model, self.card = load_classifier(path)
-        self.limits = Limits(**self.card.limits)  # as when it was trained, whatever params.yaml says now
+        self.limits = Limits(**self.card.limits)  # those of its training, not those of params.yaml now
         self.workers = resolve_workers(workers)
         self.engine = build_engine(
             self.model.body,
@@ -65,34 +65,34 @@ class Predictor:
         )
 
     def view(self, image: Decoded) -> torch.Tensor:
-        """The network's input [3, s, s] uint8 of an image that was decoded with the card's `min_decode_side`."""
+        """Return the network's input [3, s, s] uint8 for an image that was decoded with the card's `min_decode_side`."""
         return base_view(image.pixels, self.card.preprocessing)
 
     @torch.inference_mode()
     def logits(self, views: torch.Tensor) -> torch.Tensor:
-        """Logits [n, c] float32, in the order of `card.classes`, of views [n, 3, s, s] uint8."""
+        """Return logits [n, c] float32, in the order of `card.classes`, for views [n, 3, s, s] uint8."""
         x_nd = torch.cat([self.engine(some) for some in views.split(self.engine.plan.batch_size)])
         logits_nc: torch.Tensor = self.model.head(x_nd).float()
         return logits_nc
 
     def classify(self, views: torch.Tensor) -> torch.Tensor:
-        """Class probabilities [n, c] float32, in the order of `card.classes`, of views [n, 3, s, s] uint8."""
+        """Return class probabilities [n, c] float32, in the order of `card.classes`, for views [n, 3, s, s] uint8."""
         return self.logits(views).softmax(1)
 
     def logits_of_files(
         self, images: ImageSource, files: Sequence[tuple[str, str]], views: int = 1, what: str = "classifying"
     ) -> torch.Tensor:
-        """Logits [v, n, c] of the base view and the augmented views of a source's images.
+        """Return logits [v, n, c] for the base view and the augmented views of a source's images.
 
         As in precompute, each worker decodes and classifies in one thread.
 
         Args:
             files: (path, key) of each image.
             views: v.
-            what: what the progress says is done.
+            what: the text of the progress bar.
 
         Raises:
-            InputError: an image changed since the manifest was made.
+            InputError: an image has changed since the manifest was made.
         """
 
         def classify(part: list[tuple[str, str]]) -> torch.Tensor:
@@ -104,16 +104,16 @@ class Predictor:
         return torch.cat(found).reshape(len(files), views, -1).transpose(0, 1)
 
     def probabilities(self, files: Sequence[bytes]) -> torch.Tensor:
-        """Class probabilities of image files.
+        """Return the class probabilities of image files.
 
         Args:
-            files: each the bytes of one image file (never a path or a URL).
+            files: the bytes of each image file (never a path or a URL).
 
         Returns:
             [n, c] float32, in the order of `card.classes`.
 
         Raises:
-            InputError: bytes that are not an image within the limits, naming the row.
+            InputError: some bytes are not an image within the limits; the message names the row.
         """
         views = [self._view_of(data, row) for row, data in enumerate(files)]
         return self.classify(torch.stack(views)) if views else torch.empty(0, len(self.card.classes))

@@ -1,9 +1,8 @@
 """A process that classifies files: `python -m headstart.prediction.scorer SOCKET BOARD`, see `supervisor.py`.
 
-It gets one line of JSON, the job, on stdin and answers over the socket with a line of JSON, [[index, answer], …], for each
-batch (or {"refused": why}). Which file each of its threads decodes stands on the board, memory that it shares with its
-supervisor: whatever becomes of this process, it can be read there. It ends when all files are answered, or the connection
-is closed.
+It reads the job, one line of JSON, from stdin. For each batch it sends a line of JSON over the socket: [[index, answer], …],
+or {"refused": why}. It writes which file each thread decodes to the board, memory shared with the supervisor, which can read
+it even after this process has crashed. It ends when it has answered for all files, or when the connection is closed.
 """
 
 from __future__ import annotations
@@ -32,25 +31,25 @@ BATCH = 16
 
 
 class Scorer:
-    """Classifies files in threads, each of which says what it is at.
+    """Classifies files in threads, each of which reports the file that it decodes.
 
     Args:
-        top: how many classes to name for each image.
-        connection: where to send answers.
-        board: where each thread notes what it is at.
+        top: number of classes to report for each image.
+        connection: the socket for answers.
+        board: the memory in which each thread reports its file.
     """
 
     def __init__(self, predictor: Predictor, top: int, connection: socket.socket, board: ThreadStatus) -> None:
         self.predictor, self.top, self.connection, self.board = predictor, top, connection, board
         self.sending = threading.Lock()
         self.numbers = itertools.count()
-        self.mine = threading.local()
+        self.local = threading.local()
 
     def at(self, index: int) -> None:
-        """Note which file this thread decodes now, -1 for none."""
-        if not hasattr(self.mine, "number"):
-            self.mine.number = next(self.numbers)
-        self.board[self.mine.number] = index
+        """Report which file this thread decodes now; -1 for none."""
+        if not hasattr(self.local, "number"):
+            self.local.number = next(self.numbers)
+        self.board[self.local.number] = index
 
     def score(self, part: Sequence[tuple[int, str]]) -> None:
         """Decode and classify a batch of (index, path), and send the answers."""
@@ -65,7 +64,7 @@ class Scorer:
             except Unusable as error:
                 answers.append((index, {"error": str(error), "key": error.key, "final": not isinstance(error, Unreadable)}))
             except Gone:
-                answers.append((index, {"error": "was there when the folder was listed, and is not any more", "final": False}))
+                answers.append((index, {"error": "was in the folder when it was listed, but is gone now", "final": False}))
         self.at(-1)
         if seen:
             p_nk, i_nk = self.predictor.classify(torch.stack([view for *_, view in seen])).topk(self.top, dim=1)
@@ -77,14 +76,14 @@ class Scorer:
 
 
 def main(descriptor: int, board: int) -> None:
-    """Score the files of the job that comes on stdin."""
+    """Classify the files of the job that is read from stdin."""
     with socket.socket(fileno=descriptor) as connection:
         job = orjson.loads(sys.stdin.buffer.readline())
         try:
             device = configure(job["threads"], job["device"])
             predictor = Predictor(Path(job["model"]), device, BATCH, job["workers"])
             if sha256_file(Path(job["model"])) != job["digest"]:
-                raise InputError(f"{job['model']}: changed while files were classified by it", fix="run again")
+                raise InputError(f"{job['model']}: changed while it was classifying files", fix="run again")
             scorer = Scorer(predictor, min(job["top"], len(predictor.card.classes)), connection, ThreadStatus(board))
             workers = job["workers"]
             for _ in image_map(scorer.score, chunks(enumerate(job["paths"]), BATCH), workers, ahead=2 * workers):
@@ -92,7 +91,7 @@ def main(descriptor: int, board: int) -> None:
         except InputError as error:
             connection.sendall(orjson.dumps({"refused": str(error)}, option=orjson.OPT_APPEND_NEWLINE))
         except (BrokenPipeError, ConnectionResetError):
-            return  # whoever wanted the answers is gone
+            return  # the supervisor is gone
 
 
 if __name__ == "__main__":

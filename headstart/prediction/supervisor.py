@@ -1,4 +1,4 @@
-"""Have files classified in a process of its own: one that hangs or crashes a decoder costs that file, not the run."""
+"""Classify files in a child process: a file that makes the decoder hang or crash fails alone, and the run continues."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from headstart.prediction.thread_status import ThreadStatus, new_thread_status
 COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.prediction.scorer")
 Answer = dict[str, Any]
 logger = logging.getLogger("headstart")
-# Seconds without an answer and without a change on the board after which a scorer is given up: one that uses no processor
-# meanwhile, as in a deadlock, and one that does, as in compiling a large network.
+# A scorer that neither answers nor starts another file is given up after so many seconds: IDLE_SECONDS if it uses no
+# processor time, as in a deadlock, and BUSY_SECONDS if it does, as when it compiles a large network.
 IDLE_SECONDS, BUSY_SECONDS = 120.0, 3600.0
 SECONDS_TO_END = 30.0
 
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What a scorer is told, beside the paths; see `scorer.py` and params.yaml, sections data and runtime.
+    """The settings of a scorer; see `scorer.py` and params.yaml, sections data and runtime.
 
-    What images must keep to is in the model's own card.
+    The limits for images are in the model's card.
     """
 
     model: Path
-    digest: str  # SHA-256 of the model file: another file at its path is refused
+    digest: str  # SHA-256 of the model file; the scorer refuses another file
     top: int
     timeout: float
     workers: int
@@ -44,12 +44,12 @@ class ScoringJob:
 
 
 class Died(Exception):
-    """A scorer ended before it had answered.
+    """A scorer ended before it had answered for every file.
 
     Args:
-        how: in words, such as "crashed (SIGSEGV)".
-        at: indices of the files it was decoding, or the one it hung on.
-        lost: the error to report where no file is to blame and it had answered nothing.
+        how: how it ended, such as "crashed (SIGSEGV)".
+        at: indices of the files it was decoding, or of those it hung on.
+        lost: the error to report if no file is to blame and the scorer had answered nothing.
     """
 
     def __init__(self, how: str, at: list[int], lost: InputError) -> None:
@@ -62,14 +62,14 @@ def score_all(paths: Sequence[str], job: ScoringJob, command: Sequence[str] = CO
 
     Args:
         paths: absolute paths.
-        command: what a scorer is started by; two descriptors are appended.
+        command: the command that starts a scorer; two descriptors are appended.
 
     Yields:
-        (path, answer) in any order: key, labels and p (of the likeliest classes) or error; `final` where
-        a further look at the same bytes would say the same.
+        (path, answer) in any order. An answer has key, labels and p (of the likeliest classes), or error; `final` means
+        that the same bytes would always give the same answer.
 
     Raises:
-        InputError: the model will not do, or scorers die or hang though every file can be decoded.
+        InputError: the model cannot be used, or a scorer dies or hangs although no file is to blame.
     """
     left = dict.fromkeys(paths)
     while left:
@@ -82,14 +82,14 @@ def score_all(paths: Sequence[str], job: ScoringJob, command: Sequence[str] = CO
             if not death.at and len(left) == len(batch):
                 raise death.lost from death
             if not death.at:
-                logger.warning("  the process that classifies %s: another one goes on with %s files", death, f"{len(left):,}")
+                logger.warning("  the process that classifies %s; another one continues with %s files", death, f"{len(left):,}")
             for path in (batch[index] for index in death.at):
                 del left[path]
                 yield path, _alone(path, job, command)
 
 
 def _alone(path: str, job: ScoringJob, command: Sequence[str]) -> Answer:
-    """What a process says of a file that has nothing else to do; the file is at fault if that dies too."""
+    """Classify one file in a process of its own; if that dies too, the file is to blame."""
     try:
         ((_, answer),) = _Scorer(command, [path], job).answers()
     except Died as death:
@@ -98,15 +98,16 @@ def _alone(path: str, job: ScoringJob, command: Sequence[str]) -> Answer:
 
 
 class _Scorer:
-    """One child process and what it is at."""
+    """One child process and its progress."""
 
     def __init__(self, command: Sequence[str], paths: Sequence[str], job: ScoringJob) -> None:
         self.timeout, self.left = job.timeout, len(paths)
         self.limits = [max(seconds, 4 * job.timeout) for seconds in (IDLE_SECONDS, BUSY_SECONDS)]
-        self.still = self.unused = self.used = 0.0  # seconds waited without a sign of life, without its work; its work so far
+        # Seconds without a sign of life; seconds without processor time; processor seconds used so far.
+        self.still = self.unused = self.used = 0.0
         descriptor = new_thread_status()
         self.status = ThreadStatus(descriptor)
-        self.seen: dict[int, tuple[int, float]] = {}  # by thread: which file it was at when we last looked, since when
+        self.seen: dict[int, tuple[int, float]] = {}  # by thread: the file it was decoding at the last check, and since when
         wanted = job.__dict__ | {"model": str(job.model), "paths": paths}
         try:
             self.child = Child("classifies", command, shared=[descriptor], stdin=orjson.dumps(wanted) + b"\n")
@@ -114,11 +115,11 @@ class _Scorer:
             os.close(descriptor)
 
     def answers(self) -> Iterator[tuple[int, Answer]]:
-        """(index, answer) as they come.
+        """Yield (index, answer) as they come.
 
         Raises:
-            Died: it ended too early, or hung and was ended.
-            InputError: it refused the job.
+            Died: the process ended too early, or hung and was ended.
+            InputError: the process refused the job.
         """
         try:
             for line in self._lines():
@@ -131,10 +132,10 @@ class _Scorer:
             if self.left:
                 raise self._death()
         finally:
-            self.child.end()  # it has said all it had to say; ending by itself takes it half a second
+            self.child.end()  # it has sent all its answers; waiting for it to exit would take half a second
 
     def _lines(self) -> Iterator[bytes]:
-        """Until the connection is closed, a thread has been at one file for longer than allowed, or nothing moves any more."""
+        """Yield lines until the connection closes; raise `Died` if a thread hangs on a file or the process stands still."""
         pause, looked = min(1.0, self.timeout / 4), time.monotonic()
         while True:
             if time.monotonic() - looked > pause:
@@ -161,7 +162,7 @@ class _Scorer:
             raise Died(how, hanging, Unavailable(f"the process that classifies {how}", fix=ENOUGH))
 
     def _refuse_stillness(self, waited: float) -> None:
-        """A hang that no file is to blame for: while it is imported, compiles, or computes."""
+        """Detect a hang that no file is to blame for: during imports, compilation or computation."""
         used = _processor_seconds(self.child.process.pid)
         self.still, self.unused = self.still + waited, self.unused + waited
         if used > self.used + 1:
@@ -169,18 +170,18 @@ class _Scorer:
         idle, busy = self.limits
         if self.unused >= idle or self.still >= busy:
             how = f"gave no sign of life for {self.still:.0f} s"
-            fix = "run again: what was answered is kept; if it comes again: --set runtime.workers=1 runtime.threads=1"
+            fix = "run again (the answers so far are kept); if it happens again: --set runtime.workers=1 runtime.threads=1"
             raise Died(how, [], Unavailable(f"the process that classifies {how}, and was decoding no file", fix=fix))
 
     def _death(self) -> Died:
-        code = self.child.end(SECONDS_TO_END)  # it may have closed the connection, and hang in its own end
+        code = self.child.end(SECONDS_TO_END)  # it may have closed the connection and hang while it exits
         ended = how_it_ended(code)
         at = [index for index in self.status if index >= 0]
         return Died(f"{'crashed' if code < 0 else 'ended'} ({ended})", at, self.child.not_started(ended))
 
 
 def _processor_seconds(process: int) -> float:
-    """What a process has used so far; 0 where it is gone."""
+    """Return the processor time that a process has used so far; 0 if the process is gone."""
     try:
         times = psutil.Process(process).cpu_times()
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""Which file each thread of a process is at, in memory that another process can read, also after the first one died."""
+"""Shared memory in which a process reports the file of each of its threads, readable even after the process has died."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SLOTS, BYTES = 1024, 8
 
 
 class ThreadStatus:
-    """A whole number for each of up to 1,024 threads, 0 or more where the thread is at something.
+    """An integer for each of up to 1,024 threads: the file that the thread works on, or -1.
 
     Args:
-        descriptor: of the file that is shared; see `new_thread_status`.
+        descriptor: of the shared file; see `new_thread_status`.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -28,7 +28,7 @@ class ThreadStatus:
 
 
 def new_thread_status() -> int:
-    """A descriptor of a file without a name, to be handed to `ThreadStatus` here and in a child."""
+    """Return the descriptor of a nameless file, for `ThreadStatus` in this process and in a child."""
     with tempfile.TemporaryFile() as file:
         file.truncate(SLOTS * BYTES)
         return os.dup(file.fileno())

@@ -1,4 +1,4 @@
-"""MLflow: a parent run per pipeline execution, a child per trained stage, the model, the registry. No stage reads it back.
+"""MLflow: a parent run per pipeline execution, a child run per trained stage, the logged model and the model registry.
 
-In modules of about 100 lines; no other folder of the library imports MLflow (tests/test_graph.py).
+No stage reads anything back from MLflow, and no other folder of the library imports it (tests/test_graph.py).
 """

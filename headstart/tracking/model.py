@@ -1,4 +1,4 @@
-"""The model as MLflow serves it: a table of image bytes in, classes out; models-from-code, nothing is pickled."""
+"""The model that MLflow serves: it maps a table of image bytes to classes. It is logged from code, so nothing is pickled."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from mlflow.types.schema import Array
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 
-MOST_ROWS = 256  # of a request
-DIGEST = "headstart.sha256"  # a tag: of the model file
+MOST_ROWS = 256  # most rows in a request
+DIGEST = "headstart.sha256"  # the tag with the model file's SHA-256
 MODEL_REQUIREMENTS = (
     "mlflow",
     "numpy",
@@ -39,10 +39,10 @@ MODEL_REQUIREMENTS = (
 
 
 def log_model(run_id: str, file: Path, example: bytes) -> None:
-    """Log a model file to a run of the store that is open (`store`), with the code that reads it.
+    """Log a model file, with the code that reads it, to a run of the store that `store` opened.
 
     Args:
-        example: the bytes of an image, to try it with.
+        example: the bytes of an image, for MLflow's input example.
     """
     inputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.binary, "image")]
     outputs: list[ColSpec | TensorSpec] = [
@@ -52,7 +52,7 @@ def log_model(run_id: str, file: Path, example: bytes) -> None:
     ]
     package = Path(__file__).parent.parent
     with mlflow.start_run(run_id=run_id), tempfile.TemporaryDirectory() as folder:
-        copy = shutil.copy(file, folder)  # it may be a link into DVC's cache, which MLflow refuses
+        copy = shutil.copy(file, folder)  # the file may be a link into DVC's cache, which MLflow refuses
         mlflow.pyfunc.log_model(
             name="model",
             python_model=str(package / "tracking" / "served.py"),
@@ -66,7 +66,7 @@ def log_model(run_id: str, file: Path, example: bytes) -> None:
 
 
 class ImageClassifier(PythonModel):
-    """A fine-tuned model behind MLflow's table interface: a column `image` of file bytes, never paths or URLs."""
+    """A fine-tuned model with MLflow's table interface: it takes a column `image` of file bytes, never paths or URLs."""
 
     def load_context(self, context: Any) -> None:
         from headstart.prediction.predictor import Predictor
@@ -74,13 +74,13 @@ class ImageClassifier(PythonModel):
         self.predictor = Predictor(Path(context.artifacts["model"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """A row per image: predicted label, its probability, and the probabilities of all classes.
+        """Return a row per image: predicted label, its probability, and the probabilities of all classes.
 
         Raises:
-            MlflowException: too many rows, or bytes that are no image, naming the row.
+            MlflowException: there are too many rows, or some bytes are not an image; the message names the row.
         """
         if len(model_input) > MOST_ROWS:
-            raise _refusal(f"{len(model_input)} rows, at most {MOST_ROWS} are taken")
+            raise _refusal(f"the request has {len(model_input)} rows; at most {MOST_ROWS} are allowed")
         try:
             probabilities = self.predictor.probabilities(list(model_input["image"]))
         except InputError as error:
@@ -97,10 +97,10 @@ class ImageClassifier(PythonModel):
 
 
 def _refusal(text: str) -> MlflowException:
-    """What MLflow's server answers with 400."""
+    """Return the exception that MLflow's server answers with status 400."""
     return MlflowException(text, error_code=INVALID_PARAMETER_VALUE)
 
 
 def declare_model() -> None:
-    """Tell MLflow which model the running code is (called by headstart/tracking/served.py only)."""
+    """Declare `ImageClassifier` to MLflow as the model of the running code; only headstart/tracking/served.py calls it."""
     mlflow.models.set_model(ImageClassifier())

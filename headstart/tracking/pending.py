@@ -1,4 +1,4 @@
-"""What is still to be done once the stages are fresh: a mark on disk, so that a death in between loses nothing."""
+"""Marks on disk for the work that remains after the stages, so that it is not lost if the process dies in between."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ What = Literal["record", "register"]
 
 
 def note(root: Path, what: What) -> None:
-    """Something is to be recorded in MLflow, or a model to be judged for the registry."""
+    """Mark that a record in MLflow, or a model's registration, remains to be done."""
     if not is_due(root, what):
         write_bytes(_mark(root, what), b"")
 
 
 def is_due(root: Path, what: What) -> bool:
-    """Whether it is still to be done."""
+    """Return whether the work remains to be done."""
     return _mark(root, what).exists()
 
 
 def settle(root: Path, what: What) -> None:
-    """It has been done."""
+    """Remove the mark: the work is done."""
     _mark(root, what).unlink(missing_ok=True)
 
 

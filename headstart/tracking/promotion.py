@@ -1,4 +1,4 @@
-"""Champion and challenger: whether a new version answers test images that no training has seen better than the champion.
+"""Promotion: decide whether a challenger becomes champion, by test images that neither version's training has seen.
 
 Shape legend: n images, c classes.
 """
@@ -22,11 +22,11 @@ Answers = tuple[torch.Tensor, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class PromotionRule:
-    """When a challenger becomes champion; see params.yaml, section promote.
+    """The conditions under which a challenger becomes champion; see params.yaml, section promote.
 
     Args:
         alpha: significance level of McNemar's exact test.
-        margin: how much higher its accuracy must be at least.
+        margin: least gain in accuracy.
         seed: of the bootstrap.
     """
 
@@ -37,14 +37,14 @@ class PromotionRule:
 
 @dataclass(frozen=True)
 class PromotionDecision:
-    """What became of a model: its version, whether it is the champion now, and why."""
+    """The decision about a model: its version, whether it is the champion now, and why."""
 
     version: int
     promoted: bool
     reason: str
 
     def sentence(self) -> str:
-        """The decision in words."""
+        """Return the decision in words."""
         return f"version {self.version} {'is the champion' if self.promoted else 'stays challenger'}: {self.reason}"
 
 
@@ -56,17 +56,17 @@ def decide(
     rule: PromotionRule,
     answers_of: Callable[[Version, pd.DataFrame], Answers],
 ) -> PromotionDecision:
-    """Whether a version is to be champion, by its and the champion's answers to the same test images.
+    """Decide whether a version becomes champion, by its and the champion's answers to the same test images.
 
     Args:
-        manifest: of the data as it is now; images that either version learned from are left out.
+        manifest: of the present data; images that either version learned from are left out.
         answers_of: classifies test images (rows of the manifest) with a version.
     """
     if champion is not None and champion.digest == version.digest:
-        return PromotionDecision(version.number, True, "it was before")
+        return PromotionDecision(version.number, True, "it was the champion before")
     if version.rolled_back:
         by_hand = f"python -m flows.register --champion {version.number}"
-        return PromotionDecision(version.number, False, f"it was rolled back ({by_hand})")
+        return PromotionDecision(version.number, False, f"it was rolled back ({by_hand} makes it champion again)")
     fair = unseen_test_images(registry, manifest, [version] if champion is None else [version, champion])
     if len(fair) < FEWEST:
         return PromotionDecision(version.number, False, undecidable(len(fair), version.number))
@@ -78,7 +78,10 @@ def decide(
         known = load_card(champion.file).classes
     except Outdated:
         by_hand = f"python -m flows.register --champion {version.number}"
-        earlier = f"version {champion.number}, the champion, is of an earlier Headstart and cannot be asked; by hand: {by_hand}"
+        earlier = (
+            f"the champion, version {champion.number}, was written by an earlier version of Headstart and cannot be compared;"
+            f" decide by hand: {by_hand}"
+        )
         return PromotionDecision(version.number, False, earlier)
     classes = sorted(set(manifest["label"]))
     better, sentence = against_champion(answers, answers_of(champion, fair), fair["label"], classes, champion.number, rule)
@@ -86,41 +89,41 @@ def decide(
 
 
 def unseen_test_images(registry: Registry, manifest: pd.DataFrame, versions: Sequence[Version]) -> pd.DataFrame:
-    """The manifest's test images, copies once, that no training of these versions saw: the manifest may be newer."""
+    """Return the manifest's test images, copies once, that these versions were not trained on; the manifest may be newer."""
     seen = frozenset[str]().union(*map(registry.trained_on, versions))
     test = without_copies(manifest, "test")
     return test[~test["key"].isin(seen)]
 
 
 def undecidable(images: int, number: int) -> str:
-    """Why nothing was decided, and what a person can do."""
+    """Say why nothing was decided, and what the user can do."""
     return (
-        f"{images} test images that no training has seen are too few to decide by, at least {FEWEST} are needed;"
-        f" add images, or choose it by hand: python -m flows.register --champion {number}"
+        f"{images} test images that no training has seen are too few for a decision, which needs at least {FEWEST};"
+        f" add images, or promote it by hand: python -m flows.register --champion {number}"
     )
 
 
 def most_frequent(manifest: pd.DataFrame) -> str:
-    """The label of most training images, the first by name of several."""
+    """Return the most frequent label of the training images; of several, the first by name."""
     return str(manifest.loc[manifest["split"] == "train", "label"].mode()[0])
 
 
 def against_guess(answers: Answers, labels: pd.Series, guess: str, alpha: float) -> tuple[bool, str]:
-    """Whether a model beats the answer that is always the most frequent class, beyond chance, and the figures in words.
+    """Return whether a model beats always answering the most frequent class, beyond chance, and the figures in words.
 
     Args:
-        answers: to test images that the model did not learn from.
+        answers: for test images that the model did not learn from.
         labels: of these images.
         guess: the most frequent class.
-        alpha: of McNemar's test.
+        alpha: significance level of McNemar's test.
     """
     p_nc, classes = answers
     predicted = [classes[i] for i in p_nc.argmax(1).tolist()]
     right, guessed = (labels == predicted).to_numpy(), (labels == guess).to_numpy()
     p_value = mcnemar(int((guessed & ~right).sum()), int((right & ~guessed).sum()))
     sentence = (
-        f"of {len(labels):,} test images it has {int(right.sum()):,} right, always saying {guess!r} has"
-        f" {int(guessed.sum()):,} (McNemar p = {p_value:.2g}, wanted below {alpha:g})"
+        f"of {len(labels):,} test images it classifies {int(right.sum()):,} correctly, and always answering {guess!r} does"
+        f" {int(guessed.sum()):,} (McNemar p = {p_value:.2g}; promotion needs p below {alpha:g})"
     )
     return bool(right.sum() > guessed.sum()) and p_value < alpha, sentence
 
@@ -128,31 +131,32 @@ def against_guess(answers: Answers, labels: pd.Series, guess: str, alpha: float)
 def against_champion(
     answers: Answers, champions: Answers, labels: pd.Series, classes: list[str], champion: int, rule: PromotionRule
 ) -> tuple[bool, str]:
-    """Whether a model beats the champion on the same test images, and the figures in words.
+    """Return whether a model beats the champion on the same test images, and the figures in words.
 
     Args:
         classes: of the data, sorted.
-        champion: its version's number.
+        champion: the champion's version number.
     """
     a_nc, b_nc = (aligned(*one, classes) for one in (champions, answers))
     y_n = torch.tensor([classes.index(label) for label in labels])
     found = compare(a_nc, b_nc, y_n, rule.seed)
     gain = (found.only_b - found.only_a) / found.images
     sentence = (
-        f"of {found.images:,} test images it alone has {found.only_b} right, version {champion} alone {found.only_a}:"
-        f" {gain:+.2%}, p = {found.p_value:.2g} (wanted above 0, at least {rule.margin:.2%}, p below {rule.alpha:g})"
+        f"of {found.images:,} test images only it is right on {found.only_b}, and only version {champion} on {found.only_a}:"
+        f" accuracy {gain:+.2%}, p = {found.p_value:.2g} (promotion needs a gain above 0 of at least {rule.margin:.2%},"
+        f" and p below {rule.alpha:g})"
     )
     return gain > 0 and gain >= rule.margin and found.p_value < rule.alpha, sentence
 
 
 def _lacking(classes: list[str], known: Sequence[str]) -> str:
-    """The classes of the data that the champion does not know, as the end of a sentence."""
+    """Name the classes of the data that the champion does not know, as the end of a sentence."""
     lacking = sorted(set(classes) - set(known))
     shown = f"{', '.join(map(repr, lacking[:3]))}{', …' if len(lacking) > 3 else ''}"
-    return f"; that one does not know {shown}" if lacking else ""
+    return f"; the champion does not know {shown}" if lacking else ""
 
 
 def aligned(p_nc: torch.Tensor, own: tuple[str, ...], classes: list[str]) -> torch.Tensor:
-    """Probabilities in the order of other classes: 0 for one that the model does not know."""
+    """Return probabilities in the order of `classes`, with 0 for each class that the model does not know."""
     columns = [p_nc[:, own.index(label)] if label in own else torch.zeros(len(p_nc)) for label in classes]
     return torch.stack(columns, dim=1)

@@ -1,4 +1,4 @@
-"""The MLflow run of one pipeline execution: from what lies in the project, whoever computed it."""
+"""The MLflow run of one pipeline execution, made from the project's files, whichever process computed them."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ DIGEST_LENGTH = 36  # MLflow's own limit
 
 
 def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None = None, started: float | None = None) -> Run:
-    """Make the parent run of one pipeline execution from what lies in the project, and adopt its children.
+    """Record one pipeline execution as a parent run, from the project's files, and set it as the parent of its stages' runs.
 
-    Whatever was computed now and what before, the run has all parameters and all metrics: parents compare.
+    The run gets all parameters and all metrics, even of stages that did not run now, so that parent runs can be compared.
 
     Args:
         root: the project.
-        params: all of them are logged.
+        params: logged completely.
         tags: further tags, such as the flow run's id.
-        started: when the execution began, seconds since the epoch; by default, when its first trained stage did.
+        started: start of the execution, in seconds since the epoch; by default the start of its first trained stage.
 
     Returns:
-        The parent.
+        The parent run.
     """
     results = json.loads((root / METRICS).read_text())
-    del results["comparisons"]  # each is a test of two models, not a figure to compare runs by; the report has them
+    del results["comparisons"]  # tests between two models, not metrics to compare runs by; the report has them
     found = read_checked_json(root / "reports/find_lr/lr.json")
     summaries = _summaries(root, params)
     provenance = _provenance(root)
-    # one lock, one result; it comes early because lists cut long names
+    # The lock's digest stands for the result; it comes early because lists cut long names.
     name = f"{Path(params.data.source).name}-{provenance['dvc_lock'][:6]}-{params.backbone.name}"
     with open_run(root, name, dict(tags or {}), started=began(root) if started is None else started) as run:
         for key, value in (provenance | _words(summaries)).items():
@@ -81,7 +81,7 @@ def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None =
 
 
 def began(root: Path) -> float:
-    """When the stages that wait for their parent began, or evaluate where there are none; seconds since the epoch."""
+    """Return when the first stage without a parent run began, or evaluate if there is none; seconds since the epoch."""
     client, _ = store(root)
     children = [json.loads(path.read_text())["run_id"] for path in child_path(root, "any").parent.glob("*.json")]
     starts = [client.get_run(run_id).info.start_time / 1000 for run_id in children]
@@ -91,13 +91,13 @@ def began(root: Path) -> float:
 
 
 def _summaries(root: Path, params: Params) -> dict[str, Summary]:
-    """What each stage said of itself when it wrote what lies there now."""
+    """Return the summary that each stage recorded when it wrote its current outputs."""
     records = {name: last_record(root, stage) for name, stage in load_graph(root, params).items()}
     return {name: record.summary for name, record in records.items() if record}
 
 
 def _data_set(root: Path, params: Params) -> DatasetInput:
-    """The data as MLflow's data-set input: its digest is the manifest's, so that runs on the same images compare."""
+    """Return the data as MLflow's dataset input, with the manifest's digest: runs on the same images can be compared."""
     found = json.loads((root / "reports/data/summary.json").read_text())
     kept = {name: found[name] for name in ("images", "classes", "splits", "exact_copies", "quarantined")}
     data = Dataset(
@@ -111,7 +111,7 @@ def _data_set(root: Path, params: Params) -> DatasetInput:
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested numbers as `head_accuracy`, `fine_tuned_tta_log_loss`, …"""
+    """Flatten nested numbers to `head_accuracy`, `fine_tuned_tta_log_loss`, …"""
     flat: dict[str, float] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -122,7 +122,7 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _words(summaries: Mapping[str, Summary]) -> dict[str, str]:
-    """What stages said in words, as `precompute.engine`, …"""
+    """Collect the texts in the stages' summaries as `precompute.engine`, …"""
     return {f"{stage}.{key}": text for stage, said in summaries.items() for key, text in said.items() if isinstance(text, str)}
 
 
@@ -142,15 +142,15 @@ def _provenance(root: Path) -> dict[str, str]:
     tags["dvc_lock"] = sha256_file(lock) if lock.is_file() else "none"
     commit = _git_commit(root)
     if commit is not None:
-        tags |= {"mlflow.source.git.commit": commit, "mlflow.source.name": "headstart"}  # shown together
+        tags |= {"mlflow.source.git.commit": commit, "mlflow.source.name": "headstart"}  # MLflow's UI shows them together
     return tags
 
 
 def _git_commit(root: Path) -> str | None:
-    """The checked-out commit; None without git, or outside a repository."""
+    """Return the checked-out commit; None without git, or outside a repository."""
     try:
         git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    except OSError:  # no git on this machine, or one that cannot be run
+    except OSError:  # git is missing, or cannot be run
         return None
     return git.stdout.strip() if git.returncode == 0 else None
 

@@ -1,4 +1,4 @@
-"""The model registry: versions of this project's model, of which one is the champion and one the challenger."""
+"""The model registry: the versions of this project's model, with the aliases champion and challenger."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from headstart.tracking.store import store
 NAME = "headstart"
 RUN_ID_LENGTH = 32
 CHAMPION, CHALLENGER = "champion", "challenger"
-REPLACED, ROLLED_BACK = "headstart.replaced", "headstart.rolled_back"  # tags of a version: the champion before it; "true"
+REPLACED, ROLLED_BACK = "headstart.replaced", "headstart.rolled_back"  # tags of a version: the champion it replaced; "true"
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version of the model whose file is there and whole."""
+    """A version of the model whose file has been checked: it exists and is undamaged."""
 
     number: int
     digest: str
@@ -34,23 +34,25 @@ class Version:
 
 
 class Registry:
-    """The registry of a project. Aliases are moved by one transaction each, and only to a version that has been checked."""
+    """The registry of a project. Each alias moves in one transaction, and only to a version whose file has been checked."""
 
     def __init__(self, root: Path) -> None:
         self.client, self.experiment = store(root)
 
     def add(self, digest: str) -> Version:
-        """The version of the model file with this SHA-256, made of the newest run that logged it; once, however often asked.
+        """Register the model file with this SHA-256 from the newest run that logged it, once, and return its version.
 
         Raises:
-            InputError: no run has logged it, or what is kept of it is damaged.
+            InputError: no run has logged it, or its logged file is damaged.
         """
         for version in self.client.search_model_versions(f"name = '{NAME}'", max_results=10_000):
             if version.tags.get(DIGEST) == digest:
                 return self._checked(version)
         model = self.logged(f"tags.`{DIGEST}` = '{digest}'")
         if model is None:
-            raise InputError(f"no run has logged a model of SHA-256 {digest[:12]}…", fix="run the pipeline: it logs its model")
+            raise InputError(
+                f"no run has logged a model with SHA-256 {digest[:12]}…", fix="run the pipeline: it logs its model"
+            )
         try:
             self.client.create_registered_model(NAME)
         except MlflowException as error:
@@ -62,19 +64,19 @@ class Registry:
         return self._checked(made)
 
     def get_alias(self, alias: str) -> Version | None:
-        """The version with an alias, None where none has it.
+        """Return the version with an alias; None if no version has it.
 
         Raises:
-            InputError: what is kept of it is damaged.
+            InputError: its model file is damaged.
         """
         found = self._alias(alias)
         return self._checked(found) if found else None
 
     def wanted(self, name: str) -> Version:
-        """The version by its number or alias.
+        """Return the version with this number or alias.
 
         Raises:
-            InputError: there is none, or what is kept of it is damaged.
+            InputError: there is no such version, or its model file is damaged.
         """
         version = self.version(int(name)) if name.isdecimal() else self.get_alias(name)
         if version is None:
@@ -90,7 +92,7 @@ class Registry:
         self.client.set_registered_model_alias(NAME, alias, str(version.number))
 
     def promote(self, version: Version) -> None:
-        """Make a version the champion; a rollback leads to the one that is it now, be that damaged."""
+        """Make a version the champion; a later rollback returns to the present champion, even if its file is damaged."""
         before = self._alias(CHAMPION)
         if before is not None and int(before.version) != version.number:
             self.client.set_model_version_tag(NAME, str(version.number), REPLACED, str(before.version))
@@ -98,16 +100,16 @@ class Registry:
         self.set_alias(CHAMPION, version)
 
     def roll_back(self) -> Version:
-        """Make the version champion that the present one replaced; works though the present one be damaged.
+        """Make the version champion that the present champion replaced, even if the present champion's file is damaged.
 
         Raises:
-            InputError: there is no champion, or none before it.
+            InputError: there is no champion, or it replaced none.
         """
         present = self._alias(CHAMPION)
         before = present.tags.get(REPLACED) if present else None
         if present is None or before is None:
             raise InputError(
-                "no champion to go back to" if present else "there is no champion",
+                "there is no earlier champion to return to" if present else "there is no champion",
                 fix="python -m flows.register --champion VERSION makes a version the champion",
             )
         version = self.version(int(before))
@@ -116,31 +118,31 @@ class Registry:
         return version
 
     def trained_on(self, version: Version) -> frozenset[str]:
-        """SHA-256 of the images that a version's training saw, be it to choose an epoch.
+        """Return the SHA-256 of the images that a version's training used, also those used only to choose an epoch.
 
         Raises:
-            InputError: its run, or the manifest logged with it, is not there any more.
+            InputError: its run, or the manifest logged with it, is gone.
         """
         try:
             path = mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="reports/manifest.parquet")
         except (MlflowException, OSError) as error:
             raise InputError(
-                f"what version {version.number} was trained on cannot be found: {error}",
+                f"the manifest that version {version.number} was trained with cannot be read: {error}",
                 fix=f"restore run {version.run_id}, or choose by hand: python -m flows.register --champion VERSION",
             ) from None
         manifest = read_manifest(Path(path), ("key", "split"))
         return frozenset(manifest.loc[manifest["split"].isin(["train", "valid"]), "key"])
 
     def tag(self, version: Version, **tags: str) -> None:
-        """Say something of a version, under names that start with `headstart.`."""
+        """Set tags of a version, under names that start with `headstart.`."""
         for key, value in tags.items():
             self.client.set_model_version_tag(NAME, str(version.number), f"headstart.{key}", value)
 
     def version(self, number: int) -> Version:
-        """A version by number.
+        """Return a version by number.
 
         Raises:
-            InputError: there is none, or what is kept of it is damaged.
+            InputError: there is no such version, or its model file is damaged.
         """
         try:
             return self._checked(self.client.get_model_version(NAME, str(number)))
@@ -150,7 +152,7 @@ class Registry:
             ) from None
 
     def logged(self, wanted: str) -> LoggedModel | None:
-        """The newest of the completely logged models that a filter of MLflow's picks."""
+        """Return the newest completely logged model that an MLflow filter selects; None if there is none."""
         newest_first = [{"field_name": "creation_timestamp", "ascending": False}]
         found = self.client.search_logged_models([self.experiment], wanted, order_by=newest_first)
         return next((model for model in found if model.status == "READY"), None)  # MLflow's filter cannot ask for a status
@@ -174,29 +176,29 @@ class Registry:
         if sha256_file(file) != digest:
             raise InputError(
                 f"{file}: damaged: it is not what was registered as version {found.version}",
-                fix="python -m flows.register --rollback, or restore it from a copy",
+                fix="restore it from a copy, or return to the champion before: python -m flows.register --rollback",
             )
         return Version(int(found.version), digest, file, found.run_id or "", ROLLED_BACK in found.tags)
 
 
 def model_file(uri: str) -> Path:
-    """The safetensors file of a model that was logged, by its address in MLflow.
+    """Return the safetensors file of a logged model, by its MLflow URI.
 
     Raises:
-        InputError: it is not there any more.
+        InputError: the file is gone.
     """
     try:
         folder = Path(mlflow.artifacts.download_artifacts(uri))
     except (MlflowException, OSError) as error:
-        raise InputError(f"{uri}: its files are not there any more: {error}", fix="restore mlartifacts/ from a copy") from None
+        raise InputError(f"{uri}: its files are missing: {error}", fix="restore mlartifacts/ from a copy") from None
     files = sorted(folder.glob("artifacts/*.safetensors"))
     if len(files) != 1:
-        raise InputError(f"{folder}: {len(files)} model files, wanted one", fix="restore mlartifacts/ from a copy")
+        raise InputError(f"{folder}: {len(files)} model files", wanted="one model file", fix="restore mlartifacts/ from a copy")
     return files[0]
 
 
 def find_model(root: Path, name: str) -> Path:
-    """The model file that a user means.
+    """Find the model file that a user names.
 
     Args:
         name: the id of a run, a version's number, or an alias such as champion.
@@ -209,5 +211,5 @@ def find_model(root: Path, name: str) -> Path:
         return registry.wanted(name).file
     model = registry.logged(f"source_run_id = '{name}'") if name.isalnum() else None
     if model is None:
-        raise InputError(f"no run {name} with a model", fix="`make ui` lists the runs")
+        raise InputError(f"no run with id {name} has logged a model", fix="`make ui` lists the runs")
     return model_file(model.model_uri)

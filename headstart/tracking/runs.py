@@ -1,4 +1,4 @@
-"""The MLflow run of one trained stage: its parameters, its curves, how it ended."""
+"""The MLflow run of a trained stage: its parameters, its curves, and its final status."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from headstart.core.files import write_json
 from headstart.core.liveness import alive, forget
 from headstart.tracking.store import ALIVE, KIND, close_dead_runs, full_disk_as_input_error, store, tracking_uri
 
-MOST_METRICS = 1000  # MLflow's own limit of a batch
+MOST_METRICS = 1000  # MLflow's own limit for a batch
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run: call it with a step and its metrics as they come. `resumed`: it was opened by an earlier process."""
+    """An open run; call it with a step and that step's metrics. `resumed`: an earlier process opened it."""
 
     client: MlflowClient
     experiment: str
@@ -35,14 +35,14 @@ class Run:
 
     @property
     def address(self) -> str:
-        """Where MLflow's pages show it, relative to their root."""
+        """The run's page, relative to the root of MLflow's UI."""
         return f"#/experiments/{self.experiment}/runs/{self.run_id}"
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         log_metrics(self.client, self.run_id, metrics, step)
 
     def curve(self, points: Iterable[Mapping[str, float]]) -> None:
-        """All points of a curve, a step each, sent together (3 ms each otherwise)."""
+        """Log all points of a curve, one per step, in batches (one by one they take 3 ms each)."""
         now = int(time.time() * 1000)
         metrics = [Metric(key, float(value), now, step) for step, point in enumerate(points) for key, value in point.items()]
         for start in range(0, len(metrics), MOST_METRICS):
@@ -51,14 +51,14 @@ class Run:
 
 @contextmanager
 def stage_run(root: Path, stage: str, params: Mapping[str, Any], resume: Path | None = None) -> Iterator[Run]:
-    """A child run of a trained stage.
+    """Open the child run of a trained stage for the block.
 
-    The run is FINISHED, KILLED when the process is told to stop, or FAILED. Its parent is named once the
-    pipeline's run is made (`record_pipeline`). MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true adds the machine's load.
+    The run ends as FINISHED, as KILLED on shutdown, or as FAILED. `record_pipeline` sets its parent later.
+    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true adds the machine's load.
 
     Args:
-        resume: where the run's id is kept until the stage is done: a stage that goes on from a checkpoint goes on
-            with its run.
+        resume: the file that keeps the run's id until the stage is done, so that a stage that resumes from a checkpoint
+            also resumes its run.
     """
     with open_run(root, name=stage, tags={"stage": stage}, resume=resume) as run:
         if not run.resumed:
@@ -71,12 +71,12 @@ def stage_run(root: Path, stage: str, params: Mapping[str, Any], resume: Path | 
 def open_run(
     root: Path, name: str, tags: Mapping[str, str], resume: Path | None = None, started: float | None = None
 ) -> Iterator[Run]:
-    """A run that ends with the block: FINISHED, KILLED when told to stop, FAILED on an error.
+    """Open a run for the block. It ends as FINISHED, as KILLED on shutdown, or as FAILED on an error.
+
+    If the process dies, the next one that opens a run in this project marks the run KILLED.
 
     Args:
-        started: seconds since the epoch, where what it records began before.
-
-    If the process dies, the next one that opens a run in this project marks it KILLED.
+        started: the start, in seconds since the epoch, if the recorded work began earlier.
 
     Raises:
         InputError: the disk is full.
@@ -114,7 +114,7 @@ def _watch_machine(leaving: ExitStack, root: Path, run_id: str) -> None:
 
 
 def _interrupted_run(client: MlflowClient, resume: Path | None, token: str) -> str | None:
-    """The run that an interrupted training logged to, set running again; None where there is none any more."""
+    """Set the run of an interrupted training to RUNNING again and return its id; None if there is no such run."""
     try:
         run_id = str(json.loads(resume.read_text())["run_id"]) if resume else None
         if run_id is not None:
@@ -126,11 +126,11 @@ def _interrupted_run(client: MlflowClient, resume: Path | None, token: str) -> s
 
 
 def log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
-    """All of one step, in one call."""
+    """Log all metrics of one step in one call."""
     now = int(time.time() * 1000)
     client.log_batch(run_id, metrics=[Metric(key, float(value), now, step) for key, value in metrics.items()])
 
 
 def child_path(root: Path, stage: str) -> Path:
-    """Where the id of a stage's last run waits for its parent."""
+    """Return the file that keeps the id of a stage's last run until it gets a parent."""
     return root / ".headstart" / "children" / f"{stage}.json"

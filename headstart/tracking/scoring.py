@@ -12,12 +12,12 @@ from headstart.web import Application
 
 
 def scoring_application(root: Path, alias: str) -> tuple[Application, Version]:
-    """The ASGI application that answers with the version that has an alias now, and the version; its file is checked.
+    """Return an ASGI application that answers with the version that has `alias` now, and that version.
 
     Source: https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/
 
     Raises:
-        InputError: nothing has that alias, or what is kept of it is damaged.
+        InputError: no version has that alias, or its model file is damaged.
     """
     version = Registry(root).wanted(alias)
     return scoring_server.init(mlflow.pyfunc.load_model(f"models:/{NAME}/{version.number}")), version

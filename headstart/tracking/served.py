@@ -1,4 +1,4 @@
-"""The code MLflow stores beside a logged model and runs to load it (models-from-code: nothing is pickled)."""
+"""The code that MLflow stores with a logged model and runs to load it, instead of a pickle."""
 
 from headstart.tracking.model import declare_model
 

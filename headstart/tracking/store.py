@@ -24,41 +24,41 @@ from headstart.core.liveness import dead, forget
 
 logger = logging.getLogger("headstart")
 EXPERIMENT = "headstart"
-ALIVE = "headstart.alive"  # a run's tag: the name its process is alive by (core/liveness.py)
+ALIVE = "headstart.alive"  # a run's tag: the name of its process's lock (core/liveness.py)
 KIND = "mlflow"
-DISK_FULL = "database or disk is full"  # sqlite's words
-ELSEWHERE = os.environ.get("MLFLOW_TRACKING_URI")  # now: MLflow, given our own address, puts that there
+DISK_FULL = "database or disk is full"  # SQLite's message
+ELSEWHERE = os.environ.get("MLFLOW_TRACKING_URI")  # read at import, because MLflow later writes our own address there
 QUIET = ("alembic", "mlflow")
 
 
 def store(root: Path) -> tuple[MlflowClient, str]:
-    """The project's MLflow client and experiment id; the database is made on first use (2 to 5 s)."""
+    """Return the project's MLflow client and experiment id; the first call creates the database (2 to 5 s)."""
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # errors are told once, by us
-    mlflow.set_tracking_uri(tracking_uri(root))  # MLflow's own code asks for it in places, whatever its client was given
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # Headstart reports the errors
+    mlflow.set_tracking_uri(tracking_uri(root))  # some of MLflow's own code reads it instead of its client's address
     mlflow.set_registry_uri(tracking_uri(root))
     _say_where(root)
     client = MlflowClient(tracking_uri(root), registry_uri=tracking_uri(root))
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
         return client, experiment.experiment_id
-    tags = {"mlflow.experimentKind": "custom_model_development"}  # opens on the runs, not on the GenAI page
+    tags = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens the runs, not the GenAI page
     return client, client.create_experiment(EXPERIMENT, artifact_location=(root / "mlartifacts").as_uri(), tags=tags)
 
 
 @functools.cache
 def _say_where(root: Path) -> None:
-    """Once a process, where another MLflow is named: that it is not used."""
+    """Warn once per process that an MLFLOW_TRACKING_URI in the environment is not used."""
     if ELSEWHERE and tracking_uri(root) != ELSEWHERE:
-        parts = urlsplit(ELSEWHERE)  # shown without the password that may be in it
+        parts = urlsplit(ELSEWHERE)  # shown without a password that it may contain
         shown = f"{parts.scheme}://{parts.hostname}" if parts.hostname else "set"
-        logger.warning("MLFLOW_TRACKING_URI (%s) is not used yet: runs and models are kept in %s", shown, root / "mlflow.db")
+        logger.warning("MLFLOW_TRACKING_URI (%s) is not used yet: runs and models are stored in %s", shown, root / "mlflow.db")
 
 
 @contextmanager
 def full_disk_as_input_error(root: Path) -> Iterator[None]:
-    """MLflow's way of saying that the disk is full, in ours.
+    """Turn MLflow's error for a full disk into an `InputError`.
 
     Raises:
         InputError: the disk is full.
@@ -72,12 +72,12 @@ def full_disk_as_input_error(root: Path) -> Iterator[None]:
 
 
 def tracking_uri(root: Path) -> str:
-    """The sqlite database inside the project."""
+    """Return the address of the SQLite database inside the project."""
     return f"sqlite:///{root / 'mlflow.db'}"
 
 
 def ui_command(root: Path, port: int) -> list[str]:
-    """The command line that serves MLflow's UI for this project on loopback."""
+    """Return the command line that serves MLflow's UI for this project on loopback."""
     return [
         "mlflow", "ui", "--backend-store-uri", tracking_uri(root), "--default-artifact-root",
         (root / "mlartifacts").as_uri(), "--host", "127.0.0.1", "--port", str(port),
@@ -87,7 +87,7 @@ def ui_command(root: Path, port: int) -> list[str]:
 
 
 def close_dead_runs(root: Path) -> list[str]:
-    """Mark the runs that a process which died left RUNNING as KILLED; their ids."""
+    """Mark runs as KILLED that dead processes left RUNNING, and return their ids."""
     tokens = dead(root, KIND)
     if not tokens:
         return []
