@@ -45,7 +45,7 @@ def predict_images(
     form = form or out.suffix.removeprefix(".")
     if form not in FORMS:
         raise InputError(
-            f"{out}: the format cannot be told from the name", wanted="a name that ends in .parquet or .csv, or --format"
+            f"{out}: the name does not say which format", wanted="a name that ends in .parquet or .csv, or --format"
         )
     if top < 1 or not 0 <= abstain_below <= 1:
         raise InputError(f"top {top}, abstain_below {abstain_below:g}", wanted="top of 1 or more, abstain_below from 0 to 1")

@@ -37,7 +37,7 @@ def to_device(module: M, device: torch.device) -> M:
 def keep_freed_memory() -> None:
     """Have glibc keep freed tensors' memory instead of returning it to the kernel after each use.
 
-    By default every large activation is mapped, zeroed and faulted in anew: measured 1.3 to 2 times the
+    By default every large activation is mapped, zeroed and faulted in again, which costs 1.3 to 2 times the
     time of a whole forward pass of EfficientNet-lite0 on 2 cores (docs/decisions.md).
     """
     if sys.platform == "linux":

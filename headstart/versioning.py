@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 logger = logging.getLogger("headstart")
-CLOCKS_DIFFER = 2.0  # seconds: the start of a process and the time of a file are told by different clocks
+CLOCKS_DIFFER = 2.0  # seconds: the start of a process and the time of a file come from different clocks
 
 
 class Workspace:
@@ -183,7 +183,7 @@ def _is_at_work(process: int, listed: str, listed_at: float) -> bool:
     try:
         found = psutil.Process(process)
         words, began = found.cmdline(), found.create_time()
-    except psutil.AccessDenied:  # another user's: it cannot be told
+    except psutil.AccessDenied:  # another user's process: unknown
         return True
     except psutil.Error:
         return False
@@ -198,7 +198,7 @@ def _is_at_work(process: int, listed: str, listed_at: float) -> bool:
 def _repair_lock_file(repo: Repo, path: Path) -> None:
     """Put a dvc.lock aside that DVC cannot read: a process died while DVC wrote it, in place and over some 50 ms.
 
-    Nothing is lost with it: DVC's cache of runs knows the finished stages, and they are recorded anew.
+    Nothing is lost with it: DVC's cache of runs knows the finished stages, and they are recorded again.
     """
     from dvc.dvcfile import Lockfile
     from dvc.exceptions import DvcException

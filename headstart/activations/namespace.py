@@ -31,7 +31,7 @@ def describe(
     """Everything that decides a row's bytes besides its image and its view's number.
 
     Args:
-        options: what the backbone's constructor was told beside its name.
+        options: arguments of the backbone's constructor besides its name.
         weights: digest of the body's parameters and buffers.
         cut: "pooled", or the layer group after which the activation map is taken.
         shape: of one row.

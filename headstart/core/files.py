@@ -42,8 +42,8 @@ def no_space(
     path: Path, wanted: int | None = None, fix: str = "free space, then run again; finished stages are kept"
 ) -> OfTheMachine:
     """Return the error for a full disk; `wanted` is the number of bytes that did not fit, if it is known."""
-    told = f", {wanted:,} bytes more were wanted" if wanted is not None else ""
-    return OfTheMachine(f"{path}: no space left on this disk{told}", fix=fix)
+    more = f", {wanted:,} bytes more were wanted" if wanted is not None else ""
+    return OfTheMachine(f"{path}: no space left on this disk{more}", fix=fix)
 
 
 @contextmanager

@@ -25,18 +25,18 @@ def descendants(token: str) -> list[int]:
 
 def end_all(token: str, seconds: float = SECONDS_TO_END) -> list[int]:
     """Terminate all descendants of a run, and kill those that are left after some seconds. Return the processes it found."""
-    told: set[int] = set()
+    signalled: set[int] = set()
     deadline = time.monotonic() + seconds
     while there := descendants(token):
         late = time.monotonic() > deadline
         if time.monotonic() > deadline + seconds:  # held by the kernel, such as on a file system that is gone
             break
         for process in there:
-            if late or process not in told:
+            if late or process not in signalled:
                 _signal(process, signal.SIGKILL if late else signal.SIGTERM)
-        told.update(there)
+        signalled.update(there)
         time.sleep(0.05)
-    return sorted(told)
+    return sorted(signalled)
 
 
 def _processes() -> list[int]:

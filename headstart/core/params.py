@@ -288,12 +288,12 @@ def _explain(error: ValidationError, path: Path) -> str:
         seen.setdefault(place, []).extend(_allowed(item))
         values[place] = item.get("input")
     # of a list that could also have been a word, what is wrong inside it says all
-    told = {place: allowed for place, allowed in seen.items() if not any(other.startswith(f"{place}.") for other in seen)}
-    lines = [f"{path}: {len(told)} wrong:"]
-    for place, allowed in told.items():
+    wrong = {place: allowed for place, allowed in seen.items() if not any(other.startswith(f"{place}.") for other in seen)}
+    lines = [f"{path}: {len(wrong)} wrong:"]
+    for place, allowed in wrong.items():
         shown = "" if isinstance(values[place], Mapping) else f" = {_shown(values[place])}"
         lines.append(f"  {place or 'params'}{shown}: {_either(list(dict.fromkeys(allowed)))}")
-    return "\n".join(lines[: MAX_LINES + 1] + ([f"  … and {len(told) - MAX_LINES} more"] if len(told) > MAX_LINES else []))
+    return "\n".join(lines[: MAX_LINES + 1] + ([f"  … and {len(wrong) - MAX_LINES} more"] if len(wrong) > MAX_LINES else []))
 
 
 def _either(choices: Sequence[str]) -> str:

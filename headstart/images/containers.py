@@ -18,7 +18,7 @@ def trailing_bytes(data: bytes, kind: str) -> int:
 
     Args:
         data: the whole file.
-        kind: its format. TIFF, AVIF and others whose end cannot be told give 0, as do broken structures.
+        kind: its format. TIFF, AVIF and others without a known end give 0, as do broken structures.
 
     Source: the formats' structure as in ITU T.81 B.1, PNG 3rd edition 5, GIF89a, and RIFF.
     """

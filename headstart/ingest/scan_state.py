@@ -94,7 +94,7 @@ def _is_recent(status: os.stat_result, now_ns: int) -> bool:
 
 @contextmanager
 def scan_state(path: Path, namespace: str) -> Iterator[ScanState]:
-    """The state kept at `path`, made anew when it is damaged: nothing is lost by that but time.
+    """Open the state kept at `path`. A damaged one is made again, which costs nothing but time.
 
     Where it cannot be used (another process holds it, no space, no right to write), the scan goes without.
     """

@@ -32,7 +32,7 @@ def assign(
     where the group is empty. A class left without a training image gets the image (with its group) that
     the hash puts nearest to train: the one case in which more images of the class may move an old one. Of copies,
     or of a group, that a source's own splits put into two, test's count before valid's before train's; the others
-    are held out.
+    are excluded.
 
     Args:
         frame: columns key, group, label, declared (the source's own split, or "").
@@ -110,7 +110,7 @@ def check(source: object, frame: pd.DataFrame) -> None:
             held = int((frame["split"] == EXCLUDED).sum())
             more = "add images, or raise data.valid_fraction / data.test_fraction"
             raise InputError(
-                f"{source}: no image is left in the {split} split ({len(frame)} images in all, {held} held out of training)",
+                f"{source}: no image is left in the {split} split ({len(frame)} images in all, {held} excluded from training)",
                 wanted="at least one in each of train, valid, test",
                 fix="add images that are no copies of others" if split == "train" else more,
             )

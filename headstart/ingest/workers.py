@@ -58,7 +58,7 @@ def examine_all(
         try:
             for answers in pool.map(examine_part, parts):
                 yield from answers
-        finally:  # also when told to stop: the threads end with their processes
+        finally:  # also when the run is stopped: the threads end with their processes
             for worker in started:
                 worker.end()
 

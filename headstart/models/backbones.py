@@ -40,7 +40,7 @@ class Backbone:
         width: d.
         groups: parameter names of the body by layer group, earliest first.
         preprocessing: from the weights' own metadata, at the wanted image size.
-        options: what the library's constructor was told beside the name; a model file needs it to be built again.
+        options: arguments of the library's constructor besides the name; a model file needs them to build the network again.
         body_parameters, classifier_parameters: counts of the architecture, before and after the cut.
     """
 
@@ -171,7 +171,7 @@ def _backbone(
 
 
 def _options(name: str, weights: str, size: int) -> dict[str, Any]:
-    """What the library's constructor is told beside the name: whatever of the architecture follows from parameters."""
+    """Return the arguments of the library's constructor besides the name: what of the architecture follows from parameters."""
     if library_of(name) == TIMM:
         config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
         return {"img_size": size} if config.fixed_input_size else {}

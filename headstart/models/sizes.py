@@ -63,7 +63,7 @@ def unseen_edge(body: nn.Module, size: int) -> int:
         weights = torch.rand(y.shape, generator=generator)  # a plain sum behind a layer norm is always the same
         (slope,) = torch.autograd.grad((y * weights).sum(), x)
     seen_hw = slope.abs().amax((0, 1)) > 0
-    if not seen_hw.any():  # dead: nothing can be told
+    if not seen_hw.any():  # a dead network shows nothing
         return 0
     return max(size - 1 - int(seen_hw.any(dim).nonzero().max()) for dim in (0, 1))
 

@@ -30,7 +30,7 @@ class ModelCard:
 
     Args:
         backbone: architecture name.
-        options: what its library's constructor is told beside the name; the same weights in a network made with others
+        options: arguments of the library's constructor besides the name; the same weights in a network made with others
             are another model.
         preprocessing: as the body expects it.
         limits: what an image must keep to: max_pixels, min_side, formats, as in params.yaml.
