@@ -1,4 +1,4 @@
-"""Near copies of validation and test images are held out of training; strangers are not."""
+"""Near copies of validation and test images are excluded from training; strangers are not."""
 
 import numpy as np
 import pandas as pd

@@ -268,7 +268,7 @@ BAD = [
     (["--images", "params.yaml"], "--images params.yaml: a file, not a folder"),
     (["--model", "grandmaster"], "no version of the model is called 'grandmaster'"),
     (["--model", "no.safetensors"], "no.safetensors: no such file"),
-    (["--out", "p.txt"], "the format cannot be told from the name"),
+    (["--out", "p.txt"], "the name does not say which format"),
     (["--out", "nowhere/p.csv"], "nowhere: no such folder"),
     (["--out", "data"], "--out data: a folder"),
     (["--out", "/proc/p.csv"], "/proc: cannot be written to"),
