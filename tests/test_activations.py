@@ -224,7 +224,7 @@ from pathlib import Path
 import numpy as np, torch
 from headstart.activations.cache import Block, row_keys
 from headstart.activations.store import Activations, write_shards
-out, images, views, width = Path(sys.argv[1]), int(sys.argv[2]), 3, 512
+out, images, views, width = Path(sys.argv[1]), int(sys.argv[2]), 3, 2560
 
 def anonymous():
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
@@ -251,12 +251,12 @@ assert len(stored) == images * views and stored.views == views
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
 def test_loading_takes_no_memory_until_rows_are_asked_for(tmp_path):
-    """100,000 images x 3 views x 512, 300 MB: less anonymous memory than a batch of 64 rows of 2,560 in float32."""
+    """100,000 images x 3 views x 2,560: less anonymous memory than a batch of 64 rows in float32."""
     images = "100000"
     for _ in range(2):
         command = [sys.executable, "-c", ANONYMOUS, str(tmp_path / "rows"), images]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert sum(path.stat().st_size for path in (tmp_path / "rows").iterdir()) > 300_000_000
+    assert sum(path.stat().st_size for path in (tmp_path / "rows").iterdir()) > 1_500_000_000
     assert int(run.stdout) * 1024 <= 64 * 2560 * 4
 
 
