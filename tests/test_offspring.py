@@ -310,7 +310,9 @@ def hanging(project: Path) -> None:
     path = project / "tasks/link_data.py"
     line = "meddled.examine_all = functools.partial(meddled.examine_all, command=[sys.executable, '-c', WORKER])\n"
     meddling = f"from headstart.ingest import scan as meddled\nWORKER = {WORKER!r}\n{line}\n"
-    path.write_text(path.read_text().replace("\nlogger =", f"\n{meddling}\nlogger =", 1))
+    text = path.read_text()
+    assert "\n\ndef link_data(" in text
+    path.write_text(text.replace("\n\ndef link_data(", f"\n{meddling}\n\ndef link_data(", 1))
 
 
 @pytest.mark.e2e
