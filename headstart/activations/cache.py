@@ -210,9 +210,7 @@ def open_cache(root: Path, name: str, description: Mapping[str, Any], row_bytes:
         folder.mkdir(exist_ok=True)
         if not (folder / "namespace.json").exists():
             write_text(folder / "namespace.json", canonical_json(description))
-        if _json(folder / "namespace.json") != json.loads(
-            canonical_json(description)
-        ):  # damaged: restore it, as its name is a digest of it
+        if _json(folder / "namespace.json") != json.loads(canonical_json(description)):  # damaged: write it again
             write_text(folder / "namespace.json", canonical_json(description))
         os.utime(folder)
         cache = Cache(folder, root / "locks" / f"{name}.lock", row_bytes)
