@@ -171,7 +171,7 @@ def cases() -> Iterator[tuple[str, list[str], list[str]]]:
 
     models = "flows.backbones"
     yield models, [], ["required: NAME"]
-    yield models, ["resnt18"], ["resnt18", "near names"]
+    yield models, ["resnt18"], ["resnt18", "similar names"]
     for size in ("0", "-5", "x", "99999"):
         yield models, ["resnet18", "--image-size", size], ["--image-size", "a whole number from 16 to 2048"]
     yield models, ["resnet18", "--big"], ["unrecognized arguments: --big"]

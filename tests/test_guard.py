@@ -118,14 +118,14 @@ def _spoilt(one):
 
 VIOLATIONS = {
     "a parameter that trains": (trainable, "parameters would train: stages"),
-    "a batch norm in training mode": (norm_in_training, "modules in training mode: stages"),
-    "the whole body in training mode": (lambda: body().train(), "modules in training mode: the body, stages"),
+    "a batch norm in training mode": (norm_in_training, "modules are in training mode: stages"),
+    "the whole body in training mode": (lambda: body().train(), "modules are in training mode: the body, stages"),
     "dropout in training mode": (lambda: _keep_on(whole := After(nn.Dropout(0.1)), whole.rest), "in training mode: rest"),
     "stochastic depth in training mode": (lambda: stochastic_depth(True), "in training mode: rest"),
     "functional dropout": (lambda: After(LeftOn()).eval(), "draws random numbers"),
     "noise of its own": (lambda: After(OwnGenerator()).eval(), "two outputs for one input"),
-    "a buffer that counts": (lambda: After(Counting()).eval(), "parameters or buffers moved: rest.seen"),
-    "a buffer that counts and is not saved": (lambda: After(Counting(persistent=False)).eval(), "buffers moved: rest.seen"),
+    "a buffer that counts": (lambda: After(Counting()).eval(), "parameters or buffers changed: rest.seen"),
+    "a buffer that counts and is not saved": (lambda: After(Counting(persistent=False)).eval(), "buffers changed: rest.seen"),
     "weights that are not finite": (lambda: _spoilt(body()), "not finite"),
     "an attribute that counts": (lambda: After(Drifting()).eval(), "two outputs for one input"),
     "batch norm by batch statistics": (with_batch_statistics, "depends on the rest of its batch"),
@@ -161,7 +161,7 @@ def test_weights_or_buffers_that_move_while_it_computes_are_caught(shapes, tmp_p
         kept = value.detach().clone()
         with torch.no_grad():
             value.view(-1)[0] += 1
-        with pytest.raises(InputError, match="weights or buffers moved"):
+        with pytest.raises(InputError, match="weights or buffers changed"):
             refuse_moved(backbone.body, digest)
         with torch.no_grad():
             value.copy_(kept)
@@ -174,7 +174,7 @@ def test_weights_or_buffers_that_move_while_it_computes_are_caught(shapes, tmp_p
         return whole(*arguments, **options)
 
     monkeypatch.setattr(module, "fill", moving)
-    with pytest.raises(InputError, match="weights or buffers moved"):
+    with pytest.raises(InputError, match="weights or buffers changed"):
         built(tmp_path / "out", tmp_path / "cache", images, files, backbone)
     assert not (tmp_path / "out").exists()
 
@@ -186,6 +186,6 @@ def test_a_kept_row_that_is_not_what_comes_out_afresh_is_caught(shapes, tmp_path
     backbone, images, files = images_and_files(shapes)
     whole = compute.engine_rows
     monkeypatch.setattr(compute, "engine_rows", lambda *a: whole(*a) ^ np.uint8(1))
-    with pytest.raises(InputError, match="are not those computed afresh"):
+    with pytest.raises(InputError, match="differ from those computed again"):
         built(tmp_path / "out", tmp_path / "cache", images, files, backbone)
     assert not (tmp_path / "out").exists()

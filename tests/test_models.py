@@ -94,7 +94,7 @@ def test_weights_that_do_not_fit_or_are_no_weights(tmp_path):
     path.write_bytes(b"not weights")
     with pytest.raises(InputError, match="w.pth"):
         build_backbone("resnet18", str(path), 32, weights_sha256=sha256_file(path))
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="there is no file"):
         build_backbone("resnet18", str(tmp_path / "none.pth"), 32)
     with pytest.raises(InputError, match="no package ships"):
         build_backbone("resnet18", "packaged", 32)
@@ -226,7 +226,7 @@ def test_a_cut_or_foreign_model_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="damaged"):
         load_head(tmp_path / "m.safetensors")
     save_file({"x": torch.ones(2)}, tmp_path / "m.safetensors")
-    with pytest.raises(InputError, match="not a model of this project"):
+    with pytest.raises(InputError, match="not a Headstart model"):
         load_head(tmp_path / "m.safetensors")
     with pytest.raises(InputError, match="no such file"):
         load_head(tmp_path / "none.safetensors")

@@ -448,7 +448,7 @@ def test_bad_input_is_one_screen_exit_2_and_changes_nothing(copied):
         (flow_here, ["--set", "data.source=data/nowhere"], "data/nowhere: no such folder"),
         (flow_here, ["--set", "train_head.epochs=0", "fine_tune.lr=fast"], "train_head.epochs = 0"),
         (flow_here, ["--force", "no_such_stage"], "no such stage"),
-        (flow, ["--set", "backbone.name=resnt18"], "near names"),
+        (flow, ["--set", "backbone.name=resnt18"], "similar names"),
     ):
         params = (copied / "params.yaml").read_bytes()
         text = run_flow(copied, *arguments, code=2)
@@ -548,7 +548,7 @@ def test_images_are_images_and_views_are_views(done):
              "fine_tune.gradual=[{unfreeze_from: all, epochs: 1, lr: 1.0e-3, image_size: 48}]"),
             "fine_tune.gradual[0].image_size: vit_tiny_patch16_224 refuses 48 pixels",
         ),
-        (("backbone.weights=none.pth",), "is no file"),
+        (("backbone.weights=none.pth",), "there is no file"),
     ],
 )  # fmt: skip
 def test_sizes_and_weights_are_refused_before_any_image_is_read(project, settings, said):

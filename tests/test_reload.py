@@ -117,7 +117,7 @@ def test_a_model_file_that_comes_back_as_another_network_is_refused(tmp_path):
     model, backbone, card = trained("googlenet", 64, tmp_path / "weights.pth")
     other = ModelCard(**card.__dict__ | {"options": {"transform_input": False}})
     save_model(tmp_path / "m.safetensors", model, other)
-    with pytest.raises(InputError, match="googlenet is another network: its logits are off by"):
+    with pytest.raises(InputError, match="googlenet answers differently after loading: logits differ by"):
         refuse_another(tmp_path / "m.safetensors", model, views_of(64))
 
 
@@ -134,5 +134,5 @@ def test_classes_that_the_data_has_and_the_model_not_are_found(tmp_path):
     assert unknown_classes(tmp_path / "m.safetensors", tmp_path / "m.parquet") == ["d"]
     assert "does not know 1 of the classes that the data has now: 'd'" in warning(["d"])
     (tmp_path / "m.safetensors").write_bytes(b"no model")
-    with pytest.raises(InputError, match="not a model of this project"):
+    with pytest.raises(InputError, match="not a Headstart model"):
         classes_of(tmp_path / "m.safetensors")

@@ -82,7 +82,7 @@ def test_only_the_classifier_may_be_missing_or_called_otherwise(path, name, clas
 
 def test_a_larger_network_s_file_is_refused(path):
     """ResNet-101 has all of ResNet-50's names in equal shapes, and more."""
-    assert "no place for" in refused("resnet50", tv.resnet101(weights=None).state_dict(), path)
+    assert "tensors that the backbone does not have" in refused("resnet50", tv.resnet101(weights=None).state_dict(), path)
     deeper = timm.create_model(VIT).state_dict()
     deeper |= {key.replace("blocks.0", "blocks.99"): value for key, value in deeper.items() if "blocks.0" in key}
     assert "blocks.99" in refused(VIT, deeper, path, 160)
@@ -107,7 +107,7 @@ def test_two_networks_in_one_file_are_refused(path):
 @pytest.mark.parametrize(("saved", "said"), [({"epoch": 3}, "keys epoch"), ([1, 2], "a list"), ({}, "keys")])
 def test_a_file_without_a_state_dict_says_what_is_in_it(path, saved, said):
     text = refused("resnet18", saved, path)
-    assert text.startswith(f"{path}: no state dict is in it: ") and said in text
+    assert text.startswith(f"{path}: holds no state dict, but ") and said in text
     assert "wanted: tensors by name" in text and "torch.save(model.state_dict(), PATH)" in text
 
 

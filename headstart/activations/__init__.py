@@ -1,1 +1,1 @@
-"""Activations of the frozen body: the engine that computes them, and the file they are kept in."""
+"""Activations of the frozen body: the engine that computes them, the per-image cache and the assembled files."""

@@ -1,4 +1,4 @@
-"""One cut's activations from end to end: prove that they may be cached, compute what is missing, check, assemble."""
+"""Build one cut's activations: prove that they may be cached, compute what is missing, check a sample, write the files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ META = (
 
 @dataclass(frozen=True)
 class Settings:
-    """How rows are made; see params.yaml, section precompute."""
+    """The settings that decide how rows are computed; see params.yaml, section precompute."""
 
     views: int
     engine: str
@@ -50,7 +50,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Built:
-    """What was done for one cut: the namespace it is cached in, rows found and made, how, and how exactly."""
+    """The result for one cut: its namespace in the cache, rows found and computed, the engine, and its fidelity."""
 
     namespace: str
     filled: Filled
@@ -59,7 +59,7 @@ class Built:
     fidelity: dict[str, float]
 
     def summary(self) -> dict[str, str | int | float]:
-        """The facts for the log and for MLflow."""
+        """Return the facts for the log and for MLflow."""
         plan, filled = self.engine.plan, self.filled
         rates = {}
         if filled.computed:
@@ -91,19 +91,19 @@ def build(
     files: Sequence[File],
     settings: Settings,
 ) -> Built:
-    """Write a body's activations of all images to `out`, from the cache as far as it has them.
+    """Write a body's activations of all images to `out`; take from the cache what it has, and compute the rest.
 
     Args:
         out: the folder of Arrow files.
         cache_root: see `cache.open_root`.
         backbone: the architecture.
-        body: what of it is below the cut: images [n, 3, s, s] float32 to activations [n, ...].
+        body: the part of the backbone below the cut: images [n, 3, s, s] float32 to activations [n, ...].
         cut: "pooled", or the layer group after which the activation map is taken.
         files: (path, key) of each image once, in the order of keys.
 
     Raises:
-        InputError: a body whose activations cannot be cached, an image that changed, activations that are not
-            finite or do not come out the same twice, no space, a cache that cannot be used.
+        InputError: the body's activations cannot be cached, an image changed, activations are not finite or differ when
+            computed again, the disk is full, or the cache cannot be used.
     """
     preprocessing = images.preprocessing
     sample = spread(files, min(SAMPLE, settings.batch_size))
@@ -135,7 +135,7 @@ def build(
 def prepare(
     body: nn.Module, cut: str, images: ImageSource, sample: Sequence[File], settings: Settings
 ) -> tuple[str, Engine, dict[str, float]]:
-    """Prove on a sample that a body's activations may be cached; the body's digest, an engine and its fidelity."""
+    """Prove on a sample that a body's activations may be cached; return the body's digest, an engine and its fidelity."""
     preprocessing = images.preprocessing
     pictures = torch.stack([images.base_view(*file) for file in sample])
     digest = refuse_moving(body, normalise(pictures[torch.arange(4) % len(pictures)], preprocessing))
@@ -155,18 +155,18 @@ def prepare(
 
 
 def spread(files: Sequence[File], count: int) -> list[File]:
-    """Up to `count` files, evenly spaced (keys are hashes: as good as random, and the same every time)."""
+    """Return up to `count` evenly spaced files: a random but reproducible sample, as the keys are hashes."""
     return list(files[:: max(1, len(files) // count)][:count])
 
 
 def show(done: Iterator[int], total: int, cached: int) -> Iterator[int]:
-    """Progress of the views that are computed."""
+    """Log how many views are cached, and show the progress of the others."""
     logger.info("  %s of %s views are in the cache, %s to compute", f"{cached:,}", f"{cached + total:,}", f"{total:,}")
     return track(done, "computing activations", total, unit="views", weigh=lambda rows: rows)
 
 
 def explain(engine: Engine, cut: str, measured: dict[str, float]) -> None:
-    """Say in the log how the activations are computed, and how exactly."""
+    """Log how the activations are computed, and their fidelity."""
     plan = engine.plan
     logger.info(
         "  %s activations: computed with %s in %s (%s) on %s, stored as %s",
@@ -179,15 +179,15 @@ def explain(engine: Engine, cut: str, measured: dict[str, float]) -> None:
 
 
 def check_sample(cache: Cache, engine: Engine, images: ImageSource, sample: Sequence[File], views: int) -> None:
-    """Compute a view of each of some images afresh and compare it with what is kept.
+    """Compute one view of each sample image again and compare it with the cached row.
 
     Raises:
-        InputError: a row is not the same to the bit.
+        InputError: a row is not the same bit for bit.
     """
     path_of = {key: path for path, key in sample}
     wanted = [(key, i % (1 + views)) for i, (_, key) in enumerate(sample)]
 
-    def afresh(names: Sequence[tuple[str, int]]) -> NDArray[np.uint8]:
+    def compute_again(names: Sequence[tuple[str, int]]) -> NDArray[np.uint8]:
         def rows() -> NDArray[np.uint8]:
             pictures = [next(images.views(path_of[key], key, [view])) for key, view in names]
             return engine_rows(engine, names, torch.stack(pictures))
@@ -195,24 +195,24 @@ def check_sample(cache: Cache, engine: Engine, images: ImageSource, sample: Sequ
         return alone(rows)
 
     stored, _ = cache.read(cache.find(np.concatenate([row_keys([key], [view]) for key, view in wanted])))
-    refuse_other(afresh, wanted, stored)
+    refuse_other(compute_again, wanted, stored)
 
 
 def refuse_too_large(project: Path, cache_root: Path, needed: int, max_gb: float) -> None:
-    """Refuse before the first row when the activations would be larger than allowed, or than the disk has room for.
+    """Refuse, before the first row is computed, activations that exceed `max_gb` or the free disk space.
 
-    They are kept three times at worst: in the cache, as an out, and as DVC's copy of it.
+    In the worst case they are stored three times: in the cache, as a DVC output, and as DVC's copy of the output.
 
     Args:
-        needed: bytes of all rows of all cuts, at most.
+        needed: upper limit of the bytes of all rows of all cuts.
 
     Raises:
-        InputError: naming what is needed and what there is.
+        InputError: naming the space that is needed and the space that is free.
     """
     if needed > max_gb * 1e9:
         raise InputError(
             f"the activations of all views need {needed / 1e9:.3g} GB, and precompute.max_gb is {max_gb:g}",
-            fix="raise precompute.max_gb or lower precompute.views; or set precompute.cache_map_after to none, or"
+            fix="raise precompute.max_gb or lower precompute.views, or set precompute.cache_map_after to none or"
             " precompute.storage to float16",
         )
     for path, copies, what in ((project, 2, "with DVC's copy"), (cache_root, 1, "in the cache")):

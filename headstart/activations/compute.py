@@ -1,4 +1,4 @@
-"""From image files to rows of activations: what the cache lacks is computed and kept, then all is put in order."""
+"""Compute the rows of activations that the cache lacks, then assemble all rows in order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Progress = Callable[[Iterator[int], int, int], Iterator[int]]
 
 @dataclass(frozen=True)
 class Filled:
-    """What `fill` found and did, in rows (a row is a view of an image), and of how many images rows were computed."""
+    """Counts of what `fill` found and computed: rows (a row is one view of one image), and images with computed rows."""
 
     rows: int
     cached: int
@@ -42,19 +42,19 @@ def fill(
     workers: int,
     progress: Progress = lambda done, total, cached: done,
 ) -> Filled:
-    """Compute the rows that the cache lacks or holds damaged, and keep each batch as soon as it is computed.
+    """Compute the rows that are missing or damaged in the cache, and save each batch as soon as it is computed.
 
-    Each worker decodes images and runs the engine on them, all in one thread: the cores never wait for each other
-    inside an operation. Another process at work on the same rows is waited for, and what it computed is taken.
+    Each worker decodes images and runs the engine on them in a single thread, so that the cores never wait for each other
+    inside an operation. If another process computes rows of the same cache, this one waits for it and uses its rows.
 
     Args:
         files: (path, key) of each image.
-        views: K, augmented views besides the plain one.
+        views: K, the number of augmented views besides the base view.
         workers: threads that decode and compute.
-        progress: wraps the numbers of rows done (numbers, rows to compute, rows cached).
+        progress: wraps the numbers of rows done, as (numbers, rows to compute, rows cached).
 
     Raises:
-        InputError: an image changed, activations that are not finite, no space left.
+        InputError: an image changed, activations are not finite, or the disk is full.
     """
     wanted = row_keys([key for _, key in files], range(1 + views))
     missing, damaged = _missing(cache, wanted)
@@ -72,13 +72,13 @@ def fill(
 
 
 def _missing(cache: Cache, wanted: NDArray[np.bytes_]) -> tuple[NDArray[np.bool_], int]:
-    """Which rows are not in the cache or damaged, and how many are damaged."""
+    """Return which rows are missing from the cache or damaged, and how many are damaged."""
     rows = cache.find(wanted)
     missing: NDArray[np.bool_] = rows < 0
-    there = np.flatnonzero(~missing)
-    for part in split_blocks(there, cache.row_bytes):
+    present = np.flatnonzero(~missing)
+    for part in split_blocks(present, cache.row_bytes):
         missing[part] = ~cache.read(rows[part])[1]
-    return missing, int(missing[there].sum())
+    return missing, int(missing[present].sum())
 
 
 def _compute(
@@ -116,10 +116,10 @@ def _compute(
 
 
 def engine_rows(engine: Engine, names: Sequence[tuple[str, int]], images: torch.Tensor) -> NDArray[np.uint8]:
-    """Rows as they are kept, [n, b] bytes, of images [n, 3, s, s] uint8.
+    """Compute the rows of images [n, 3, s, s] uint8 as they are stored: [n, b] bytes.
 
     Raises:
-        InputError: activations that are not finite, naming the image.
+        InputError: activations are not finite; the message names the image.
     """
     with np.errstate(over="ignore"):
         x_nd = engine(images).flatten(1).numpy().astype(engine.plan.storage)
@@ -134,10 +134,10 @@ def engine_rows(engine: Engine, names: Sequence[tuple[str, int]], images: torch.
 
 
 def assemble(cache: Cache, keys: Sequence[str], views: int) -> Iterator[Block]:
-    """All views of all images as blocks of rows, in the order of `keys`; no image is torn apart.
+    """Yield all views of all images as blocks of rows, in the order of `keys`; an image's views stay in one block.
 
     Raises:
-        InputError: a row that is not there, or has been damaged since `fill`.
+        InputError: a row is missing, or has been damaged since `fill`.
     """
     step = max(1, BLOCK_BYTES // (cache.row_bytes * (1 + views)))
     for start in range(0, len(keys), step):
@@ -148,6 +148,6 @@ def assemble(cache: Cache, keys: Sequence[str], views: int) -> Iterator[Block]:
         if not sound.all():
             key, view = split_row_key(wanted[int(sound.argmin())])
             raise InputError(
-                f"{cache.folder}: the row of image {key[:12]}…, view {view} was damaged meanwhile", fix="run again"
+                f"{cache.folder}: the row of image {key[:12]}…, view {view} was damaged during the run", fix="run again"
             )
         yield Block(wanted, cache.entries["checksum"][rows], values)

@@ -1,10 +1,9 @@
-"""The engine: a frozen body's forward pass, as fast as this machine goes at equal results.
+"""The engine: a frozen body's forward pass, as fast as this machine allows without changing the results.
 
-On a CPU OpenVINO runs it, on a GPU PyTorch; batch norms are folded into the convolutions before them, and
-bfloat16 is used where the hardware has it natively. All of it is decided by the parameters, the backbone and the
-hardware, never by a timing or by the length of the job. A batch is padded to one fixed shape and computed by one
-thread, so that an image's activations do not depend, to the bit, on what else is in its batch, nor on the number
-of cores.
+OpenVINO runs it on a CPU, PyTorch on a GPU. Batch norms are folded into the convolutions before them, and bfloat16 is used if
+the hardware supports it natively. The parameters, the backbone and the hardware decide all this, never a timing or the length
+of the job. Each batch is padded to one fixed shape and computed by one thread, so that an image's activations are the
+same bit for bit whatever else is in its batch, on any number of cores.
 """
 
 from __future__ import annotations
@@ -31,25 +30,25 @@ from headstart.images.preprocessing import Preprocessing, normalise
 from headstart.models.folding import fold_batch_norms
 from headstart.runtime import to_device
 
-MAX_ERROR = 0.063  # relative, of bfloat16 against float32: what a cosine of .998 comes to
-MAX_STORAGE_ERROR = 1e-3  # relative, of float16 against what was computed
-HEADROOM = 8.0  # of float16's range over the largest activation of the probe
+MAX_ERROR = 0.063  # relative error of bfloat16 against float32; corresponds to a cosine of 0.998
+MAX_STORAGE_ERROR = 1e-3  # relative error of float16 against the computed activations
+HEADROOM = 8.0  # least ratio of float16's range to the largest activation of the probe
 PROBES = 4
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How activations are computed and kept, and why.
+    """The choice of how activations are computed and stored, and its reason.
 
     Args:
         engine: "openvino" or "torch".
-        precision: what is computed in, "float32" or "bfloat16".
-        storage: what is kept, "float16" or "float32".
-        batch_size: the fixed batch shape.
+        precision: of the computation, "float32" or "bfloat16".
+        storage: type of the stored activations, "float16" or "float32".
+        batch_size: the fixed batch size.
         device: "cpu", "cuda" or "mps".
-        reason: in words.
-        probe_error: relative error of the engine against plain float32 on `probe_images`.
+        reason: why this precision was chosen, in words.
+        probe_error: relative error of the engine against PyTorch in float32 on `probe_images`.
     """
 
     engine: str
@@ -62,29 +61,29 @@ class Plan:
 
 
 class Engine:
-    """A frozen body made fast. Call it with uint8 images; it returns float32 activations. See `build_engine`."""
+    """A fast version of a frozen body. It maps uint8 images to float32 activations; see `build_engine`."""
 
     def __init__(self, forward: Forward, plan: Plan) -> None:
         self.plan = plan
         self._forward = forward
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Activations of up to `batch_size` images.
+        """Compute the activations of up to `batch_size` images.
 
         Args:
             images: [n, 3, s, s] uint8, n at most the batch size.
 
         Returns:
-            [n, ...] float32 on the CPU; each row the same to the bit whatever the other rows are.
+            [n, ...] float32 on the CPU; each row is the same bit for bit whatever the other rows are.
         """
         n, size = len(images), self.plan.batch_size
         if n > size:
-            raise ValueError(f"{n} images, wanted at most the batch size {size}")
+            raise ValueError(f"{n} images are more than the batch size {size}")
         return self._forward(padded(images, size))[:n]
 
 
 def padded(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Black images added up to `size`."""
+    """Add black images up to `size` images in all."""
     missing = size - len(images)
     return torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
 
@@ -100,21 +99,21 @@ def build_engine(
     device: torch.device,
     workers: int | Literal["auto"] = "auto",
 ) -> Engine:
-    """The engine for a body by parameters, hardware and measured fidelity.
+    """Build the engine for a body, by parameters, hardware and measured fidelity.
 
-    `precision: auto` takes bfloat16 where the hardware has it natively and its relative error on `probe_images`
-    is at most 6.3 %; `storage: auto` takes float16 where it holds those activations to .1 % and has room to spare.
+    `precision: auto` chooses bfloat16 if the hardware supports it natively and its relative error on `probe_images` is at
+    most 6.3 %. `storage: auto` chooses float16 if it stores those activations to 0.1 % and its range leaves room.
 
     Args:
         body: images [n, 3, s, s] float32 to activations [n, ...], in eval mode; not changed.
         engine: "auto", "openvino" or "torch".
         precision: "auto", "float32" or "bfloat16".
         storage: "auto", "float32" or "float16".
-        workers: threads that will call it at once. They share a GPU; on a CPU each computes alone, and no more of them than
-            this at once. It changes no activation by a bit.
+        workers: most threads that will call the engine at the same time. They share a GPU; on a CPU each computes alone.
+            The number does not change any bit of the activations.
 
     Raises:
-        InputError: an engine that this device or body does not go with.
+        InputError: the engine does not support this device or body.
     """
     engine = plan_engine(engine, device)
     probes = probe_images(preprocessing.image_size, PROBES)
@@ -134,42 +133,44 @@ def build_engine(
     wanted, reason = choose_precision(precision, device)
     forward, found, error = attempt(wanted)
     if precision == "auto" and wanted == "bfloat16" and not error <= MAX_ERROR:
-        wanted, reason = "float32", f"bfloat16 would be off by {error:.1%} on the probe"
+        wanted, reason = "float32", f"bfloat16 has an error of {error:.1%} on the probe images"
         forward, found, error = attempt(wanted)
     kept = plan_storage(found) if storage == "auto" else storage
     return Engine(forward, Plan(engine, wanted, kept, batch_size, device.type, reason, error))
 
 
 def plan_engine(wanted: str, device: torch.device) -> str:
-    """OpenVINO on a CPU, PyTorch elsewhere, or as params say.
+    """Choose OpenVINO on a CPU and PyTorch elsewhere, unless `wanted` names an engine.
 
     Raises:
-        InputError: OpenVINO on a GPU.
+        InputError: `wanted` is OpenVINO, and the device is not a CPU.
     """
     if wanted == "auto":
         return "openvino" if device.type == "cpu" else "torch"
     if wanted == "openvino" and device.type != "cpu":
         raise InputError(
-            f"precompute.engine: openvino, and runtime.device is {device.type}", fix="--set precompute.engine=auto"
+            f"precompute.engine: openvino, and runtime.device is {device.type}",
+            wanted="openvino on a CPU, torch on any device",
+            fix="--set precompute.engine=auto",
         )
     return wanted
 
 
 def plan_storage(activations: torch.Tensor) -> str:
-    """Whether float16 holds such activations well."""
+    """Choose "float16" if it stores such activations to 0.1 % with room to spare, else "float32"."""
     held = activations.half().float()
     fits = float(activations.abs().max()) * HEADROOM <= torch.finfo(torch.float16).max
     return "float16" if fits and relative_error(held, activations) <= MAX_STORAGE_ERROR else "float32"
 
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """The norm of the difference over the norm of what is wanted; 0 where both are zero."""
+    """Return the norm of the difference over the norm of `wanted`; 0 if both are zero."""
     difference, norm = float((found - wanted).double().norm()), float(wanted.double().norm())
     return difference / norm if norm else (0.0 if difference == 0 else math.inf)
 
 
 def probe_images(size: int, count: int) -> torch.Tensor:
-    """Made-up pictures [count, 3, s, s] uint8, always the same: soft shapes with some noise."""
+    """Generate pictures [count, 3, s, s] uint8, always the same: soft shapes with some noise."""
     generator = torch.Generator().manual_seed(0)
     soft = torch.rand(count, 3, 7, 7, generator=generator)
     noise = torch.rand(count, 3, size, size, generator=generator)
@@ -178,7 +179,7 @@ def probe_images(size: int, count: int) -> torch.Tensor:
 
 
 class _FromBytes(nn.Module):
-    """A body that takes uint8 images: mean and std are taken off where it computes."""
+    """A body that takes uint8 images and normalises them on its own device."""
 
     def __init__(self, body: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -193,7 +194,7 @@ class _FromBytes(nn.Module):
 def openvino_forward(
     body: nn.Module, preprocessing: Preprocessing, batch_size: int, device: torch.device, streams: int
 ) -> Callable[[str], Forward]:
-    """From a precision to a forward pass by OpenVINO, one thread a call, any number of calls at once.
+    """Return a function from a precision to a forward pass with OpenVINO: one thread per call, any number of calls at once.
 
     Raises:
         InputError: OpenVINO cannot convert the body.
@@ -205,7 +206,7 @@ def openvino_forward(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch calls its tracing deprecated
-            # left to itself OpenVINO traces twice, to compare: a second for what guard.py has proved already
+            # By default OpenVINO traces twice to compare; guard.py has proved that already, and it takes a second.
             traced = torch.jit.freeze(torch.jit.trace(whole, example, check_trace=False))
             with _root_logger_kept():
                 model = openvino.convert_model(traced, example_input=example, input=list(shape))
@@ -239,8 +240,8 @@ def openvino_forward(
 
 @contextmanager
 def _root_logger_kept() -> Iterator[None]:
-    """Undo what OpenVINO does to the root logger: while it converts it lets only errors through, and where it fails it leaves
-    that so, which would silence the warnings of every library of this process."""
+    """Restore the root logger after a conversion: OpenVINO lets only errors through meanwhile, and a failed conversion leaves
+    it so, which would silence the warnings of every library in this process."""
     root = logging.getLogger()
     before = (root.level, list(root.filters), list(root.handlers))
     try:
@@ -252,8 +253,8 @@ def _root_logger_kept() -> Iterator[None]:
 
 @functools.cache
 def openvino_core() -> tuple[Any, Any]:
-    """OpenVINO and its core, one for as long as the process lives: each sets this thread's signal stack, and two that are
-    deleted in the order they came leave a freed one behind, on which the next signal would end the process."""
+    """Return OpenVINO and its core, a single one per process: each core sets this thread's signal stack, and deleting two in
+    the order of their creation leaves a freed stack behind, on which the next signal would end the process."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report every import
     import openvino
 
@@ -261,7 +262,7 @@ def openvino_core() -> tuple[Any, Any]:
 
 
 def _conversion_failures() -> tuple[type[Exception], ...]:
-    """What OpenVINO raises on a body it cannot convert; its own have no common base."""
+    """Return the exceptions that OpenVINO raises on a body it cannot convert; its own ones have no common base class."""
     from openvino import frontend
 
     names = ("GeneralFailure", "InitializationFailure", "NotImplementedFailure", "OpConversionFailure", "OpValidationFailure")
@@ -271,10 +272,10 @@ def _conversion_failures() -> tuple[type[Exception], ...]:
 def torch_forward(
     body: nn.Module, preprocessing: Preprocessing, batch_size: int, device: torch.device, streams: int
 ) -> Callable[[str], Forward]:
-    """From a precision to a forward pass by PyTorch, channels-last.
+    """Return a function from a precision to a forward pass with PyTorch, channels-last.
 
-    On CUDA each calling thread has a stream of its own and waits for that alone, so that one thread's transfers and
-    another's decoding go on beside the computation.
+    On CUDA each calling thread has its own stream and waits only for that, so that one thread's transfers and another's
+    decoding overlap with the computation.
     """
     whole = to_device(_FromBytes(body, preprocessing).eval(), device)
     local = threading.local()
@@ -301,7 +302,7 @@ def torch_forward(
 
 
 def fidelity(engine: Engine, body: nn.Module, preprocessing: Preprocessing, images: torch.Tensor) -> dict[str, float]:
-    """Compare the engine with the plain float32 body on a sample.
+    """Compare the engine with the body in PyTorch and float32 on a sample.
 
     Args:
         images: [n, 3, s, s] uint8, n at most the batch size.

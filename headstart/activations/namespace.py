@@ -1,4 +1,4 @@
-"""What a cached row depends on besides its image: the namespace it is kept in."""
+"""The cache's namespaces: each stands for everything but the image that a cached row depends on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def describe(
     view_seed: int,
     plan: Plan,
 ) -> dict[str, Any]:
-    """Everything that decides a row's bytes besides its image and its view's number.
+    """Describe everything that decides a row's bytes besides its image and the number of its view.
 
     Args:
         options: arguments of the backbone's constructor besides its name.
@@ -56,14 +56,14 @@ def describe(
 
 
 def name_of(description: dict[str, Any]) -> str:
-    """The namespace's name: 32 hex digits of the description's SHA-256."""
+    """Return the namespace's name: 32 hex digits of the description's SHA-256."""
     return sha256_bytes(canonical_json(description).encode())[:32]
 
 
 def code() -> tuple[str, ...]:
-    """The first-party files between an image's bytes and a stored row.
+    """Return the first-party files between an image's bytes and a stored row.
 
-    Left out is what cannot change a row: the core (no pixel passes through it), and the cache, which keeps bytes as they are.
+    Files that cannot change a row are left out: the core handles no pixels, and the cache stores bytes as they are.
     """
     roots = ("headstart.activations.compute", "headstart.models.backbones", "headstart.models.cuts")
     return closure(*roots, without=("headstart/core", "headstart/activations/cache.py"))

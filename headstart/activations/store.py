@@ -1,8 +1,8 @@
-"""Assembled activations: Arrow IPC files, memory-mapped, columns key, view, activations, checksum.
+"""Assembled activations: memory-mapped Arrow IPC files with columns key, view, activations and checksum.
 
-Rows are sorted by key, then view (0 is the plain view), whatever the folder's paths are: the files are a
-function of the images, the weights and the parameters. Labels and splits are joined by key.
-Shape legend: n rows, d activation width (a map's values in one line), v views.
+Rows are sorted by key, then by view (0 is the base view), whatever the images' paths are: the files depend only on the images,
+the weights and the parameters. Labels and splits are joined by key.
+Shape legend: n rows, d activation width (all values of a map), v views.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def write_shards(
     """Write a stream of blocks as one or more Arrow files; memory holds one block at a time.
 
     Args:
-        folder: gets 00000.arrow, 00001.arrow, …
+        folder: the files 00000.arrow, 00001.arrow, … go here.
         blocks: in the order of the rows.
         shape: of one image's activation; `storage`: "float16" or "float32".
-        meta: provenance, kept in each file's schema.
-        limit: bytes after which a new file is begun, at a block's end.
+        meta: provenance, stored in each file's schema.
+        limit: bytes after which a new file starts, at the end of a block.
 
     Returns:
         The number of rows.
@@ -78,22 +78,22 @@ def _batch(block: Block, schema: pa.Schema) -> pa.RecordBatch:
 
 
 class Activations:
-    """The rows of a folder of Arrow files: memory-mapped, nothing is read until rows are asked for.
+    """The rows of a folder of Arrow files, memory-mapped; rows are read only when they are used.
 
     Args:
-        folder: of one cut's activations.
+        folder: the activations of one cut.
 
     Attributes:
         width: d. `views`: v. `meta`: provenance, with the `shape` of one image's activation.
 
     Raises:
-        InputError: no files, or damaged ones.
+        InputError: the folder has no files, or a file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         paths = sorted(folder.glob("*.arrow"))
         if not paths:
-            raise InputError(f"{folder}: no activations", fix=RERUN)
+            raise InputError(f"{folder}: no activations in this folder", fix=RERUN)
         self.folder = folder
         self._blocks: list[_Mapped] = []
         for path in paths:
@@ -117,17 +117,17 @@ class Activations:
         return int(self._starts[-1])
 
     def digest(self) -> str:
-        """Hex SHA-256 over what the rows are of and their checksums; no row is read."""
+        """Return the hex SHA-256 over the provenance, the row keys and the checksums, without reading any row."""
         digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
         for block in self._blocks:
             digest.update(b"".join(block.row_keys()) + block.checksums.tobytes())
         return digest.hexdigest()
 
     def locate(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """Row numbers [n] of the plain views of images; view v's is v further on.
+        """Return the row numbers [n] of the images' base views; view v's row number is v higher.
 
         Raises:
-            InputError: an image without a row.
+            InputError: an image has no row.
         """
         wanted = np.array([bytes.fromhex(key) for key in keys], f"S{KEY_BYTES}")
         found = np.full(len(wanted), -1)
@@ -135,17 +135,17 @@ class Activations:
         for i in np.unique(blocks[blocks >= 0]):
             chosen = np.flatnonzero(blocks == i)
             rows = np.searchsorted(self._blocks[i].keys, wanted[chosen])
-            there = self._blocks[i].keys[np.minimum(rows, len(self._blocks[i].keys) - 1)] == wanted[chosen]
-            found[chosen[there]] = self._starts[i] + rows[there]
+            present = self._blocks[i].keys[np.minimum(rows, len(self._blocks[i].keys) - 1)] == wanted[chosen]
+            found[chosen[present]] = self._starts[i] + rows[present]
         if (found < 0).any():
             raise InputError(f"{self.folder}: no activations of image {keys[int((found < 0).argmax())][:12]}…", fix=RERUN)
         return found
 
     def gather(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Rows by number, copied out as [n, d] float32; each block is checked when it is first read.
+        """Return rows by number, copied as [n, d] float32; each block is checked when it is first read.
 
         Raises:
-            InputError: a damaged row.
+            InputError: a row is damaged.
         """
         out = torch.empty(len(rows), self.width)
         blocks = np.searchsorted(self._starts, rows, side="right") - 1
@@ -168,28 +168,28 @@ class Activations:
         self._sound[i] = True
 
     def rows(self, keys: Sequence[str], view: int = 0) -> torch.Tensor:
-        """Activations of `keys` in one view, in the order of `keys`, [n, d] float32.
+        """Return one view's activations of `keys`, in their order, [n, d] float32.
 
         Raises:
-            InputError: a key without a row, or a damaged row.
+            InputError: a key has no row, or a row is damaged.
         """
         if not 0 <= view < self.views:
             raise InputError(f"{self.folder}: view {view}", wanted=f"0 to {self.views - 1}", fix=RERUN)
         return self.gather(self.locate(keys) + view)
 
     def all_views(self, keys: Sequence[str]) -> torch.Tensor:
-        """[v, n, d] float32: the plain view and the augmented ones."""
+        """Return the base view and the augmented views, [v, n, d] float32."""
         return torch.stack([self.rows(keys, view) for view in range(self.views)])
 
     def blocks(self, keys: Sequence[str], size: int) -> Iterator[torch.Tensor]:
-        """The plain views of `keys` in order, `size` at a time."""
+        """Yield the base views of `keys` in order, `size` at a time."""
         located = self.locate(keys)
         for start in range(0, len(located), size):
             yield self.gather(located[start : start + size])
 
 
 class _Mapped:
-    """One record batch's columns as arrays on the mapped file."""
+    """The columns of one record batch, as arrays on the mapped file."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         values = batch.column("activations")
@@ -199,7 +199,7 @@ class _Mapped:
         self.checksums: NDArray[np.uint64] = batch.column("checksum").to_numpy()
 
     def row_keys(self) -> list[bytes]:
-        """The cache's names of the rows."""
+        """Return the row keys, as in the cache."""
         views = self.views.tolist()
         return [
             key.ljust(KEY_BYTES, b"\0") + view.to_bytes(2, "big") for key, view in zip(self.keys.tolist(), views, strict=True)

@@ -1,1 +1,1 @@
-"""Backbones, their weights, heads, layer groups, and what is frozen."""
+"""Backbones and their weights, heads, layer groups, freezing, and model files."""

@@ -1,4 +1,4 @@
-"""A backbone: any torchvision or timm classifier, cut before its classifier.
+"""Backbones: any torchvision or timm classification model, cut before its classifier.
 
 Shape legend: n images, f features of the map, d activation width (2f for maps, f for tokens), s input side.
 """
@@ -39,9 +39,15 @@ class Backbone:
         body: images [n, 3, s, s] float32 to activations [n, d], in eval mode, no gradients.
         width: d.
         groups: parameter names of the body by layer group, earliest first.
+<<<<<<< HEAD
         preprocessing: from the weights' own metadata, at the wanted image size.
         options: arguments of the library's constructor besides the name; a model file needs them to build the network again.
         body_parameters, classifier_parameters: counts of the architecture, before and after the cut.
+=======
+        preprocessing: from the weights' own metadata, at the chosen image size.
+        options: the constructor's arguments besides the name; a model file needs them to build the network again.
+        body_parameters, classifier_parameters: number of parameters before and after the cut.
+>>>>>>> l2
     """
 
     name: str
@@ -55,19 +61,19 @@ class Backbone:
 
 
 class MapBody(nn.Module):
-    """A convolutional body: stages, then average and maximum over the map, side by side (fastai's concat pool)."""
+    """A convolutional body: stages, then the map's average and maximum, concatenated (fastai's concat pool)."""
 
     def __init__(self, stages: nn.Module) -> None:
         super().__init__()
         self.stages = stages
 
     def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
-        map_nfhw = self.stages(x_nchw).float()  # pooled in float32 whatever the body computes in
+        map_nfhw = self.stages(x_nchw).float()  # pooled in float32 whatever the body's precision
         return torch.cat([map_nfhw.mean((2, 3)), map_nfhw.amax((2, 3))], dim=1)  # [n, 2f]
 
 
 class TokenBody(nn.Module):
-    """A transformer's body: its own pooled representation, what its classifier would see."""
+    """A transformer's body: it returns the pooled features that the classifier takes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -79,7 +85,7 @@ class TokenBody(nn.Module):
 
 
 class TimmFeatures(nn.Module):
-    """A timm model as far as its last activation map or, for a transformer, its pooled representation."""
+    """A timm model up to its last activation map or, for a transformer, its pooled features."""
 
     def __init__(self, model: Any, pooled: bool) -> None:
         super().__init__()
@@ -92,10 +98,10 @@ class TimmFeatures(nn.Module):
 
 
 def library_of(name: str) -> str:
-    """Which library builds `name`: torchvision where it can, else timm.
+    """Return the library that builds `name`: torchvision if it has that model, else timm.
 
     Raises:
-        InputError: neither knows it; the message lists near names.
+        InputError: neither library has it; the message lists similar names.
     """
     if name in tv.list_models(module=tv):
         return TORCHVISION
@@ -107,7 +113,7 @@ def library_of(name: str) -> str:
     near = ", ".join(difflib.get_close_matches(name, known, n=6, cutoff=0.4)) or "none"
     raise InputError(
         f"backbone.name: {name!r} is neither a torchvision nor a timm classification model",
-        wanted=f"near names: {near}",
+        wanted=f"a model of one of them; similar names: {near}",
         fix='python -c "import timm; print(timm.list_models())" lists them all',
     )
 
@@ -127,12 +133,12 @@ def build_backbone(
         name: a torchvision classification model, or else a timm model.
         weights: "packaged", "imagenet", "random", or a path to .safetensors or .pth.
         image_size: s, pixels.
-        crop_pct: the input's side as a share of the resized shorter side; "auto" takes the weights' own.
-        seed: of the initial weights, where `weights` is "random".
-        weights_sha256: what the file at a path must hash to.
+        crop_pct: the input's side as a share of the resized shorter side; "auto" uses the weights' own value.
+        seed: of the initial weights, if `weights` is "random".
+        weights_sha256: SHA-256 that the file must have, if `weights` is a path.
 
     Raises:
-        InputError: unknown name, weights that cannot be had or do not fit, an image size the model refuses.
+        InputError: the name is unknown, the weights are unavailable or do not fit, or the model refuses the image size.
     """
     build = _build_torchvision if library_of(name) == TORCHVISION else _build_timm
     options = _options(name, weights, image_size)
@@ -143,12 +149,14 @@ def build_backbone(
     backbone = _backbone(name, model, preprocessing, options, fit)
     unseen = unseen_edge(backbone.body, image_size)
     if unseen:
-        logger.warning("  %s does not see the last %s of %s pixels: another image_size may suit it", name, unseen, image_size)
+        logger.warning(
+            "  %s does not see the last %s of %s pixels; another backbone.image_size may suit it", name, unseen, image_size
+        )
     return backbone
 
 
 def bare_backbone(name: str, preprocessing: Preprocessing, options: Mapping[str, Any]) -> Backbone:
-    """The architecture alone, as `options` of the trained backbone say, for weights that follow from its own file."""
+    """Build the architecture that `options` describe, for weights that are loaded from a model file afterwards."""
     build = _build_torchvision if library_of(name) == TORCHVISION else _build_timm
     with scoped_seed(0):
         model, _, _ = build(name, "random", preprocessing.image_size, "none", options)
@@ -158,7 +166,7 @@ def bare_backbone(name: str, preprocessing: Preprocessing, options: Mapping[str,
 def _backbone(
     name: str, model: nn.Module, preprocessing: Preprocessing, options: Mapping[str, Any], fit: weight_files.Fit | None
 ) -> Backbone:
-    """Cut a model before its classifier; the body must have all its weights from the file, where there is one."""
+    """Cut a model before its classifier; if its weights came from a file, check that the file had all of the body's."""
     size = preprocessing.image_size
     total = sum(parameter.numel() for parameter in model.parameters())
     refuse_part_of_a_patch(patch_side(model), name, size)
@@ -171,7 +179,11 @@ def _backbone(
 
 
 def _options(name: str, weights: str, size: int) -> dict[str, Any]:
+<<<<<<< HEAD
     """Return the arguments of the library's constructor besides the name: what of the architecture follows from parameters."""
+=======
+    """Return the constructor's arguments besides the name: those parts of the architecture that depend on parameters."""
+>>>>>>> l2
     if library_of(name) == TIMM:
         config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
         return {"img_size": size} if config.fixed_input_size else {}
@@ -180,7 +192,7 @@ def _options(name: str, weights: str, size: int) -> dict[str, Any]:
     if name.startswith("maxvit"):
         return {"input_size": [size, size]}
     if name in ("googlenet", "inception_v3"):
-        return {"transform_input": weights != "random"}  # as the library has it for its own weights
+        return {"transform_input": weights != "random"}  # as the library sets it for its own weights
     return {}
 
 
@@ -189,9 +201,9 @@ Built = tuple[nn.Module, Preprocessing, weight_files.Fit | None]
 
 def _build_torchvision(name: str, weights: str, size: int, sha256: str, options: Mapping[str, Any]) -> Built:
     listed = tv.get_model_weights(name).DEFAULT
-    # drawing initial weights for these two takes seconds: not for those that are overwritten
+    # Initial weights of these two take seconds to draw, so they are not drawn if they will be overwritten.
     more = {"init_weights": weights == "random"} if name in ("googlenet", "inception_v3") else {}
-    if name.startswith("vit_"):  # as its name ends; the constructor refuses others in words of its own
+    if name.startswith("vit_"):  # the name ends with the patch size; the constructor's own error would be unclear
         refuse_part_of_a_patch(int(name.rpartition("_")[2]), name, size)
     try:
         model = tv.get_model(name, weights=None, **options, **more)
@@ -228,10 +240,10 @@ def _cut(model: Any, name: str, size: int) -> nn.Module:
 
 
 def _cut_timm(model: Any, name: str, size: int) -> nn.Module:
-    """The body as far as the last activation map where the model has one, else as far as what its classifier would see.
+    """Cut a timm model after its last activation map or, if it has none, after the features that its classifier takes.
 
     Raises:
-        InputError: the model gives neither a map nor a row of features, such as several maps at once.
+        InputError: the model returns something else, such as several maps at once.
     """
     model.reset_classifier(0)
     features = TimmFeatures(model, pooled=False).eval()
@@ -243,15 +255,15 @@ def _cut_timm(model: Any, name: str, size: int) -> nn.Module:
     if not isinstance(found, torch.Tensor) or found.ndim != 2:
         what = f"a tensor of {found.ndim} dimensions" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
         raise InputError(
-            f"backbone.name: {name} gives {what} before its classifier",
+            f"backbone.name: {name} returns {what} before its classifier",
             wanted="an activation map, or a row of features for each image",
-            fix="take another backbone",
+            fix="choose another backbone",
         )
     return TokenBody(pooled)
 
 
 def _halves(body: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Two layer groups of about half the stages each, the lesson's "stem+early" and "late"; the head is the third."""
+    """Divide the stages into two layer groups of about equal size, "early" and "late"; the head is the third group."""
     layers = [names for names in _layers(body) if names]
     middle = math.ceil(len(layers) / 2)
     early = tuple(name for layer in layers[:middle] for name in layer)
@@ -260,7 +272,7 @@ def _halves(body: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _by_child(model: nn.Module, prefix: str) -> list[list[str]]:
-    """Parameter names by child, in order; of a list of layers each is one."""
+    """Group parameter names by child module, in order; each layer in a list of layers is a group of its own."""
     layers: list[list[str]] = [[f"{prefix}{name}" for name, _ in model.named_parameters(recurse=False)]]
     for name, child in model.named_children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
@@ -275,7 +287,7 @@ def _layers(body: nn.Module) -> list[list[str]]:
     if isinstance(stages, TimmFeatures):
         try:
             by_layer = group_parameters(stages.model, stages.model.group_matcher(coarse=True))
-        except (AttributeError, AssertionError, NotImplementedError):  # it tells no layers, or no coarse ones
+        except (AttributeError, AssertionError, NotImplementedError):  # it defines no layers, or no coarse ones
             return _by_child(stages.model, "stages.model.")
         return [[f"stages.model.{name}" for name in by_layer[layer]] for layer in sorted(by_layer)]
     if isinstance(stages, nn.Sequential):

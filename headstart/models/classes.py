@@ -1,4 +1,4 @@
-"""Which classes a model knows, and which of the data's it does not; read from the file's header, without torch."""
+"""The classes that a model knows, and the data's classes that it does not know; read from the file's header without torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from headstart.core.errors import InputError
 from headstart.manifest import read_manifest
 
-LENGTH_BYTES, MOST_BYTES = 8, 100_000_000  # of a safetensors file's header: its length comes first
+LENGTH_BYTES, MOST_BYTES = 8, 100_000_000  # of a safetensors file's header, which starts with its length
 
 
 def classes_of(model: Path) -> tuple[str, ...]:
-    """The classes in a model file's card, in the order of its logits.
+    """Return the classes in a model file's card, in the order of its logits.
 
     Raises:
-        InputError: it is not a model of this project, or damaged.
+        InputError: the file is not a Headstart model, or is damaged.
 
     Source: https://github.com/huggingface/safetensors#format
     """
@@ -25,22 +25,22 @@ def classes_of(model: Path) -> tuple[str, ...]:
             header = json.loads(stream.read(min(length, MOST_BYTES)))
         return tuple(json.loads(header["__metadata__"]["headstart"])["classes"])
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{model}: not a model of this project, or a damaged one") from None
+        raise InputError(f"{model}: not a Headstart model, or damaged") from None
 
 
 def unknown_classes(model: Path, manifest: Path) -> list[str]:
-    """Classes that the project's images have now and a model was not trained on; none where no manifest can be read."""
+    """Return the present data's classes that a model was not trained on; none if the manifest cannot be read."""
     try:
         labels = read_manifest(manifest, ("label",))["label"]
-    except InputError:  # a prediction does not depend on it
+    except InputError:  # predictions do not need the manifest
         return []
     return sorted(set(labels) - set(classes_of(model)))
 
 
 def warning(unknown: list[str]) -> str:
-    """What to say of classes that a model does not know."""
+    """Return the warning about classes that a model does not know."""
     shown = ", ".join(map(repr, unknown[:5])) + (", …" if len(unknown) > 5 else "")
     return (
         f"this model does not know {len(unknown)} of the classes that the data has now: {shown};"
-        " it gives their images other classes (the newest model is the challenger: --model challenger)"
+        " it predicts other classes for their images (--model challenger uses the newest model)"
     )

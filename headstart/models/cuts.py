@@ -1,7 +1,7 @@
-"""Cut a body in two at a layer group's boundary: the frozen front, and the tail that trains on its activation maps.
+"""Cut a body in two at a layer group's boundary: the frozen front, and the tail that trains on the front's activation maps.
 
-The body is traced with torch.fx, into those modules only that have parameters on both sides of the boundary; all
-others stay whole, so that batch norm, dropout and control flow inside them behave as ever.
+torch.fx traces only into modules with parameters on both sides of the boundary. All other modules stay whole, so that
+their batch norm, dropout and control flow do not change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from headstart.core.errors import InputError
 
 
 def cut_body(body: nn.Module, groups: Mapping[str, tuple[str, ...]], after: str) -> tuple[nn.Module, nn.Module]:
-    """Two modules that share the body's own parameters and buffers, with tail(front(x)) = body(x).
+    """Return two modules that share the body's own parameters and buffers, with tail(front(x)) = body(x).
 
     Args:
         body: images [n, 3, s, s] to activations [n, d].
@@ -26,7 +26,7 @@ def cut_body(body: nn.Module, groups: Mapping[str, tuple[str, ...]], after: str)
         Front: images to the activation at the boundary, [n, ...]. Tail: from there to [n, d].
 
     Raises:
-        InputError: no such group, or the network cannot be cut there (more than one tensor crosses, or it
+        InputError: there is no such group, or the network cannot be cut there (more than one tensor crosses, or it
             cannot be traced).
     """
     if after not in groups:
@@ -48,7 +48,7 @@ def cut_body(body: nn.Module, groups: Mapping[str, tuple[str, ...]], after: str)
 
 
 class _Tracer(fx.Tracer):
-    """Goes into modules with parameters on both sides, and leaves all others whole."""
+    """A tracer that goes only into modules with parameters on both sides of the boundary."""
 
     def __init__(self, early: set[int], late: set[int]) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class _Tracer(fx.Tracer):
 
 
 def _sides(node: fx.Node, body: nn.Module, early: set[int], late: set[int]) -> tuple[bool, bool]:
-    """Whether a node uses parameters before, and after, the boundary."""
+    """Return whether a node uses parameters before the boundary, and whether it uses parameters after it."""
     if node.op == "call_module":
         inside = {id(parameter) for parameter in body.get_submodule(str(node.target)).parameters()}
         return bool(inside & early), bool(inside & late)
@@ -72,13 +72,13 @@ def _sides(node: fx.Node, body: nn.Module, early: set[int], late: set[int]) -> t
 
 
 def _crossing(graph: fx.Graph, sides: list[tuple[bool, bool]]) -> fx.Node | None:
-    """The node whose value alone is needed after all of the front and before any of the tail."""
+    """Return the node whose value is the only one that passes from the front to the tail; None if there is none."""
     nodes = list(graph.nodes)
-    place = {node: i for i, node in enumerate(nodes)}
+    position = {node: i for i, node in enumerate(nodes)}
     start = max(i for i, (early, _) in enumerate(sides) if early)
     end = next((i for i, (_, late) in enumerate(sides) if late), len(nodes) - 1)
     for last in range(start, end):
-        crossing = [node for node in nodes[: last + 1] if any(place[user] > last for user in node.users)]
+        crossing = [node for node in nodes[: last + 1] if any(position[user] > last for user in node.users)]
         if len(crossing) == 1:
             return crossing[0]
     return None
@@ -107,11 +107,14 @@ def _tail(body: nn.Module, graph: fx.Graph, crossing: fx.Node) -> nn.Module:
 
 
 def _cannot(after: str, why: str) -> InputError:
-    return InputError(f"precompute.cache_map_after: {after}: this backbone cannot be cut there: {why[:200]}", fix="none")
+    return InputError(
+        f"precompute.cache_map_after: {after}: this backbone cannot be cut there: {why[:200]}",
+        fix="--set precompute.cache_map_after=none",
+    )
 
 
 def output_shape(module: nn.Module, image_size: int) -> tuple[int, ...]:
-    """The shape of one image's output."""
+    """Return the shape of a module's output for one image."""
     with torch.no_grad():
         output: torch.Tensor = module(torch.zeros(1, 3, image_size, image_size))
     return tuple(output.shape[1:])

@@ -1,10 +1,10 @@
-"""Depthwise convolutions on a CPU, whose gradients take oneDNN's fast kernels.
+"""Depthwise convolutions whose gradients on a CPU use oneDNN's fast kernels.
 
-oneDNN has fast weight gradients of depthwise convolutions for kernels up to three columns wide; wider ones take a path
-some two times as slow in float32, and ten times in bfloat16. A weight's gradient depends on its own column of the kernel
-alone, so a wide kernel's is put together from those of slices of three columns. In bfloat16 the input's gradient has no
-fast kernel at strides above one, and is computed in float32. The forward pass is PyTorch's own, in the weights'
-precision. docs/decisions.md has the measurements.
+oneDNN has fast weight gradients of depthwise convolutions for kernels of up to three columns; wider kernels take about twice
+the time in float32 and ten times in bfloat16. A weight's gradient depends only on its own column of the kernel, so the gradient
+of a wide kernel is joined from slices of three columns. In bfloat16 the input's gradient has no fast kernel for strides
+above one, and is computed in float32. The forward pass is PyTorch's own, in the weights' precision. docs/decisions.md has
+the measurements.
 
 Shape legend: n images, c channels, h x w input, p x q output, i x j kernel.
 """
@@ -27,7 +27,7 @@ CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward
 
 
 class Depthwise(nn.Module):
-    """A depthwise convolution, of whatever class, with these gradients."""
+    """A depthwise convolution of any class, with the fast gradients."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Depthwise(nn.Module):
 
 
 class Float32(nn.Module):
-    """A module that computes in float32 whatever is around it."""
+    """A module that computes in float32, even under autocast."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -53,10 +53,11 @@ class Float32(nn.Module):
 
 
 def fast_grouped(view: nn.Module, mixed: bool) -> nn.Module:
-    """Have a view's depthwise convolutions, folded or not, take fast gradients; changes it in place.
+    """Give the depthwise convolutions of `view`, folded or not, fast gradients, in place.
 
     Args:
-        mixed: other grouped convolutions compute in float32 under autocast: PyTorch's are slow in bfloat16.
+        view: the modules that train; see `folding.training_view`.
+        mixed: compute other grouped convolutions in float32 under autocast, because they are slow in bfloat16.
     """
     grouped = {
         name: conv
@@ -74,7 +75,7 @@ def fast_grouped(view: nn.Module, mixed: bool) -> nn.Module:
 
 
 class _FastGradients(TorchFunctionMode):
-    """Within it, F.conv2d is `_Convolution`; what a convolution's class does besides, such as padding, stays its own."""
+    """A context in which F.conv2d is `_Convolution`; a convolution class keeps its other behaviour, such as padding."""
 
     def __torch_function__(
         self,
@@ -94,7 +95,7 @@ class _FastGradients(TorchFunctionMode):
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:
-    """Whether each channel of the output is of one channel of the input, and each of the input makes one."""
+    """Return whether each output channel depends on one input channel, and each input channel has one output channel."""
     return conv.groups == conv.in_channels == conv.out_channels and conv.dilation == (1, 1)
 
 
@@ -125,19 +126,19 @@ class _Convolution(torch.autograd.Function):
 
 
 def input_gradient(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
-    """Of a depthwise convolution's input, [n, c, h, w].
+    """Return the gradient of a depthwise convolution's input, [n, c, h, w].
 
     Args:
         gradient: of its output, [n, c, p, q].
     """
     if max(stride) == 1 or x.dtype != torch.bfloat16:
         return _backward(gradient, x, weight.to(x.dtype), stride, padding, 0)
-    like_x = torch.empty_like(x, dtype=torch.float32)  # its shape and layout alone matter
+    like_x = torch.empty_like(x, dtype=torch.float32)  # only its shape and layout matter
     return _backward(gradient.float(), like_x, weight.float(), stride, padding, 0).to(x.dtype)
 
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
-    """Of a depthwise convolution's weight, [c, 1, i, j].
+    """Return the gradient of a depthwise convolution's weight, [c, 1, i, j].
 
     Args:
         gradient: of its output, [n, c, p, q].
@@ -157,12 +158,12 @@ def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tenso
 
 
 def _columns_seen(x: torch.Tensor, first: int, count: int, padding: Pair) -> torch.Tensor:
-    """`count` columns of x, padded with zeros on all sides, from column `first` on; channels-last."""
+    """Return `count` columns of x, padded with zeros on all sides, starting at column `first`; channels-last."""
     n, c, h, w = x.shape
     above, start = padding[0], first - padding[1]
     padded = x.new_zeros(n, h + 2 * above, count, c)
     low = max(start, 0)
-    high = max(min(start + count, w), low)  # none, where the map is narrower than the kernel's half
+    high = max(min(start + count, w), low)  # no columns, if the map is narrower than half the kernel
     padded[:, above : above + h, low - start : high - start] = x.permute(0, 2, 3, 1)[:, :, low:high]
     return padded.permute(0, 3, 1, 2)
 
@@ -170,7 +171,7 @@ def _columns_seen(x: torch.Tensor, first: int, count: int, padding: Pair) -> tor
 def _backward(
     gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair, of: int
 ) -> torch.Tensor:
-    """PyTorch's gradient of the input (`of` 0) or the weight (1)."""
+    """Return PyTorch's gradient of the input (`of` = 0) or of the weight (`of` = 1)."""
     wanted = [of == 0, of == 1, False]
     found: torch.Tensor = CONVOLUTION_BACKWARD(
         gradient, x, weight, None, stride, padding, (1, 1), False, (0, 0), len(weight), wanted

@@ -1,6 +1,6 @@
-"""Where each torchvision family's body ends: its stages in order, up to the last activation map.
+"""The stages of each torchvision family's body, in order, up to the last activation map.
 
-Whatever follows (pooling, dropout, fully connected layers) is the old classifier and is left behind.
+Everything after them (pooling, dropout, fully connected layers) is the old classifier and is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Stages = list[tuple[str, nn.Module]]
 
 
 class ImageNetToInception(nn.Module):
-    """The input scaling that the ported Inception weights ask for (`transform_input=True`)."""
+    """The input scaling that the ported Inception weights need (`transform_input=True`)."""
 
     def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
         mean = x_nchw.new_tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
@@ -64,10 +64,10 @@ FAMILIES: tuple[tuple[type[nn.Module], Callable[..., Stages]], ...] = (
 
 
 def map_stages(model: nn.Module) -> Stages | None:
-    """The stages of a torchvision model that end in an activation map [n, f, h, w]; None for a vision transformer.
+    """Return the stages of a torchvision model up to an activation map [n, f, h, w]; None for a vision transformer.
 
     Raises:
-        NotImplementedError: a family this table does not know.
+        NotImplementedError: the table lacks the model's family.
     """
     if isinstance(model, tv.VisionTransformer):
         return None
@@ -78,6 +78,6 @@ def map_stages(model: nn.Module) -> Stages | None:
 
 
 def classifier_parameters(model: nn.Module, body: Iterable[nn.Parameter]) -> int:
-    """Parameters of a whole model that are not in its body."""
+    """Count the parameters of a whole model that are not in its body."""
     kept = {id(parameter) for parameter in body}
     return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in kept)

@@ -1,7 +1,6 @@
 """Fold batch norms into the convolutions before them: the same function, with fewer passes over memory.
 
-Once and for all for a frozen body; in every step, from the weights as they are, for one that trains with frozen
-statistics.
+A frozen body is folded once. A network that trains with frozen statistics is folded in every step, from its present weights.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ FOLD_TOLERANCE = 1e-3
 
 
 class FoldedConv(nn.Module):
-    """A convolution and the batch norm after it with frozen statistics, as one convolution whose weights follow theirs.
+    """A convolution and the following batch norm with frozen statistics, computed as one convolution.
 
-    With s = weight / sqrt(running_var + eps), norm(conv(x)) is the convolution with s times the weights and bias
-    norm.bias - s x running_mean; gradients reach the convolution's and the norm's own parameters through that.
+    With s = weight / sqrt(running_var + eps), norm(conv(x)) is the convolution with s times the weights and the bias
+    norm.bias - s x running_mean. Gradients reach the own parameters of both modules through this formula.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: _BatchNorm) -> None:
@@ -44,19 +43,19 @@ class FoldedConv(nn.Module):
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """New modules around the model's own parameters and buffers."""
+    """Copy the modules of a model, but keep its own parameters and buffers."""
     own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, own)  # deepcopy takes what its memo holds as copied already
+    return copy.deepcopy(model, own)  # deepcopy does not copy what its memo already has
 
 
 def training_view(model: nn.Module, example: torch.Tensor) -> nn.Module:
-    """`model` for training with frozen batch norm: the same function, parameters and buffers, in fewer passes.
+    """Return `model` with folded batch norms, for training with frozen statistics: the same function in fewer passes.
 
-    Only the modules are new, every tensor is the model's own: an optimizer of the model's parameters trains both. Nothing
-    is folded where that would be another function: where something else, a shortcut, reads a convolution's output too.
+    Only the modules are new; parameters and buffers are the model's own, so that an optimizer over them trains both. Nothing
+    is folded if that would change the function, as when a shortcut also reads a convolution's output.
 
     Args:
-        example: an input [n, ...], to find the pairs by.
+        example: an input [n, ...] for the forward pass that finds pairs of convolution and batch norm.
     """
     view = shared_copy(model).eval()
     with torch.no_grad():
@@ -64,11 +63,14 @@ def training_view(model: nn.Module, example: torch.Tensor) -> nn.Module:
         trial = copy.deepcopy(view)
         for module in trial.modules():
             if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
-                module.running_mean -= module.running_var.sqrt() / 2  # those of a new network make it nearly the identity
+                module.running_mean -= module.running_var.sqrt() / 2  # a new network's are nearly the identity
         expected = trial(example)
         _fold_live(trial, pairs)
         if not _agree(trial(example), expected):
-            logger.info("  batch norms are not folded in training: not only they read what the convolutions give")
+            logger.info(
+                "  training is somewhat slower: batch norms are not folded, because other layers also read the convolutions'"
+                " outputs"
+            )
             return view
     _fold_live(view, pairs)
     return view
@@ -90,13 +92,13 @@ def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
 @torch.inference_mode(False)
 @torch.no_grad()
 def fold_batch_norms(body: nn.Module, example: torch.Tensor) -> tuple[nn.Module, int]:
-    """A copy of `body` with each batch norm folded into the convolution whose output it alone reads.
+    """Copy `body` with each batch norm folded into its convolution, if nothing else reads that convolution's output.
 
-    Pairs are found by watching one forward pass of `example`; the copy's output is compared with the
-    original's, and the original is kept when they differ.
+    Pairs are found by watching one forward pass of `example`. If the folded body's output differs from the original's,
+    the unfolded copy is returned.
 
     Returns:
-        The body to use, and how many batch norms were folded.
+        The body to use, and the number of batch norms that were folded.
     """
     body = copy.deepcopy(body).eval()
     expected = body(example)
@@ -111,7 +113,7 @@ def fold_batch_norms(body: nn.Module, example: torch.Tensor) -> tuple[nn.Module,
 
 def _conv_norm_pairs(body: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
     calls: dict[str, int] = {}
-    made: dict[int, tuple[str, torch.Tensor, int]] = {}  # the tensor is kept, so that its id stays its own
+    made: dict[int, tuple[str, torch.Tensor, int]] = {}  # the tensor is kept so that its id is not reused
     pairs: list[tuple[str, str]] = []
 
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -154,10 +156,11 @@ def _fold(body: nn.Module, conv_name: str, norm_name: str) -> None:
 
 
 def _rest(norm: nn.Module) -> nn.Module:
-    """What timm's BatchNormAct2d does besides: dropout and activation; a plain batch norm leaves nothing behind."""
+    """Return the remaining parts of timm's BatchNormAct2d, dropout and activation; a plain batch norm has none."""
     return nn.Sequential(*(part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)))
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule `name` of a model."""
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)

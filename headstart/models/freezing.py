@@ -1,4 +1,4 @@
-"""What trains, and what batch norm does meanwhile.
+"""Freezing: which layer groups train, and how batch norm behaves in training.
 
 | setting                     | normalises training batches with | running stats move | affine trains |
 |-----------------------------|----------------------------------|--------------------|---------------|
@@ -21,10 +21,10 @@ HEAD = "head"
 
 
 def layer_groups(groups: Mapping[str, tuple[str, ...]], model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Parameters of a `Classifier` by layer group, earliest first, the head last.
+    """Return the parameters of a `Classifier` by layer group, earliest first, the head last.
 
     Args:
-        groups: the backbone's, names relative to the body.
+        groups: the backbone's groups, with names relative to the body.
         model: a module with children `body` and `head`.
     """
     named = dict(model.named_parameters())
@@ -34,14 +34,14 @@ def layer_groups(groups: Mapping[str, tuple[str, ...]], model: nn.Module) -> dic
 
 
 def trained_groups(names: list[str], unfreeze_from: str) -> list[str]:
-    """Which layer groups train.
+    """Return the layer groups that train.
 
     Args:
         names: all groups, earliest first.
-        unfreeze_from: "all", a group's name (it and all later ones), or "last-N".
+        unfreeze_from: "all", a group's name (this group and all later ones train), or "last-N".
 
     Raises:
-        InputError: no such group, or more groups asked for than there are.
+        InputError: there is no such group, or there are fewer than N groups.
     """
     if unfreeze_from == "all":
         return names
@@ -65,8 +65,8 @@ def freeze_except(groups: Mapping[str, list[nn.Parameter]], trained: list[str]) 
 def training_mode(model: nn.Module, bn_freeze: bool) -> None:
     """Put a model into training mode by the table above.
 
-    A module all of whose parameters are frozen is in eval mode with everything in it: its dropout and
-    stochastic depth are off and no buffer of it moves.
+    A module whose parameters are all frozen is in eval mode, with everything inside it: dropout and stochastic depth are
+    off, and no buffer changes.
     """
     model.train()
     for module in model.modules():
@@ -77,5 +77,5 @@ def training_mode(model: nn.Module, bn_freeze: bool) -> None:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether any BatchNorm1d/2d/3d or SyncBatchNorm is in the model."""
+    """Return whether the model has any BatchNorm1d, 2d, 3d or SyncBatchNorm."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())

@@ -1,4 +1,4 @@
-"""Heads: what is trained on the activations. Shape legend: n rows, d activation width, c classes."""
+"""Heads: the networks that train on activations. Shape legend: n rows, d activation width, c classes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ HIDDEN = 512
 
 
 class Standardise(nn.Module):
-    """Subtract the training activations' mean and divide by one scale, their typical standard deviation.
+    """A fixed layer that subtracts the training activations' mean and divides by one scale, their typical deviation.
 
-    It puts every backbone's activations on one scale, so that one learning rate means one thing. One
-    scale for all columns, not one each: a max-pooled feature that is zero but for a few images would be
-    blown up by its own tiny deviation (measured: docs/decisions.md).
+    It gives every backbone's activations the same scale, so that a learning rate means the same for all. All columns share
+    one scale, because a max-pooled feature that is zero except for a few images would be blown up by its own tiny
+    deviation (measured: docs/decisions.md).
     """
 
     mean: torch.Tensor
@@ -30,10 +30,10 @@ class Standardise(nn.Module):
         self.register_buffer("scale", torch.ones(1))
 
     def measure(self, blocks: Iterable[torch.Tensor]) -> None:
-        """Take mean [d] and scale [1] from all rows of `blocks` [n, d].
+        """Compute mean [d] and scale [1] from all rows of `blocks` [n, d].
 
         Raises:
-            InputError: the activations are all the same, there is nothing to learn from.
+            InputError: the activations are all the same, or not finite.
         """
         count, mean_d, squares_d = 0, torch.zeros(0), torch.zeros(0)
         for x_nd in blocks:  # Chan et al. 1979, Updating formulae and a pairwise algorithm for sample variances
@@ -47,7 +47,7 @@ class Standardise(nn.Module):
         if not 0 < scale < float("inf"):
             raise InputError(
                 f"the activations of all {count} training images have standard deviation {scale:.3g}",
-                wanted="a backbone that tells the images apart",
+                wanted="activations that differ between images",
                 fix="check backbone.weights and the images",
             )
         self.mean.copy_(mean_d)
@@ -58,7 +58,7 @@ class Standardise(nn.Module):
 
 
 def linear_head(width: int, classes: int) -> nn.Sequential:
-    """Standardised activations [n, d] to logits [n, c]; starts at zero, where softmax regression is convex."""
+    """Return a softmax regression on standardised activations, [n, d] to logits [n, c]; its weights start at zero."""
     linear = nn.Linear(width, classes)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -66,7 +66,7 @@ def linear_head(width: int, classes: int) -> nn.Sequential:
 
 
 def mlp_head(width: int, classes: int) -> nn.Sequential:
-    """fastai's head on [n, d]: BN, dropout .25, 512, ReLU, BN, dropout .5, [n, c]; Kaiming-normal weights.
+    """Return fastai's head, [n, d] to [n, c]: BN, dropout 0.25, 512, ReLU, BN, dropout 0.5, Kaiming-normal weights.
 
     Source: fastai 2, `create_head`, https://docs.fast.ai/vision.learner.html.
     """
@@ -85,20 +85,20 @@ def mlp_head(width: int, classes: int) -> nn.Sequential:
 
 
 def build_head(kind: str, width: int, classes: int, seed: int) -> nn.Sequential:
-    """A head of `kind` "linear" or "mlp"; equal seeds give equal weights."""
+    """Build a head of `kind` "linear" or "mlp"; equal seeds give equal weights."""
     with scoped_seed(seed):
         return linear_head(width, classes) if kind == "linear" else mlp_head(width, classes)
 
 
 def fit_standardiser(head: nn.Sequential, blocks: Iterable[torch.Tensor]) -> None:
-    """Fit a new head's fixed statistics to the training activations (blocks [n, d]), where it has such."""
+    """Fit a new head's fixed statistics, if it has any, to the training activations (blocks [n, d])."""
     for module in head.modules():
         if isinstance(module, Standardise):
             module.measure(blocks)
 
 
 class Classifier(nn.Module):
-    """Body and head: images [n, 3, s, s] float32 to logits [n, c] float32."""
+    """A body and a head: images [n, 3, s, s] float32 to logits [n, c] float32."""
 
     def __init__(self, body: nn.Module, head: nn.Module) -> None:
         super().__init__()

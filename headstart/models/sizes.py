@@ -1,4 +1,4 @@
-"""Which image sizes a network takes: a multiple of its patch, and large enough for its strides.
+"""Image sizes that a network takes: multiples of its patch size that are large enough for its strides.
 
 Shape legend: n images, d activation width, s input side.
 """
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def refuse_size(backbone: Backbone, image_size: int, key: str = "backbone.image_size") -> None:
-    """Refuse images of a size that the built network cannot take, or of which it would not see the edge.
+    """Refuse an image size that the built network cannot take, or whose edge it would not see.
 
     Args:
-        key: the parameter that asks for it.
+        key: the parameter that sets the size.
 
     Raises:
         InputError: naming the parameter and the size.
@@ -30,7 +30,7 @@ def refuse_size(backbone: Backbone, image_size: int, key: str = "backbone.image_
 
 
 def refuse_part_of_a_patch(patch: int, name: str, size: int, key: str = "backbone.image_size") -> None:
-    """Refuse an image size that is no multiple of the patch that a network cuts its input into: the rest is never seen.
+    """Refuse an image size that is not a multiple of the network's patch size, as it would never see the remaining pixels.
 
     Raises:
         InputError: naming the nearest sizes.
@@ -47,7 +47,7 @@ def refuse_part_of_a_patch(patch: int, name: str, size: int, key: str = "backbon
 
 
 def patch_side(model: nn.Module) -> int:
-    """The side of the patches, pixels, that a network's first convolution takes side by side; 1 where they overlap."""
+    """Return the side in pixels of the patches that a network's first convolution cuts; 1 if the patches overlap."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d) and module.in_channels == 3), None)
     if first is None or first.kernel_size != first.stride or first.padding not in ((0, 0), "valid"):
         return 1
@@ -55,25 +55,29 @@ def patch_side(model: nn.Module) -> int:
 
 
 def unseen_edge(body: nn.Module, size: int) -> int:
-    """How many pixels at the right or lower edge no output depends on: strides that do not divide the size leave some out."""
+    """Return how many pixels at the right or lower edge affect no output, because the strides do not divide the size."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(1, 3, size, size, generator=generator).requires_grad_()
     with torch.enable_grad():
         y = body(x)
-        weights = torch.rand(y.shape, generator=generator)  # a plain sum behind a layer norm is always the same
+        weights = torch.rand(y.shape, generator=generator)  # an unweighted sum after a layer norm is constant
         (slope,) = torch.autograd.grad((y * weights).sum(), x)
     seen_hw = slope.abs().amax((0, 1)) > 0
+<<<<<<< HEAD
     if not seen_hw.any():  # a dead network shows nothing
+=======
+    if not seen_hw.any():  # a dead network: its edge is unknown
+>>>>>>> l2
         return 0
     return max(size - 1 - int(seen_hw.any(dim).nonzero().max()) for dim in (0, 1))
 
 
 @torch.no_grad()
 def forward_once(module: nn.Module, name: str, size: int, key: str = "backbone.image_size") -> torch.Tensor:
-    """The output [1, d] for one black image of `size` pixels.
+    """Return the output [1, d] for one black image of `size` pixels.
 
     Raises:
-        InputError: the network refuses the size, naming the parameter `key` that asks for it.
+        InputError: the network refuses the size; the message names `key`, the parameter that sets it.
     """
     try:
         output: torch.Tensor = module(torch.zeros(1, 3, size, size))
@@ -83,9 +87,9 @@ def forward_once(module: nn.Module, name: str, size: int, key: str = "backbone.i
 
 
 def size_error(name: str, size: int, error: Exception, key: str = "backbone.image_size") -> InputError:
-    """The error for a size that a network refuses with an error of its own."""
+    """Return the error for a size that a network refuses with an error of its own."""
     why = str(error).strip().partition("\n")[0] or "its own check of the size fails"
     return InputError(
         f"{key}: {name} refuses {size} pixels: {why[:200]}",
-        fix="take the size its weights were trained at (224 for most)",
+        fix=f"set {key} to the size that its weights were trained at (224 for most)",
     )

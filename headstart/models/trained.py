@@ -1,4 +1,4 @@
-"""Trained models on disk: safetensors whose metadata says all that is needed to use them."""
+"""Trained models on disk: safetensors files whose metadata has everything that is needed to use them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from headstart.models.backbones import bare_backbone
 from headstart.models.heads import Classifier, build_head
 from headstart.models.weights import unshared
 
-SAME = 1e-3  # of the largest logit: memory layouts differ, and with them last bits
+SAME = 1e-3  # tolerance relative to the largest logit: other memory layouts give other last bits
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model file says of itself.
+    """The description of a model in its file.
 
     Args:
         backbone: architecture name.
-        options: arguments of the library's constructor besides the name; the same weights in a network made with others
-            are another model.
-        preprocessing: as the body expects it.
-        limits: what an image must keep to: max_pixels, min_side, formats, as in params.yaml.
+        options: arguments of the library's constructor besides the name; with other options the same weights would be
+            another model.
+        preprocessing: that the body expects.
+        limits: max_pixels, min_side and formats of images, as in params.yaml.
         head: "linear" or "mlp".
         width: activations per image.
         classes: labels in the order of the logits.
-        provenance: digests of what it was made from.
+        provenance: digests of what the model was made from.
     """
 
     backbone: str
@@ -51,13 +51,13 @@ class ModelCard:
 
 
 class Outdated(InputError):
-    """A model file that an earlier version wrote: it lacks what is needed to build its network."""
+    """The error for a model file of an earlier version, which lacks the information to build its network."""
 
 
 def save_model(path: Path, module: nn.Module, card: ModelCard) -> None:
     """Write a module's state and its card atomically; equal models give equal bytes.
 
-    A checksum of tensors and card goes into the metadata and is verified on load.
+    The metadata has a checksum of tensors and card, which is verified on load.
     """
     state = unshared(module.state_dict())
     fields = card.__dict__ | {"preprocessing": card.preprocessing.as_dict()}
@@ -68,7 +68,7 @@ def load_card(path: Path) -> ModelCard:
     """Read a model file's card.
 
     Raises:
-        InputError: no such file, damaged, or not one of ours.
+        InputError: the file is missing, damaged, or not a Headstart model.
     """
     return _read(path)[1]
 
@@ -77,7 +77,7 @@ def load_head(path: Path) -> tuple[nn.Module, ModelCard]:
     """Load a trained head in eval mode.
 
     Raises:
-        InputError: no such file, damaged, or not a head.
+        InputError: the file is missing, damaged, or not a head.
     """
     state, card = _read(path)
     head = build_head(card.head, card.width, len(card.classes), seed=0)
@@ -89,7 +89,7 @@ def load_classifier(path: Path) -> tuple[Classifier, ModelCard]:
     """Load a fine-tuned model, body and head, in eval mode.
 
     Raises:
-        InputError: no such file, damaged, or not a whole model.
+        InputError: the file is missing, damaged, or not a whole model.
     """
     state, card = _read(path)
     backbone = bare_backbone(card.backbone, card.preprocessing, card.options)
@@ -99,15 +99,15 @@ def load_classifier(path: Path) -> tuple[Classifier, ModelCard]:
 
 
 def refuse_another(path: Path, model: nn.Module, views: torch.Tensor) -> None:
-    """Read a model file back and refuse it where it does not answer as the model that was saved.
+    """Read a model file back and refuse it if its answers differ from those of the model that was saved.
 
-    Whatever of a network is not in its file (an option of its constructor, a buffer that is not saved) shows here.
+    This finds parts of a network that its file lacks, such as an option of its constructor or a buffer that is not saved.
 
     Args:
         views: images [n, 3, s, s] uint8.
 
     Raises:
-        InputError: it answers otherwise.
+        InputError: the answers differ.
     """
     loaded, card = load_classifier(path)
     x_nchw = normalise(views, card.preprocessing)
@@ -116,9 +116,9 @@ def refuse_another(path: Path, model: nn.Module, views: torch.Tensor) -> None:
         found, wanted = loaded(x_nchw), trained(x_nchw)
     if not (found - wanted).abs().max() <= SAME * wanted.abs().max():
         raise InputError(
-            f"{path}: read back, {card.backbone} is another network: its logits are off by {(found - wanted).abs().max():.3g}",
+            f"{path}: {card.backbone} answers differently after loading: logits differ by {(found - wanted).abs().max():.3g}",
             wanted="the same answers before saving and after loading",
-            fix="take another backbone, and report this: its constructor has an option that Headstart does not keep",
+            fix="choose another backbone, and report this: its constructor has an option that Headstart does not save",
         )
 
 
@@ -131,7 +131,7 @@ def _fill(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, what
 
 
 def _file(state: Mapping[str, torch.Tensor], fields: Mapping[str, Any]) -> bytes:
-    """One value of the metadata holds all fields, for safetensors orders no metadata."""
+    """Return the file's bytes; one metadata value holds all fields, because safetensors does not keep metadata in order."""
     return save(dict(state), metadata={"headstart": canonical_json(fields)})
 
 
@@ -153,8 +153,11 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
         card = ModelCard(**(fields | {"preprocessing": preprocessing, "classes": tuple(fields["classes"])}))
     except (KeyError, TypeError, ValueError):
         if fields.keys() & {"backbone", "classes"} and not fields.keys() >= {"options", "limits"}:
-            raise Outdated(f"{path}: a model of an earlier version of Headstart", fix="run the pipeline again") from None
-        raise InputError(f"{path}: a weights file, but not a model of this project") from None
+            raise Outdated(
+                f"{path}: a model of an earlier version of Headstart",
+                fix="run the pipeline again",
+            ) from None
+        raise InputError(f"{path}: a weights file, but not a Headstart model") from None
     if not sound:
         raise InputError(f"{path}: its checksum does not match: damaged", fix="delete it and run the pipeline again")
     return state, card

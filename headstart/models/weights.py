@@ -1,4 +1,4 @@
-"""Where weights come from: a package on the index, the libraries' own downloads, or a local file."""
+"""Load weights: from a package on the index, from the libraries' own downloads, or from a local file."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ CONTAINERS = (
     "net",
     "weights",
     "module",
-)  # of training scripts' files
-# Tensors that some versions of a library save and others compute: they hold nothing that was trained.
+)  # keys under which training scripts save the state dict
+# Tensors that some versions of a library save and others compute; none of them is trained.
 NOT_TRAINED = (
     "num_batches_tracked",
     "relative_position_index",
@@ -47,15 +47,15 @@ OFFLINE = "offline choices: backbone.weights: packaged (tf_efficientnet_lite0, 1
 
 @dataclass(frozen=True)
 class Fit:
-    """What a state dict gave to a model.
+    """The result of loading a state dict into a model.
 
     Args:
         name: of the file, for messages.
         tensors: the model's own parameters and buffers by name, before it is cut.
-        filled: names of those that the state dict holds in the right shape.
-        left_over: names in the state dict that the model has no place for.
-        other_shapes: the shape in the state dict of each of the model's tensors that has another one.
-        classifier: what the library calls the model's classifier.
+        filled: names of the tensors that the state dict has in the right shape.
+        left_over: names in the state dict that the model does not have.
+        other_shapes: shapes in the state dict that differ from the model's, by tensor name.
+        classifier: the library's names for the model's classifier.
     """
 
     name: str
@@ -67,12 +67,12 @@ class Fit:
 
 
 def refuse_misfit(fit: Fit, body: nn.Module) -> None:
-    """Refuse weights that leave a part of the body as it was, or that belong to a larger network.
+    """Refuse weights that do not fill the whole body, or that belong to a larger network.
 
-    Whatever is not in the body (the classifier, auxiliary classifiers) may be missing, left over or of another shape.
+    Tensors outside the body (the classifier, auxiliary classifiers) may be missing, left over or of another shape.
 
     Raises:
-        InputError: naming the tensors.
+        InputError: the weights do not fit; the message names the tensors.
     """
     inside = {id(tensor) for tensor in body.state_dict(keep_vars=True).values()}
     filled = {id(fit.tensors[name]) for name in fit.filled}
@@ -83,17 +83,18 @@ def refuse_misfit(fit: Fit, body: nn.Module) -> None:
         raise InputError(
             f"{fit.name} does not fit the backbone: it lacks {len(lacking)} of {len(inside)} tensors:"
             f"\n    {_shown(lacking, fit)}",
-            wanted="a file of this very architecture; only its classifier may be missing or have other classes",
-            fix="check backbone.name against where the weights come from",
+            wanted="weights of exactly this architecture; only the classifier may be missing or have other classes",
+            fix="check backbone.name against the source of the weights",
         )
     own = {name.partition(".")[0] for one, name in names.items() if one in inside}
     harmless = (*NOT_TRAINED, *(f"{name}.{part}" for name in fit.classifier for part in ("weight", "bias")))
     foreign = [name for name in fit.left_over if name.partition(".")[0] in own and not name.endswith(harmless)]
     if foreign:
         raise InputError(
-            f"{fit.name} does not fit the backbone, which has no place for {len(foreign)} tensors:\n    {_shown(foreign, fit)}",
-            wanted="a file of this very architecture; these weights are of a larger or another one",
-            fix="check backbone.name against where the weights come from",
+            f"{fit.name} does not fit the backbone: it has {len(foreign)} tensors that the backbone does not have:"
+            f"\n    {_shown(foreign, fit)}",
+            wanted="weights of exactly this architecture; these belong to a larger or another one",
+            fix="check backbone.name against the source of the weights",
         )
 
 
@@ -110,7 +111,7 @@ def load_torchvision(model: nn.Module, name: str, listed: Any, weights: str, sha
     """Load `weights` into a torchvision model in place; `listed` is the library's weights entry for it.
 
     Returns:
-        What they filled; None where the model keeps its random weights.
+        The tensors that they filled; None if the model keeps its random weights.
     """
     if weights == "random":
         return None
@@ -130,7 +131,7 @@ def create_timm(name: str, weights: str, options: Mapping[str, Any], sha256: str
     """Create a timm model with `weights`.
 
     Returns:
-        The model, and what a file's weights filled; None for those that the library itself checks, or that are random.
+        The model, and the tensors that a file's weights filled; None for random weights and those that the library checks.
     """
     if weights == "imagenet":
         return _timm_pretrained(name, options), None
@@ -156,7 +157,7 @@ def _timm_pretrained(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def _load_packaged(model: nn.Module, name: str) -> None:
-    """The package's state dict maps one to one, in order, onto timm's."""
+    """Load the package's state dict, whose tensors have the same order as timm's, but other names."""
     if name not in PACKAGED:
         raise _not_packaged(name)
     number = name[-1]
@@ -169,13 +170,13 @@ def _load_packaged(model: nn.Module, name: str) -> None:
 def _load_file(model: nn.Module, name: str, path: Path, sha256: str) -> Fit:
     if not path.is_file():
         raise InputError(
-            f"backbone.weights: {str(path)!r} is no file", wanted="packaged, imagenet, random, or a path to a file"
+            f"backbone.weights: there is no file {str(path)!r}", wanted="packaged, imagenet, random, or a path to a file"
         )
     found = sha256_file(path)
     if found != sha256:
         raise InputError(
             f"backbone.weights: {path} has SHA-256\n    {found}\n  and backbone.weights_sha256 is {sha256}",
-            wanted="the hash of the file in params.yaml: it tells DVC when the file changes",
+            wanted="the file's own hash in params.yaml, so that DVC notices when the file changes",
             fix=f"--set backbone.weights_sha256={found}",
         )
     state = _unprefixed(read_state(path), model, path)
@@ -188,19 +189,23 @@ def _load_file(model: nn.Module, name: str, path: Path, sha256: str) -> Fit:
 
 
 def read_state(path: Path) -> State:
-    """Read a state dict from .safetensors, or from .pth/.pt with `weights_only=True` and no fallback.
+    """Read a state dict from .safetensors, or from .pth or .pt with `weights_only=True` and no fallback.
 
-    A training script's file may hold it under one of the usual names (`CONTAINERS`).
+    A training script's file may have it under one of the usual keys (`CONTAINERS`).
 
     Raises:
-        InputError: another kind of file, or a damaged one.
+        InputError: the file is of another kind, or damaged.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, weights_only=True, map_location="cpu") if path.suffix in (".pth", ".pt") else None
     except UNPICKLING_ERROR:
-        raise InputError(f"{path}: holds more than weights, it is not unpickled", fix="save a plain state dict") from None
+        raise InputError(
+            f"{path}: holds more than weights, so it is not unpickled",
+            wanted="a state dict alone",
+            fix="torch.save(model.state_dict(), PATH)",
+        ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, AttributeError) as error:
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{path}: not a readable weights file: {why[:200]}") from None
@@ -210,10 +215,10 @@ def read_state(path: Path) -> State:
 
 
 def _contained(loaded: Any, path: Path) -> State:
-    """The state dict in what a file holds.
+    """Return the state dict in a file's content.
 
     Raises:
-        InputError: there is none, or the file is a whole pickled model.
+        InputError: the content has no state dict, or is a whole pickled model.
     """
     while isinstance(loaded, Mapping):
         tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
@@ -225,17 +230,17 @@ def _contained(loaded: Any, path: Path) -> State:
         loaded = loaded[inner[0]]
     keys = f"keys {', '.join(map(str, list(loaded)[:6]))}" if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
     raise InputError(
-        f"{path}: no state dict is in it: {keys}",
+        f"{path}: holds no state dict, but {keys}",
         wanted=f"tensors by name, or a dict that has them under one of: {', '.join(CONTAINERS)}",
         fix="torch.save(model.state_dict(), PATH)",
     )
 
 
 def _unprefixed(state: State, model: nn.Module, path: Path) -> State:
-    """A state dict without what a wrapper (`module.`, `model.`, `_orig_mod.`) puts before each of the model's names.
+    """Remove the prefix that a wrapper (`module.`, `model.`, `_orig_mod.`) adds to the names in a state dict.
 
     Raises:
-        InputError: several networks of this architecture are in it, such as a student and its teacher.
+        InputError: the state dict holds several networks of this architecture, such as a student and its teacher.
     """
     own = model.state_dict()
     anchor = next(iter(own))
@@ -247,17 +252,17 @@ def _unprefixed(state: State, model: nn.Module, path: Path) -> State:
     best = [prefix for prefix, count in fitting.items() if count == most]
     if len(best) > 1:
         raise InputError(
-            f"{path}: {len(best)} networks are in it, under the names {', '.join(repr(prefix) for prefix in best)}",
+            f"{path}: holds {len(best)} networks, under the names {', '.join(repr(prefix) for prefix in best)}",
             wanted="one network",
-            fix="save the one that is meant by itself",
+            fix="save the one to use in a file of its own",
         )
     return {name.removeprefix(best[0]): value for name, value in state.items() if name.startswith(best[0])}
 
 
 def _resampled(model: nn.Module, state: State) -> State:
-    """A state dict as the library itself adapts it to this model: position embeddings for another image size, older names.
+    """Adapt a state dict to this model with the library's own code: position embeddings of another image size, older names.
 
-    The state dict itself where the library has nothing to adapt. The size of a patch is never changed.
+    If there is nothing to adapt, return the state dict itself. The patch size never changes.
     """
     if any(_is_patch(name) and state[name].shape != value.shape for name, value in model.state_dict().items() if name in state):
         return state
@@ -272,7 +277,7 @@ def _resampled(model: nn.Module, state: State) -> State:
     try:
         adapted: State = adapt(dict(state), model)
     except (KeyError, ValueError, RuntimeError, AttributeError, IndexError, AssertionError, TypeError):
-        return state  # it is made for the library's own files; what is missing is reported
+        return state  # the code is made for the library's own files; `refuse_misfit` reports what is missing
     return adapted
 
 
@@ -281,16 +286,16 @@ def _is_patch(name: str) -> bool:
 
 
 def _is_alike(own: torch.Tensor, value: torch.Tensor) -> bool:
-    """Of one shape, and both numbers that were trained or both not: 8-bit integers are no weights without their scales."""
+    """Compare shapes, and whether both are floats: quantized 8-bit integers are no weights without their scales."""
     return own.shape == value.shape and own.is_floating_point() == value.is_floating_point()
 
 
 def _fit(model: nn.Module, state: State, name: str) -> Fit:
-    """Load all that fits; what of the body is missing is for `refuse_misfit` to find."""
+    """Load all tensors that fit; `refuse_misfit` reports those that the body lacks."""
     own = model.state_dict(keep_vars=True)
     fitting = {key: value for key, value in state.items() if key in own and _is_alike(own[key], value)}
     loaded = OrderedDict(fitting)
-    loaded._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # versions of layouts, which MNASNet asks for
+    loaded._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # layout versions, which MNASNet needs
     model.load_state_dict(loaded, strict=False)
     other = {key: tuple(value.shape) for key, value in state.items() if key in own and key not in fitting}
     left_over = tuple(key for key in state if key not in own)
@@ -299,7 +304,7 @@ def _fit(model: nn.Module, state: State, name: str) -> Fit:
 
 
 def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors on the CPU, contiguous, each in memory of its own: safetensors takes no others, and CoaT's layers share some."""
+    """Return tensors on the CPU, contiguous, without shared memory: safetensors requires it, and CoaT's layers share some."""
     seen: set[int] = set()
     found: dict[str, torch.Tensor] = {}
     for name, value in tensors.items():
@@ -310,7 +315,7 @@ def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def state_digest(module: nn.Module) -> str:
-    """Hex SHA-256 of a module's parameters and buffers, with their names, types and shapes."""
+    """Return the hex SHA-256 of a module's parameters and buffers, with their names, types and shapes."""
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         array = value.detach().cpu().contiguous()
@@ -322,8 +327,8 @@ def state_digest(module: nn.Module) -> str:
 def _not_packaged(name: str) -> InputError:
     return InputError(
         f"backbone.weights: packaged, but no package ships weights of {name}",
-        wanted=f"one of: {', '.join(PACKAGED)}",
-        fix="take one of these, or set backbone.weights to imagenet, random, or a path",
+        wanted=f"backbone.name: one of {', '.join(PACKAGED)}",
+        fix="choose one of these, or set backbone.weights to imagenet, random, or a path",
     )
 
 
@@ -331,5 +336,5 @@ def _no_download(name: str, url: str, cache: Path, error: BaseException) -> Inpu
     return InputError(
         f"backbone.weights: the weights of {name} cannot be downloaded: {str(error).splitlines()[0][:160]}",
         wanted=f"{url}\n          which would be kept in {cache}",
-        fix=f"allow the network once, or copy them there from another machine; {OFFLINE}",
+        fix=f"allow network access once, or copy the file there from another machine; {OFFLINE}",
     )
