@@ -39,15 +39,9 @@ class Backbone:
         body: images [n, 3, s, s] float32 to activations [n, d], in eval mode, no gradients.
         width: d.
         groups: parameter names of the body by layer group, earliest first.
-<<<<<<< HEAD
-        preprocessing: from the weights' own metadata, at the wanted image size.
-        options: arguments of the library's constructor besides the name; a model file needs them to build the network again.
-        body_parameters, classifier_parameters: counts of the architecture, before and after the cut.
-=======
         preprocessing: from the weights' own metadata, at the chosen image size.
         options: the constructor's arguments besides the name; a model file needs them to build the network again.
         body_parameters, classifier_parameters: number of parameters before and after the cut.
->>>>>>> l2
     """
 
     name: str
@@ -179,11 +173,7 @@ def _backbone(
 
 
 def _options(name: str, weights: str, size: int) -> dict[str, Any]:
-<<<<<<< HEAD
-    """Return the arguments of the library's constructor besides the name: what of the architecture follows from parameters."""
-=======
     """Return the constructor's arguments besides the name: those parts of the architecture that depend on parameters."""
->>>>>>> l2
     if library_of(name) == TIMM:
         config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
         return {"img_size": size} if config.fixed_input_size else {}

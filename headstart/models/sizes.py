@@ -63,11 +63,7 @@ def unseen_edge(body: nn.Module, size: int) -> int:
         weights = torch.rand(y.shape, generator=generator)  # an unweighted sum after a layer norm is constant
         (slope,) = torch.autograd.grad((y * weights).sum(), x)
     seen_hw = slope.abs().amax((0, 1)) > 0
-<<<<<<< HEAD
-    if not seen_hw.any():  # a dead network shows nothing
-=======
     if not seen_hw.any():  # a dead network: its edge is unknown
->>>>>>> l2
         return 0
     return max(size - 1 - int(seen_hw.any(dim).nonzero().max()) for dim in (0, 1))
 
