@@ -170,9 +170,8 @@ _kept: list[subprocess.Popen[bytes]] = []
 
 def ask(address: str, words: list[str]) -> None:
     """Have a fork do what this process was started for, and end as it ends."""
-    request = Request(
-        address, words, Path.cwd(), os.environ, {number: number for number in range(MOST_FILES) if _is_open(number)}
-    )
+    files = {number: number for number in sorted(map(int, os.listdir("/dev/fd"))) if _is_open(number)}
+    request = Request(address, words, Path.cwd(), os.environ, files)
     code = request.code()
     if code >= 0:
         os._exit(code)

@@ -231,7 +231,7 @@ def test_auto_precision_gives_bfloat16_up_where_it_is_not_exact_enough(monkeypat
         monkeypatch.setattr(engine_module, "MAX_ERROR", most)
         plans.append(engine_of(backbone.body, backbone.preprocessing, precision="auto").plan)
     assert [plan.precision for plan in plans] == ["bfloat16", "float32"]
-    assert "off by" in plans[1].reason
+    assert "has an error of" in plans[1].reason
     assert plans[1].probe_error < 1e-4 < plans[0].probe_error
 
 

@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional as F
 
+from headstart.seeds import scoped_seed
 from headstart.training.checkpoints import Checkpoint
 from headstart.training.loop import Phase, Trainer, is_spoilt
 from headstart.training.optimizers import build_optimizer, cross_entropy
@@ -87,7 +88,8 @@ def test_what_no_epoch_betters_is_kept_as_it_came():
 
 
 def test_what_an_epoch_betters_is_replaced():
-    model = nn.Linear(8, 3)
+    with scoped_seed(0):
+        model = nn.Linear(8, 3)
     history = fit(model, [phase(model, 0.1)])
     assert history.best_epoch()["epoch"] == 2
     assert "The fine-tuned network of epoch 2 is kept" in what_was_kept(history)["sentence"]

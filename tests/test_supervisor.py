@@ -14,7 +14,7 @@ from headstart.prediction.batch import predict_folder
 from headstart.prediction.supervisor import ScoringJob, score_all
 from tests.conftest import write_shapes
 
-IDLE = 4.0
+IDLE = 2.0
 JOB = ScoringJob(Path("no model"), "", 1, 0.5, 1, 1, "cpu")
 # Fake scorers, which keep to the protocol. `start` gets the job; `answer` answers the file of an index.
 START = """
@@ -45,7 +45,7 @@ def hasty(monkeypatch):
 
 
 def command(code: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-c", code, *arguments]
+    return [sys.executable, "-I", "-S", "-c", code, *arguments]  # it starts in 20 ms, far within IDLE
 
 
 def test_a_hang_before_the_first_answer_is_reported():
