@@ -306,10 +306,10 @@ def test_bad_arguments_end_the_command_with_2(done, folder, tmp_path, arguments,
     assert not (tmp_path / "p.csv").exists()
 
 
-def test_a_killed_run_goes_on_where_it_was(done, tmp_path):
+def test_a_killed_run_goes_on_where_it_was(copied, tmp_path):
     folder = write_shapes(tmp_path / "many", each=400)
-    process = start_predict(done, "--images", str(folder), "--out", str(tmp_path / "p.parquet"))
-    state = done / ".headstart/predictions.sqlite"
+    process = start_predict(copied, "--images", str(folder), "--out", str(tmp_path / "p.parquet"))
+    state = copied / ".headstart/predictions.sqlite"
     before = _kept(state)
     while _kept(state) == before:
         assert process.poll() is None
@@ -317,7 +317,7 @@ def test_a_killed_run_goes_on_where_it_was(done, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "p.parquet").exists()
-    said = predict(done, "--images", str(folder), "--out", str(tmp_path / "p.parquet"))
+    said = predict(copied, "--images", str(folder), "--out", str(tmp_path / "p.parquet"))
     again = int(said.rpartition(" files: ")[2].split()[0].replace(",", ""))
     assert 0 < again <= 1200 - batch.REMEMBER
     assert len(pd.read_parquet(tmp_path / "p.parquet")) == 1200

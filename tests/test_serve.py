@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import shutil
 import signal
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,10 +29,16 @@ MAX_MB = 1.0
 
 
 @pytest.fixture(scope="module")
-def address(done) -> Iterator[str]:
-    port = free_port(5200)
+def served(done, tmp_path_factory) -> Path:
+    """A copy of the finished project for this server alone: other tests start, and kill, commands in `done`."""
+    return Path(shutil.copytree(done, tmp_path_factory.mktemp("served") / "project", symlinks=True))
+
+
+@pytest.fixture(scope="module")
+def address(served) -> Iterator[str]:
+    port = free_port(5200 + os.getpid() % 400)  # a server of another test must not answer in its place
     command = ["-m", "flows.serve", "--port", str(port), "--max-mb", str(MAX_MB)]
-    process = forks.start(*command, cwd=done, env=ENVIRONMENT)
+    process = forks.start(*command, cwd=served, env=ENVIRONMENT)
     try:
         while not answers(port):
             assert process.poll() is None, process.said(1)
