@@ -76,6 +76,14 @@ def find(process: subprocess.Popen, *words: str) -> list[psutil.Process]:
 
 
 def _words(process: psutil.Process) -> list[str]:
+    """The words a process was started with; for a moment after exec the kernel has none of them to read."""
+    deadline = time.monotonic() + SECONDS
+    while not (words := _words_now(process)) and is_alive(process) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return words
+
+
+def _words_now(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
     except psutil.Error:
@@ -162,7 +170,7 @@ def test_a_grandchild_of_a_child_that_died_before_ends_too(root):
     with parent(root, ENDLESS, str(root), DEAF) as process:
         until(lambda: find(process, "-c", DEAF))
         there = below(process)
-        (deaf,), child = find(process, "-c", DEAF), next(one for one in there if ENDLESS in one.cmdline())
+        (deaf,), child = find(process, "-c", DEAF), next(one for one in there if ENDLESS in _words(one))
         (guard,) = [one for one in guardians(process) if one.ppid() == child.pid]
         guard.kill()
         child.kill()
@@ -277,7 +285,7 @@ def listens(process: subprocess.Popen, word: str) -> bool:
     """Whether something below a process that has a word in its command line listens on a port."""
     for one in below(process):
         with contextlib.suppress(psutil.Error):
-            if word in " ".join(one.cmdline()) and any(c.status == psutil.CONN_LISTEN for c in one.net_connections()):
+            if word in " ".join(_words(one)) and any(c.status == psutil.CONN_LISTEN for c in one.net_connections()):
                 return True
     return False
 
@@ -323,7 +331,7 @@ def test_a_stage_of_dvc_and_its_workers_end_with_it_and_with_dvc(project, victim
     with started(str(dvc), "repro", "link_data", cwd=project) as process:
         until(lambda: process.poll() is not None or any(WORKER in _words(one) for one in below(process)), 120)
         there = below(process)
-        (stage,) = [one for one in there if one.cmdline()[1:3] == ["-m", "tasks.link_data"]]
+        (stage,) = [one for one in there if _words(one)[1:3] == ["-m", "tasks.link_data"]]
         own = stage.children(recursive=True)
         if victim == "dvc":
             process.kill()
