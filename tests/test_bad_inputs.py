@@ -563,7 +563,7 @@ def test_a_file_changed_since_the_manifest_is_refused_by_whoever_reads_it(shapes
         read_pixels(shapes, row["path"], row["key"], 10_000, Whites())
     assert "relink" in str(error.value)
     (shapes / row["path"]).unlink()
-    with pytest.raises(InputError, match="though the manifest lists it"):
+    with pytest.raises(InputError, match="although the manifest lists it"):
         read_pixels(shapes, row["path"], row["key"], 10_000, Whites())
 
 
