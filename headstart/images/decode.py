@@ -289,9 +289,10 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
 
 
 def _to_8_bits(image: Image.Image, whites: Whites | None) -> tuple[Image.Image, float]:
-    """Scale gray images of more than 8 bits (I;16, I) or of floating-point numbers (F) to 8 bits; return their largest raw value.
+    """Scale gray images of more than 8 bits (I;16, I) or of floating-point numbers (F) to 8 bits.
 
-    Pillow's own convert saturates at 255. Other images stay as they are, with 0.
+    It returns the image and its largest raw value; other images stay as they are, with 0. Pillow's own convert saturates
+    at 255.
     """
     if not image.mode.startswith(("I", "F")):
         return image, 0.0

@@ -74,7 +74,7 @@ class ImageSource:
         return self._augment(self._resized(path, key), key, "epoch", epoch)
 
     def _resized(self, path: str, key: str) -> torch.Tensor:
-        name = key, self.preprocessing.resized_side  # the key is the hash of the bytes, so the cached image is right even if the file changed
+        name = key, self.preprocessing.resized_side  # `key` hashes the bytes: a changed file does no harm
         image = self.cache.images.get(name)
         if image is None:
             p = self.preprocessing
