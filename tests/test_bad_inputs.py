@@ -60,7 +60,7 @@ QUARANTINED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "JPEG XL": ("x.jxl", lambda: b"\xff\x0a" + bytes(99), "it is JPEG XL; convert it first, for example: djxl"),
     "JPEG 2000": ("x.jpg", lambda: b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99), "it is JPEG 2000; convert it first"),
     "Photoshop": ("x.psd", lambda: b"8BPS" + bytes(99), "it is Photoshop; convert it first, for example: magick"),
-    "raw file with a preview": ("x.NEF", lambda: save(BIG, "TIFF"), "a camera's raw file: what can be read in it may be"),
+    "raw file with a preview": ("x.NEF", lambda: save(BIG, "TIFF"), "a camera's raw file: the readable part may be"),
     "raw file by its content": ("x.jpg", lambda: b"FUJIFILMCCD-RAW " + bytes(99), "it is a camera's raw file; convert it"),
     "Netpbm": ("x.ppm", lambda: save(BIG, "PPM"), "not an image of an accepted format.*named as Netpbm: convert it first"),
     "cut PNG": ("x.png", lambda: save(BIG, "PNG")[:-2000], "damaged"),
