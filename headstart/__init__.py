@@ -8,9 +8,9 @@ PROXIES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"
 
 
 def _keep_loopback_off_proxies() -> None:
-    """Where a proxy is set: requests to this machine's own servers never go through it, from here or from any child.
+    """Keep requests to this machine's own servers off any proxy, in this process and in its children.
 
-    Libraries read one spelling or the other, some the first that is there: both get all of what either holds.
+    Some libraries read `NO_PROXY`, some `no_proxy`: both get the hosts of either, and loopback.
     """
     if any(os.environ.get(name) for name in PROXIES):
         listed = ",".join(os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")).split(",")
@@ -19,15 +19,16 @@ def _keep_loopback_off_proxies() -> None:
 
 
 def _forget_socks_proxies() -> None:
-    """Without `socksio`, a SOCKS proxy serves no request, and its mere name ends each client of Prefect's in an error."""
+    """Ignore SOCKS proxies if `socksio` is missing: no request could use them, and Prefect's clients fail at their name."""
     for name in PROXIES:
         if os.environ.get(name, "").lower().startswith("socks") and importlib.util.find_spec("socksio") is None:
             del os.environ[name]
 
 
 def _let_threads_sleep() -> None:
-    """Have OpenMP's threads sleep after a short while of waiting: those that spin for long take the cores from other work,
-    and from each other. Read when torch is imported; what the user has set stays (docs/decisions.md, bench/neighbours.py).
+    """Let OpenMP's waiting threads sleep soon: threads that spin take the cores from other work and from each other.
+
+    torch reads this at import. A user's own setting stays (docs/decisions.md, bench/neighbours.py).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")

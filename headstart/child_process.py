@@ -1,7 +1,7 @@
-"""A child process that answers over a socket, line by line: start it, read with a deadline, end it, say how it ended.
+"""A child process that answers line by line over a socket: start it, read with a deadline, end it, report how it ended.
 
-Plain child processes, and not multiprocessing's or a library's pool: those import the caller's main module into every child
-(Prefect's, for a flow) or fork a process that has threads.
+It replaces multiprocessing and library pools, which import the caller's main module into every child (Prefect's, for a flow)
+or fork a process that has threads.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from headstart.core.errors import InputError, OfTheMachine, Unavailable, address_space_limit
 
-SECONDS_TO_DIE = 5.0  # after SIGKILL; a process that a dead file system holds takes for ever
-ENOUGH = "see that there is memory and a process left for it (`free -h`, `ulimit -v`, `ulimit -u`), then run again"
-# glibc keeps freed memory, see runtime.keep_freed_memory; one thread a process
+SECONDS_TO_DIE = 5.0  # after SIGKILL; a process that waits for a dead file system never ends
+ENOUGH = "make sure that memory and processes are left for it (`free -h`, `ulimit -v`, `ulimit -u`), then run again"
+# glibc keeps freed memory (see runtime.keep_freed_memory); each process has one thread
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30), "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -27,14 +27,14 @@ class Child:
     """A child process and our end of its socket.
 
     Args:
-        does: what it does, for messages: "the process that {does} …".
-        command: what it is started by; the descriptors of its socket and of `shared`, then `arguments`, are appended.
-        arguments: further ones.
-        shared: descriptors to hand on.
-        stdin: what it can read there. A file holds it: a child that hangs before it reads must not block us.
+        does: what the child does, for messages: "the process that {does} …".
+        command: the command that starts it. The descriptors of its socket and of `shared`, then `arguments`, are appended.
+        arguments: further arguments.
+        shared: descriptors that the child inherits.
+        stdin: the child's standard input. A file holds it, so that a child that hangs before it reads cannot block us.
 
     Raises:
-        Unavailable: it cannot be started.
+        Unavailable: the child cannot be started.
     """
 
     def __init__(
@@ -73,17 +73,17 @@ class Child:
         """Send a line.
 
         Raises:
-            ConnectionError: it has ended.
+            ConnectionError: the child has ended.
         """
         self._socket.settimeout(None)
         self._socket.sendall(line + b"\n")
 
     def line(self, seconds: float) -> bytes:
-        """Its next line, without the end of line.
+        """Return the child's next line, without the line break.
 
         Raises:
-            TimeoutError: nothing came for so many seconds.
-            EOFError: it has closed the connection.
+            TimeoutError: nothing came within `seconds`.
+            EOFError: the child has closed the connection.
         """
         while not self._lines:
             self._socket.settimeout(seconds)
@@ -93,12 +93,12 @@ class Child:
                 data = b""
             if not data:
                 raise EOFError
-            *whole, self._rest = (self._rest + data).split(b"\n")
-            self._lines += whole
+            *complete, self._rest = (self._rest + data).split(b"\n")
+            self._lines += complete
         return self._lines.popleft()
 
     def end(self, seconds: float = 0.0) -> int:
-        """Close the connection, give it some seconds to end by itself, and kill it; its exit code, below 0 for a signal."""
+        """Close the connection, kill the child unless it ends in time, and return its exit code (below 0 for a signal)."""
         self._socket.close()
         try:
             code = self.process.wait(seconds)
@@ -111,7 +111,7 @@ class Child:
         return code
 
     def kill(self) -> int:
-        """End it, from any thread; its exit code, that of SIGKILL also where the kernel cannot end it yet."""
+        """Kill the child from any thread and return its exit code: that of SIGKILL if the kernel cannot end it yet."""
         self.process.kill()
         try:
             return self.process.wait(SECONDS_TO_DIE)
@@ -119,33 +119,34 @@ class Child:
             return -signal.SIGKILL
 
     def not_started(self, how: str) -> InputError:
-        """The error for one that has ended (see `end`) before its first answer.
+        """Return the error for a child that ended (see `end`) before its first answer.
+
+        Its stderr becomes a note of the error. The message shows the last line of a traceback, or else the last five lines.
 
         Args:
-            how: how it ended. Of what it wrote to stderr, the last line of a Python traceback is shown, and all of it is a
-                note of the error.
+            how: how the child ended, in words.
         """
         lines = [line for line in self._said.splitlines() if line.strip()]
         shown = lines[-1:] if "Traceback (most recent call last)" in self._said else lines[-5:]
-        found = f"the process that {self.does} could not be started ({how}): {' / '.join(shown)[-1000:] or 'it said nothing'}"
+        found = f"the process that {self.does} could not be started ({how}): {' / '.join(shown)[-1000:] or 'no error output'}"
         error = OfTheMachine(found, wanted=_wanted_memory(), fix=ENOUGH)
         error.add_note(self._said)
         return error
 
 
 def how_it_ended(code: int) -> str:
-    """An exit code in words, such as "SIGSEGV" or "exit 1"."""
+    """Return an exit code in words, such as "SIGSEGV" or "exit 1"."""
     return signal.Signals(-code).name if code < 0 else f"exit {code}"
 
 
 def _wanted_memory() -> str:
-    """What address space a child wants, where there is a limit to it."""
+    """Return what a child wants of the address space, or an empty string if there is no limit."""
     limit = address_space_limit()
-    return f"no limit of address space, or a wider one: it is {limit} here (`ulimit -v`)" if limit else ""
+    return f"no limit on the address space, or a higher one: it is {limit} here (`ulimit -v`)" if limit else ""
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a process that decodes: it can import our modules, and it keeps freed memory."""
+    """Return the environment of a process that decodes: it can import our modules, and it keeps freed memory."""
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}

@@ -1,6 +1,6 @@
-"""Facts about this machine: its processors, its devices, the precision they compute in natively, the libraries installed.
+"""Facts about this machine: its processors, its devices, their native precision, the installed libraries.
 
-What they decide is a function of the describe_processor, never of a timing. torch is imported where it is needed.
+Decisions here depend on the kind of processor, never on a timing. Functions that need torch import it.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ OPTIONAL = ("pillow-heif",)
 
 
 def resolve_workers(number: int | Literal["auto"]) -> int:
-    """`number`, or for "auto" the processors this process may use."""
+    """Return `number`, or for "auto" the number of processors that this process may use."""
     return cores() if number == "auto" else number
 
 
 def cores(system: Path = Path("/")) -> int:
-    """The processors this process may use: by affinity, and by the CPU limits of its control groups, rounded up.
+    """Return how many processors this process may use, by affinity and by its control groups' CPU limits (rounded up).
 
     Args:
-        system: where the system's root is.
+        system: the root of the file system.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas(system))]))
 
 
 def _quotas(system: Path) -> Iterator[float]:
-    """The limits, in processors, of the control groups this process is in and of those above them, of version 1 and 2.
+    """Yield the limits, in processors, of this process's control groups and their parents, of version 1 and 2.
 
-    A container may see its group by the host's path though only its own part is mounted: what is not there is passed over.
+    A container may see the host's path of its group although only its own part is mounted: missing folders are skipped.
     """
     mounted = system / "sys/fs/cgroup"
     try:
         groups = [line.split(":", 2) for line in (system / "proc/self/cgroup").read_text().splitlines()]
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return
     for _, controllers, path in groups:
         tops = [mounted, mounted / "unified"] if not controllers else [mounted / "cpu", mounted / controllers]
@@ -56,7 +56,7 @@ def _quotas(system: Path) -> Iterator[float]:
 
 
 def _quota(folder: Path) -> Iterator[float]:
-    """The limit of one control group, if it has one: "max" and -1 are none."""
+    """Yield the limit of one control group, if it has one: "max" and -1 mean no limit."""
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
             quota, period = " ".join((folder / name).read_text() for name in names).split()
@@ -67,26 +67,26 @@ def _quota(folder: Path) -> Iterator[float]:
 
 
 def pick_device(device: str) -> torch.device:
-    """The device by name; `auto` is CUDA, else Apple's MPS, else the CPU.
+    """Return the device of a name; `auto` is CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        InputError: the device asked for is not there.
+        InputError: the device is not available.
     """
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        return torch.device(next(name for name, is_there in there.items() if is_there))
-    if not there[device]:
+        return torch.device(next(name for name, usable in available.items() if usable))
+    if not available[device]:
         raise InputError(f"runtime.device: {device} is not available here", fix="set runtime.device: auto")
     return torch.device(device)
 
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
-    """The precision to compute in, for the engine and for training: bfloat16 where the hardware has it natively.
+    """Choose the precision of the engine and of training: bfloat16 if the hardware has it natively.
 
     Args:
-        wanted: "auto", "float32" or "bfloat16"; the last two are taken as they are.
+        wanted: "auto", "float32" or "bfloat16"; the last two are returned as they are.
 
     Returns:
         "float32" or "bfloat16", and the reason in words.
@@ -106,7 +106,7 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
 
 
 def describe_processor(device: str) -> str:
-    """The kind of processor that computes: kernels are chosen by it, and with them the last bits."""
+    """Return the kind of processor that computes: it decides the kernels, and so the last bits of results."""
     import torch
 
     if device == "cuda":
@@ -127,7 +127,7 @@ def _cpu_model() -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what pixels and numbers are computed with."""
+    """Return the versions of the libraries that compute pixels and numbers."""
     return {name: importlib.metadata.version(name) for name in LIBRARIES} | {name: _version_if_any(name) for name in OPTIONAL}
 
 

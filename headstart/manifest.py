@@ -29,24 +29,24 @@ RELINK = "python -m flows.pipeline --force link_data"
 
 
 def without_copies(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The images of a split that figures are taken from: of files with the same bytes the first, so that copies count once."""
+    """Return the images of a split that metrics use: one file for each content, so that copies count once."""
     return manifest[manifest["split"] == split].drop_duplicates("key").reset_index(drop=True)
 
 
 def rows_of(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
-    """All rows of a split, copies included, numbered from 0."""
+    """Return all rows of a split, copies included, numbered from 0."""
     return manifest[manifest["split"] == split].reset_index(drop=True)
 
 
 def class_indices(rows: pd.DataFrame) -> torch.Tensor:
-    """The rows' class indices [n] int64."""
+    """Return the rows' class indices [n] int64."""
     import torch  # the scan starts without it
 
     return torch.tensor(rows["class_index"].to_numpy(), dtype=torch.int64)
 
 
 def class_order(labels: pd.Series) -> list[str]:
-    """The one stored order of classes: by name, as text."""
+    """Return the classes in the order that every file uses: by name, as text."""
     return sorted(set(labels))
 
 
@@ -59,29 +59,29 @@ def write_manifest(path: Path, frame: pd.DataFrame) -> None:
 
 
 def read_manifest(path: Path, wanted: Sequence[str] = COLUMNS) -> pd.DataFrame:
-    """Read a manifest written by `write_manifest` and check that it is whole.
+    """Read a manifest written by `write_manifest` and check that it is complete.
 
     Args:
-        wanted: columns that must be there; fewer for one that an earlier version may have written.
+        wanted: required columns; fewer for a manifest that an earlier version may have written.
 
     Returns:
         Columns `COLUMNS`, then the source's own: key is the SHA-256 of the file's bytes, path is relative to
         the source, split is train, valid, test or excluded, fold is -1 for test images, width and height
-        are of the upright image, mode is the file's, peak its largest raw value where it has more than 8 bits (else 0).
+        are those of the upright image, mode is the file's, peak is its largest raw value if it has more than 8 bits (else 0).
 
     Raises:
-        InputError: no such file, not a manifest, or a damaged one.
+        InputError: the file is missing, damaged or not a manifest.
     """
     try:
         table = pq.read_table(path)
         table.validate(full=True)
-        whole = (table.schema.metadata or {}).get(CHECKSUM) == _checksum(table)
+        intact = (table.schema.metadata or {}).get(CHECKSUM) == _checksum(table)
         frame = _frame(table)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file", fix="run link_data first, or the whole pipeline") from None
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
         raise InputError(f"{path}: damaged: {str(error).splitlines()[:1]}", fix=RELINK) from None
-    if not whole:
+    if not intact:
         raise InputError(f"{path}: damaged, or not written by link_data: its checksum does not fit", fix=RELINK)
     missing = set(wanted) - set(frame.columns)
     if missing:
@@ -90,7 +90,7 @@ def read_manifest(path: Path, wanted: Sequence[str] = COLUMNS) -> pd.DataFrame:
 
 
 def _checksum(table: pa.Table) -> bytes:
-    """Over names, types and values, whatever the file's layout."""
+    """Return the checksum of names, types and values, whatever the file's layout."""
     frame = _frame(table)
     digest = hashlib.sha256(str([(field.name, str(field.type)) for field in table.schema]).encode())
     digest.update(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
@@ -103,10 +103,10 @@ def _frame(table: pa.Table) -> pd.DataFrame:
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a list of files as CSV, all text quoted; a cell can start no spreadsheet formula."""
+    """Write a list of files as CSV. All text is quoted, and no cell can start a spreadsheet formula."""
 
     def safe(cell: object) -> object:
         return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" and cell else cell
 
-    text = frame.map(safe).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # else a lone \r is not
+    text = frame.map(safe).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # for a lone \r
     write_bytes(path, text.encode())

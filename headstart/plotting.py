@@ -1,4 +1,4 @@
-"""What all pictures share: colours, safe labels, and PNG bytes that depend on their data alone."""
+"""Colours, safe labels and reproducible PNG bytes for every picture."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ LABEL_LENGTH = 18
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG, without a time or a version in it."""
+    """Return the figure as PNG, without a time or a version in it."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks: boxes are drawn
+        warnings.filterwarnings("ignore", "Glyph")  # the font lacks a name's script: boxes are drawn
         figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def label(name: str) -> str:
-    """A name from outside as a tick label: one short line, and no `$` that would start a formula."""
+    """Return a name from outside as a tick label: one short line, without a `$` that would start a formula."""
     text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
     short = text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…"
     return short.replace("$", r"\$")
 
 
 def plain_frame(axes: Axes) -> None:
-    """Axes without their upper and right lines."""
+    """Remove the upper and the right line of the axes."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Set a process up for tensor work: threads, memory, device. Nothing here changes more of a result than its last bits."""
+"""Set a process up for tensor work: threads, memory, device. It changes at most the last bits of a result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def configure(threads: int | Literal["auto"], device: str) -> torch.device:
     """Set this process up for tensor work and return the device to use.
 
     Raises:
-        InputError: the device asked for is not there.
+        InputError: the device is not available.
     """
     torch.set_num_threads(resolve_workers(threads))
     keep_freed_memory()
@@ -28,7 +28,7 @@ def configure(threads: int | Literal["auto"], device: str) -> torch.device:
 
 
 def to_device(module: M, device: torch.device) -> M:
-    """Move a module to `device`, its convolutions in channels-last memory."""
+    """Move a module to `device`, with its convolutions in channels-last memory."""
     module.to(device)
     module.to(memory_format=torch.channels_last)
     return module
@@ -37,8 +37,8 @@ def to_device(module: M, device: torch.device) -> M:
 def keep_freed_memory() -> None:
     """Have glibc keep freed tensors' memory instead of returning it to the kernel after each use.
 
-    By default every large activation is mapped, zeroed and faulted in again, which costs 1.3 to 2 times the
-    time of a whole forward pass of EfficientNet-lite0 on 2 cores (docs/decisions.md).
+    By default the kernel maps and zeroes the memory of every large activation again, which costs 1.3 to 2 times
+    the time of a forward pass of EfficientNet-lite0 on 2 cores (docs/decisions.md).
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -48,5 +48,5 @@ def keep_freed_memory() -> None:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Compute in `precision`, where that is bfloat16, and in float32 else; weights stay float32."""
+    """Compute in bfloat16 if that is `precision`, otherwise in float32. Weights stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

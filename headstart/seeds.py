@@ -1,6 +1,6 @@
-"""All randomness: seeds and generators keyed on what they are for, never on the order of calls.
+"""All randomness: seeds and generators keyed on their purpose, never on the order of calls.
 
-torch is imported where it is needed, so that the scan, which only needs hashes, starts without it.
+Functions that need torch import it, so that the scan, which needs only hashes, starts without it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
-    """A seed (56 bits) for one purpose: equal arguments give equal seeds, different ones unrelated seeds."""
+    """Return a seed (56 bits) for one purpose: equal arguments give equal seeds, different ones unrelated seeds."""
     return int.from_bytes(_hash(seed, *parts)[:7])
 
 
 def view_generator(seed: int, *parts: str | int) -> np.random.Generator:
-    """A numpy generator keyed on its arguments alone, such as (seed, "view", image key, view number)."""
+    """Return a numpy generator keyed on its arguments alone, such as (seed, "view", image key, view number)."""
     return np.random.Generator(np.random.PCG64(int.from_bytes(_hash(seed, *parts)[:16])))
 
 
 def share_and_fold(seed: int, key: str, folds: int) -> tuple[float, int]:
-    """A number in [0, 1) that places an image (or its group) in a split, and one of k folds by other bits of the same hash.
+    """Return a number in [0, 1) that decides the split of an image or a group, and one of k folds by other bits of the hash.
 
-    Both depend on the seed and the image's bytes (or the group's name) alone: they are the same for ever.
+    Both depend only on the seed and the image's bytes (or the group's name), so they never change.
     """
     digest = hashlib.sha256(f"split\0{seed}\0{key}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64, int.from_bytes(digest[8:16]) % folds
@@ -41,7 +41,7 @@ def _hash(seed: int, *parts: str | int) -> bytes:
 
 @contextmanager
 def scoped_seed(seed: int) -> Iterator[None]:
-    """Seed torch's generators (the CPU's and the current GPU's) inside the block; outside, they are as before."""
+    """Seed torch's generators (the CPU's and the current GPU's) inside the block, and restore them after it."""
     import torch
 
     gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -51,7 +51,7 @@ def scoped_seed(seed: int) -> Iterator[None]:
 
 
 def random_state() -> dict[str, torch.Tensor]:
-    """The state of torch's generators, by device."""
+    """Return the state of torch's generators, by device."""
     import torch
 
     gpu = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
@@ -59,7 +59,7 @@ def random_state() -> dict[str, torch.Tensor]:
 
 
 def restore_random_state(state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `random_state` gave."""
+    """Restore a state that `random_state` returned."""
     import torch
 
     torch.set_rng_state(state["cpu"])

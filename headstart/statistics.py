@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap
 
 RESAMPLES = 10_000
-FEWEST = 30  # images below which nothing is decided: a percentile interval is too narrow there
+FEWEST = 30  # with fewer images nothing is decided: a percentile interval would be too narrow
 CHUNK = 2_000_000  # drawn numbers in memory at a time
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Model B against model A.
+    """Model B compared with model A.
 
     Args:
         images: how many were compared.
-        only_a, only_b: images that A alone, that B alone has right.
-        p_value: of McNemar's exact test, that both are right equally often.
-        log_loss: mean of B's log-loss less A's, nats; below 0, B is better.
+        only_a, only_b: images that only A, or only B, classifies correctly.
+        p_value: McNemar's exact test of the hypothesis that both are correct equally often.
+        log_loss: mean of B's log-loss minus A's, in nats; below 0, B is better.
         low, high: its 95 % bootstrap interval over images.
     """
 
@@ -35,9 +35,9 @@ class Comparison:
     high: float
 
     def better(self) -> str:
-        """ "a", "b", or "undecided" where neither test tells them apart at 95 %, or both do and contradict each other.
+        """Return "a", "b" or "undecided": neither test is significant at 95 %, or the two contradict each other.
 
-        Below 30 images it is always undecided.
+        With fewer than 30 images the answer is always "undecided".
         """
         if self.images < FEWEST:
             return "undecided"
@@ -51,7 +51,7 @@ def compare(a_nc: torch.Tensor, b_nc: torch.Tensor, y_n: torch.Tensor, seed: int
     """Compare the probabilities [n, c] of two models on the same n images.
 
     Args:
-        seed: of the bootstrap.
+        seed: the seed of the bootstrap.
     """
     right_a, right_b = (p.argmax(1) == y_n for p in (a_nc, b_nc))
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
@@ -62,7 +62,7 @@ def compare(a_nc: torch.Tensor, b_nc: torch.Tensor, y_n: torch.Tensor, seed: int
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """The two-sided exact p-value: of as lopsided a split of the disagreements, were both as likely.
+    """Return the two-sided exact p-value of the disagreements' split, if either model were equally likely to be correct.
 
     Source: McNemar 1947, Psychometrika 12:153-157; exact as in Edwards 1948: binomial with p = 1/2.
     """
@@ -70,7 +70,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def bootstrap_interval(values_n: NDArray[np.float64], seed: int, share: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of the mean, resampling images. Source: Efron 1979, Annals of Statistics 7:1-26."""
+    """Return the percentile interval of the mean, resampling images. Source: Efron 1979, Annals of Statistics 7:1-26."""
     if np.ptp(values_n) == 0:  # scipy divides by the spread
         return float(values_n[0]), float(values_n[0])
     found = bootstrap(
@@ -86,6 +86,6 @@ def bootstrap_interval(values_n: NDArray[np.float64], seed: int, share: float = 
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion. Source: Wilson 1927, JASA 22:209-212."""
+    """Return the 95 % interval of a proportion. Source: Wilson 1927, JASA 22:209-212."""
     found = binomtest(right, total).proportion_ci(method="wilson")
     return float(found.low), float(found.high)

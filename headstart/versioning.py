@@ -1,4 +1,4 @@
-"""DVC owns the graph and freshness: is a stage fresh, restore it from the run cache, commit its outs."""
+"""Everything that uses DVC: check whether a stage is fresh, restore it from the run cache, commit its outs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLOCKS_DIFFER = 2.0  # seconds: the start of a process and the time of a file co
 
 
 class Workspace:
-    """A project's DVC repository, its lock held. Make it with `workspace`."""
+    """A project's DVC repository while its lock is held. `workspace` makes it."""
 
     def __init__(self, root: Path) -> None:
         from dvc.repo import Repo
@@ -34,13 +34,13 @@ class Workspace:
         self.has_run_cache = Path(self.repo.stage_cache.cache_dir).is_dir()  # before this run adds to it
 
     def is_fresh(self, stage: str) -> bool:
-        """Whether dvc.lock, inputs, parameters, code and outs of a stage all agree."""
+        """Return whether dvc.lock, inputs, parameters, code and outs of a stage all agree."""
         return not self.repo.status(targets=[stage])
 
     def restore(self, stage: str) -> bool:
-        """Take a stage's outs from DVC's run cache, as `dvc repro` would, if it ran before with these inputs.
+        """Restore a stage's outs from DVC's run cache, as `dvc repro` would, if it ran before with these inputs.
 
-        They are to be committed.
+        The caller commits them.
         """
         from dvc.stage.cache import RunCacheNotFoundError
 
@@ -59,7 +59,7 @@ class Workspace:
 
 
 def cache_folders(root: Path) -> list[Path]:
-    """Where this project's DVC cache is; links into it are DVC's own."""
+    """Return the folders of this project's DVC cache. Links into them are DVC's own."""
     from dvc.config import Config
 
     dvc_dir = root / ".dvc"
@@ -70,24 +70,24 @@ def cache_folders(root: Path) -> list[Path]:
 
 
 def copy_into_dvc(root: Path, source: Path, name: str) -> Path:
-    """Put a copy of a folder's content under DVC as data/NAME: `dvc add -o data/NAME SOURCE`.
+    """Add a copy of a folder's content to DVC as data/NAME: `dvc add -o data/NAME SOURCE`.
 
     Returns:
-        The .dvc file, which git is to keep; `dvc push` and `dvc pull` move the content.
+        The .dvc file, which belongs in git; `dvc push` and `dvc pull` move the content.
 
     Raises:
-        InputError: something else is at data/NAME, or a copy that somebody changed.
+        InputError: data/NAME holds something else, or a copy that somebody changed.
     """
     target, record = root / "data" / name, root / "data" / f"{name}.dvc"
     if target.is_symlink() or (target.exists() and not record.exists()):
-        raise InputError(f"{target} is there already and is no copy in DVC's care", fix="choose another --name")
-    aside = root / ".headstart" / "tmp" / f"copy-{name}"  # DVC would put the copy *into* a folder that is there
+        raise InputError(f"{target} already exists and is no copy in DVC's care", fix="choose another --name")
+    aside = root / ".headstart" / "tmp" / f"copy-{name}"  # DVC would put the copy *into* an existing folder
     aside.parent.mkdir(parents=True, exist_ok=True)
     with workspace(root) as space:
         remove(aside)
         if target.exists():
             if space.repo.status(targets=[str(record)]):
-                raise InputError(f"{target} was changed since it was copied into DVC", fix=f"keep that: dvc commit {record}")
+                raise InputError(f"{target} was changed since it was copied into DVC", fix=f"to keep it: dvc commit {record}")
             target.rename(aside)
         with ExitStack() as undo:
             undo.callback(_put_back, aside, target)
@@ -105,12 +105,12 @@ def _put_back(aside: Path, target: Path) -> None:
 
 @contextmanager
 def workspace(root: Path) -> Iterator[Workspace]:
-    """Hold DVC's repository lock: nobody else changes dvc.lock or runs a stage meanwhile.
+    """Hold DVC's repository lock, so that no other process changes dvc.lock or runs a stage.
 
-    What a process that died left half written of DVC's own files is repaired first.
+    It first repairs those of DVC's own files that a dead process left half written.
 
     Raises:
-        InputError: not a DVC project, or another process holds the lock (`Unavailable`); it says which.
+        InputError: the folder is no DVC project, or another process holds the lock (`Unavailable`, which names it).
     """
     os.environ.setdefault("DVC_SITE_CACHE_DIR", str(root / ".headstart" / "dvc"))
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
@@ -122,23 +122,23 @@ def workspace(root: Path) -> Iterator[Workspace]:
         logging.getLogger(name).setLevel(logging.ERROR)
     holder = root / ".headstart" / "dvc-lock-holder.json"
     try:
-        here = Workspace(root)
-        with lock_repo(here.repo):
+        opened = Workspace(root)
+        with lock_repo(opened.repo):
             write_json(holder, {"process": os.getpid()})
             try:
                 _refuse_a_running_stage(root / ".dvc" / "tmp" / "rwlock")
-                _repair_lock_file(here.repo, root / "dvc.lock")
-                yield here
+                _repair_lock_file(opened.repo, root / "dvc.lock")
+                yield opened
             finally:
                 holder.unlink(missing_ok=True)
     except NotDvcRepoError:
-        raise InputError(f"{root}: not a DVC project", fix="run from the project's root, or run `dvc init`") from None
+        raise InputError(f"{root} is not a DVC project", fix="run from the project's root, or run `dvc init`") from None
     except LockError:
         raise Unavailable(f"DVC's lock is held by {_holder(holder)}", fix="wait until it has ended, then run again") from None
 
 
 def _readers_and_writers(path: Path) -> dict[str, Any]:
-    """DVC's list of them by "read" and "write"; removed where a process died while it wrote it: DVC refuses everything else."""
+    """Return DVC's list of readers and writers. Remove one that a process left half written: DVC would refuse to run."""
     for pause in (0.0, 0.2, 0.5):  # another process may be writing it just now
         time.sleep(pause)
         try:
@@ -149,25 +149,25 @@ def _readers_and_writers(path: Path) -> dict[str, Any]:
             continue
         if isinstance(listed, dict):
             return listed
-    logger.warning("%s was half written by a process that died: removed", path)
+    logger.warning("removed %s: a process that died left it half written", path)
     path.unlink(missing_ok=True)
     return {}
 
 
 def _refuse_a_running_stage(path: Path) -> None:
-    """DVC's own repro lets go of the lock while a stage runs, and lists what that reads and writes.
+    """Refuse to go on while `dvc repro` runs a stage: it releases the lock then, and lists what the stage reads and writes.
 
-    DVC believes the list by process id alone, and ids are used again: an entry that no `dvc` of that time stands behind is
-    of a process that died. Where there are no others the list is removed, since DVC itself would refuse.
+    DVC identifies a process by its id alone, and ids are used again. An entry counts only if its process is a `dvc` command
+    that is older than the list. A list without such an entry is removed, because DVC itself would refuse to run.
 
     Raises:
-        Unavailable: such a stage runs; it says which process.
+        Unavailable: such a stage runs. The message names its process.
     """
     listed = _readers_and_writers(path)
     writing, reading = listed.get("write", {}).values(), listed.get("read", {}).values()
     try:
         written = path.stat().st_mtime
-    except FileNotFoundError:  # whoever was listed has ended just now
+    except FileNotFoundError:  # the listed process has just ended
         return
     for info in (*writing, *(info for infos in reading for info in infos)):
         if info["pid"] != os.getpid() and _is_at_work(info["pid"], info["cmd"], written):
@@ -175,11 +175,11 @@ def _refuse_a_running_stage(path: Path) -> None:
                 f"a stage of another dvc command runs, process {info['pid']}", fix="wait until it has ended, then run again"
             )
     if writing or reading:
-        path.unlink(missing_ok=True)  # whoever adds an entry holds the lock that we hold
+        path.unlink(missing_ok=True)  # adding an entry takes the lock that we hold
 
 
 def _is_at_work(process: int, listed: str, listed_at: float) -> bool:
-    """Whether a process is a `dvc` command, a stage, or what the list says, and began before the list was last written."""
+    """Return whether a process is a `dvc` command, a stage, or the listed command, and is older than the list."""
     try:
         found = psutil.Process(process)
         words, began = found.cmdline(), found.create_time()
@@ -196,9 +196,9 @@ def _is_at_work(process: int, listed: str, listed_at: float) -> bool:
 
 
 def _repair_lock_file(repo: Repo, path: Path) -> None:
-    """Put a dvc.lock aside that DVC cannot read: a process died while DVC wrote it, in place and over some 50 ms.
+    """Move a dvc.lock that DVC cannot read out of the way: a process died while DVC wrote it, which takes about 50 ms.
 
-    Nothing is lost with it: DVC's cache of runs knows the finished stages, and they are recorded again.
+    Nothing is lost: DVC's run cache knows the finished stages, and they are recorded again.
     """
     from dvc.dvcfile import Lockfile
     from dvc.exceptions import DvcException
@@ -208,7 +208,7 @@ def _repair_lock_file(repo: Repo, path: Path) -> None:
     except DvcException:
         aside = path.parent / ".headstart" / "dvc.lock.damaged"
         path.replace(aside)
-        logger.warning("%s was half written: put aside as %s; finished stages come back from DVC's cache", path, aside)
+        logger.warning("%s was half written and is now %s; finished stages are restored from DVC's run cache", path, aside)
 
 
 def _holder(path: Path) -> str:

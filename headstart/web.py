@@ -1,7 +1,7 @@
-"""What stands in front of every server of the project: requests from other sites and oversized ones go no further.
+"""The gate in front of every server of the project: it refuses requests from other sites and oversized ones.
 
-A page on another site can make a browser send requests to loopback (DNS rebinding, cross-site posts): the first shows
-in the Host header, the second in Origin.
+A page on another site can make a browser send requests to loopback. The Host header reveals DNS rebinding, the Origin
+header reveals cross-site posts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-DRAINED = 4  # times the largest body taken, of one that is refused
+DRAINED = 4  # a refused body is read up to this many times the largest accepted one
 HOST = re.compile(r"(?P<name>\[[0-9a-f:]+\]|[^\[\]:@/]+)(:\d+)?")
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -20,23 +20,23 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class _TooLarge(Exception):
-    """A body that has grown too large."""
+    """A request body that is too large."""
 
 
 class Gate:
-    """An ASGI application that lets only requests through that are meant for it and small enough.
+    """An ASGI application that passes on only requests that are meant for it and small enough.
 
     Args:
-        application: what is behind it.
-        hosts: names and addresses (without port) by which it may be called.
-        max_bytes: of a request's body; None for no limit.
+        application: the application behind the gate.
+        hosts: the names and addresses (without port) that a request may use for this server.
+        max_bytes: the largest body of a request; None for no limit.
     """
 
     def __init__(self, application: Application, hosts: frozenset[str], max_bytes: int | None = None) -> None:
         self.application, self.hosts, self.max_bytes = application, hosts, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 403 to a foreign Host or Origin, 413 to a body over the cap, or pass the request on."""
+        """Answer 403 to a foreign Host or Origin and 413 to a body over the limit; pass on every other request."""
         if scope["type"] not in ("http", "websocket"):
             await self.application(scope, receive, send)
             return
@@ -57,11 +57,11 @@ class Gate:
             return 403, f"requests from pages of {origin!r} are not served"
         length = headers.get("content-length", "0")
         if self.max_bytes is not None and not (length.isdecimal() and int(length) <= self.max_bytes):
-            return 413, f"a body of {length} bytes, at most {self.max_bytes:,} are taken"
+            return 413, f"the body has {length} bytes; at most {self.max_bytes:,} are accepted"
         return None
 
     async def _drain(self, scope: Scope, receive: Receive) -> None:
-        """Read on for a while without keeping it: a client that is still sending would see a reset, and no answer."""
+        """Read and drop some of the body: a client that is still sending would see a reset instead of the answer."""
         left = DRAINED * self.max_bytes if self.max_bytes is not None and scope["type"] == "http" else 0
         while left > 0:
             message = await receive()
@@ -70,7 +70,7 @@ class Gate:
                 return
 
     async def _capped(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, counting its body: a chunked one states no length."""
+        """Pass a request on and count its body, because a chunked one states no length."""
         received, answering, more = 0, False, False
 
         def too_large() -> bool:
@@ -87,18 +87,18 @@ class Gate:
 
         async def noted(message: Message) -> None:
             nonlocal answering
-            if answering or not too_large():  # what the application makes of our exception is for nobody
+            if answering or not too_large():  # the application's answer to our exception is dropped
                 answering = True
                 await send(message)
 
         try:
             await self.application(scope, counted, noted)
-        except* _TooLarge:  # alone, or in the group that a task group makes of it
+        except* _TooLarge:  # alone, or in a task group's exception group
             pass
         if too_large() and not answering:
             if more:
                 await self._drain(scope, receive)
-            await _answer(scope, send, 413, f"a body of more than {self.max_bytes:,} bytes")
+            await _answer(scope, send, 413, f"the body has more than {self.max_bytes:,} bytes")
 
 
 async def _answer(scope: Scope, send: Send, status: int, text: str) -> None:

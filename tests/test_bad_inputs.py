@@ -60,7 +60,7 @@ QUARANTINED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "JPEG XL": ("x.jxl", lambda: b"\xff\x0a" + bytes(99), "it is JPEG XL; convert it first, for example: djxl"),
     "JPEG 2000": ("x.jpg", lambda: b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99), "it is JPEG 2000; convert it first"),
     "Photoshop": ("x.psd", lambda: b"8BPS" + bytes(99), "it is Photoshop; convert it first, for example: magick"),
-    "raw file with a preview": ("x.NEF", lambda: save(BIG, "TIFF"), "a camera's raw file: what can be read in it may be"),
+    "raw file with a preview": ("x.NEF", lambda: save(BIG, "TIFF"), "a camera's raw file: the readable part may be"),
     "raw file by its content": ("x.jpg", lambda: b"FUJIFILMCCD-RAW " + bytes(99), "it is a camera's raw file; convert it"),
     "Netpbm": ("x.ppm", lambda: save(BIG, "PPM"), "not an image of an accepted format.*named as Netpbm: convert it first"),
     "cut PNG": ("x.png", lambda: save(BIG, "PNG")[:-2000], "damaged"),
@@ -287,7 +287,7 @@ def outside(folder: Path) -> Path:
 REFUSED_UNOPENED: dict[str, tuple[Callable[[Path], object], str]] = {
     "FIFO": (lambda f: os.mkfifo(f / "a" / "pipe"), "a/pipe: not a regular file"),
     "socket": (make_socket, "a/sock: not a regular file"),
-    "device": (make_device, "a/null: a link to what is not a regular file"),
+    "device": (make_device, "a/null: a link to something other than a regular file"),
     "dangling link": (lambda f: (f / "a" / "gone.png").symlink_to("/no/such/file"), "a/gone.png: a link that leads nowhere"),
     "symlink loop": (lambda f: (f / "loop").symlink_to(f / "loop"), "loop: a link that leads nowhere (Too many levels"),
     "loop through folders": (lambda f: (f / "a" / "up").symlink_to(f), "a/up: a linked sub-folder"),
@@ -415,9 +415,9 @@ LAYOUTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty class folder": (lambda f: (f / "d").mkdir(), "class folder d in"),
     "class folder of system files": (lambda f: ((f / "d").mkdir(), (f / "d" / "Thumbs.db").touch()), "class folder d in"),
     "nested folders": (nest, "a/deep/er/x.png"),
-    "one class only": (one_class, "one class only ('a')"),
-    "class folders b and B": (twin("b"), "'B' and 'b' differ in case"),
-    "class folders in NFC and NFD": (twin("é"), "differ in case, inner white space or Unicode's"),
+    "one class only": (one_class, "only one class ('a')"),
+    "class folders b and B": (twin("b"), "'B' and 'b' differ only in case"),
+    "class folders in NFC and NFD": (twin("é"), "differ only in case, inner white space or Unicode's"),
 }
 
 
@@ -563,7 +563,7 @@ def test_a_file_changed_since_the_manifest_is_refused_by_whoever_reads_it(shapes
         read_pixels(shapes, row["path"], row["key"], 10_000, Whites())
     assert "relink" in str(error.value)
     (shapes / row["path"]).unlink()
-    with pytest.raises(InputError, match="though the manifest lists it"):
+    with pytest.raises(InputError, match="although the manifest lists it"):
         read_pixels(shapes, row["path"], row["key"], 10_000, Whites())
 
 
@@ -577,7 +577,7 @@ def test_a_file_removed_during_the_scan_is_refused(shapes, monkeypatch):
         return real(paths, *arguments, **options)
 
     monkeypatch.setattr(module, "examine_all", remove_first)
-    with pytest.raises(InputError, match="is not any more"):
+    with pytest.raises(InputError, match="has disappeared since"):
         scan_folder(shapes)
 
 
@@ -602,13 +602,13 @@ FAULTY_LABELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a folder": (text("path,label\na,x\n"), "row 2, column path: no file 'a'"),
     "path outside": (text("path,label\na/000.png,x\n../x.png,x\n"), "row 3, column path: '../x.png' leads out"),
     "absolute path": (text("path,label\n/etc/passwd,x\n"), "row 2, column path: '/etc/passwd' leads out"),
-    "duplicate row": (text("path,label\na/000.png,x\na/./000.png,y\n"), "row 3, column path: 'a/000.png' is in row 2"),
+    "duplicate row": (text("path,label\na/000.png,x\na/./000.png,y\n"), "row 3, column path: 'a/000.png' is already in row 2"),
     "empty label": (text("path,label\na/000.png,\n"), "row 2, column label: empty"),
     "unknown split": (text("path,label,split\na/000.png,x,dev\n"), "row 2, column split: 'dev'"),
     "too many cells": (text("path,label\na/000.png,x,y\n"), "row 2, column label: 3 cells"),
     "too few cells": (text("path,label,split\na/000.png,x\n"), "row 2, column split: 2 cells"),
     "reserved column": (text("path,label,key\na/000.png,x,1\n"), "row 1, column key: reserved"),
-    "column twice": (text("path,label,label\na/000.png,x,1\n"), "row 1, column label: there twice"),
+    "column twice": (text("path,label,label\na/000.png,x,1\n"), "row 1, column label: this name occurs twice"),
     "column without a name": (text("path,label,\na/000.png,x,1\n"), "row 1, column 3: without a name"),
     "not UTF-8": (text(b"path,label\na/000.png,caf\xe9\n"), "row 2: not UTF-8"),
     "blank rows count": (text("path,label\n\n\na/000.png,\n"), "row 4, column label: empty"),

@@ -125,7 +125,7 @@ def test_a_full_disk_says_what_is_wanted_and_leaves_a_valid_cache(cache):
         "    cache.append(module.row_keys(['e' * 64], [0, 1, 2]).tolist(), np.ones((3, 10), np.uint8))\n"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert "no space left on this disk, 156 bytes more were wanted" in run.stderr and str(cache.folder) in run.stderr
+    assert "no space left on this disk, 156 more bytes were needed" in run.stderr and str(cache.folder) in run.stderr
     assert (cache.folder / "rows.bin").stat().st_size == 60
     again = Cache(cache.folder, cache.lock, 10)
     assert len(again) == 6 and again.read(np.arange(6))[1].all()

@@ -137,13 +137,13 @@ def test_a_sub_folder_left_out_and_the_extension_with_it(tmp_path):
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ("000.png,x", "no file '000.png' in {folder}, and it fits 3 files: 'a/000.png', 'b/000.png', 'c/000.png'"),
-        ("A/Twin,x", "and it fits 2 files: 'a/twin.jpg', 'a/twin.png'"),
-        ("a/000.jpg,x", "no file 'a/000.jpg' in {folder}; 'a/000.png' is there"),
+        ("000.png,x", "no file '000.png' in {folder}, but it could mean 3 files: 'a/000.png', 'b/000.png', 'c/000.png'"),
+        ("A/Twin,x", "but it could mean 2 files: 'a/twin.jpg', 'a/twin.png'"),
+        ("a/000.jpg,x", "no file 'a/000.jpg' in {folder}; 'a/000.png' exists"),
         ("https://example.com/1.png,x", "it is a web address"),
         ("a,x", "no file 'a' in {folder}; it is a folder"),
-        ("/elsewhere/a/000.png,x", "'/elsewhere/a/000.png' leads out of the folder, and 'a/000.png' is there"),
-        ("C:\\photos\\a\\000.png,x", "leads out of the folder, and 'a/000.png' is there"),
+        ("/elsewhere/a/000.png,x", "'/elsewhere/a/000.png' leads out of the folder; 'a/000.png' exists"),
+        ("C:\\photos\\a\\000.png,x", "leads out of the folder; 'a/000.png' exists"),
         ("../a/000.png,x", "'../a/000.png' leads out of the folder"),
     ],
 )

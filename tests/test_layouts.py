@@ -52,7 +52,7 @@ def test_sidecar_files_are_ignored_by_extension_and_never_count_against_the_limi
 def test_they_are_counted_in_the_report_and_in_the_log(project):
     sidecars(project / "data/shapes", each=2)
     said = link_data(project)
-    assert "120 ignored (no images by their name: 60 .ogg, 60 .txt)" in said and "known from before" not in said
+    assert "120 ignored (not named like images: 60 .ogg, 60 .txt)" in said and "known from an earlier scan" not in said
     rows = dict(data_section(project / "reports/data")["rows"])
     assert (rows["ignored, named .ogg"], rows["ignored, named .txt"]) == ("60", "60")
 
@@ -111,8 +111,15 @@ def test_all_problems_are_told_at_once_before_anything_is_decoded(shapes, monkey
     with pytest.raises(InputError) as error:
         scan_folder(shapes)
     told = str(error.value)
-    assert "4 things stand in the way" in told and len(read) == 1, "of the pictures one is decoded, lest equal junk is refused"
-    for part in ("folders inside class folders", "class folder empty", "'A' and 'a' differ in case", "have two labels, once"):
+    assert "4 problems must be solved first" in told and len(read) == 1, (
+        "one picture is decoded, because equal junk is no conflict"
+    )
+    for part in (
+        "folders inside class folders",
+        "class folder empty",
+        "'A' and 'a' differ only in case",
+        "have two labels, once",
+    ):
         assert part in told
     assert "'a/000.png' is 'a'" in told and "'b/same.png' is 'b'" in told
     assert "accepts all but 2, 3" in told
@@ -230,7 +237,7 @@ def test_what_is_no_wrapper_is_not_entered(tmp_path, spoiled):
         (folder.parent if spoiled == "an image beside it" else folder).joinpath("x.png").write_bytes(encode(picture(0, 900)))
     with pytest.raises(InputError) as error:
         scan_folder(tmp_path / "s")
-    assert "one class only ('photos')" in str(error.value) and "folders inside class folders" in str(error.value)
+    assert "only one class ('photos')" in str(error.value) and "folders inside class folders" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["test", "Testing", "valid"])
@@ -265,8 +272,8 @@ def test_labels_that_are_one_number_are_noted(tmp_path):
         (folder / old).rename(folder / new)
     notes = scan_folder(folder).notes
     assert sorted(text for kind, text in zip(notes["kind"], notes["text"], strict=True) if kind == "label twin") == [
-        "its label and another, '1' and '01', are one number",
-        "its label and another, '1.0' and '01', are one number",
+        "its label and another one, '1' and '01', are the same number",
+        "its label and another one, '1.0' and '01', are the same number",
     ]
 
 
@@ -304,14 +311,14 @@ def test_linking_tells_all_problems_and_links_where_a_parameter_accepts_them(pro
     sidecars(photos, each=1)
     said = link_data(project, "--from", str(photos))
     assert (project / "data/my photos").is_symlink()
-    assert "2 things stand in the way" in said and "62 .txt" in said
+    assert "2 problems must be solved first" in said and "62 .txt" in said
     command = next(line for line in said.splitlines() if "to do:  python" in line).partition("to do:")[2]
     settings = shlex.split(command)[4:]
     assert settings == ["data.source=data/my photos", "data.nested_folders=true", "data.on_label_conflict=quarantine"]
     set_params(project / "params.yaml", settings)
     assert "60 images of 3 classes" in link_data(project)
     again = link_data(project, "--from", str(photos))  # the parameters are honoured: nothing stands in the way now
-    assert "stand in the way" not in again and "to learn from it: python -m flows.pipeline --set" in again
+    assert "must be solved first" not in again and "to learn from it: python -m flows.pipeline --set" in again
 
 
 def test_linking_is_refused_where_the_folder_itself_must_change(project, tmp_path):
@@ -320,7 +327,7 @@ def test_linking_is_refused_where_the_folder_itself_must_change(project, tmp_pat
     (photos / "empty").mkdir()
     for more in ([], ["--copy-into-dvc"]):
         said = link_data(project, "--from", str(photos), *more, code=2)
-        assert "3 things stand in the way" in said and "accepts all but 2" in said
+        assert "3 problems must be solved first" in said and "accepts all but 2" in said
     assert not (project / "data/photos").exists() and not (project / "data/photos.dvc").exists()
 
 

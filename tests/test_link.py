@@ -99,7 +99,7 @@ def test_a_link_elsewhere_is_replaced_only_if_asked_and_never_followed(project, 
         (["--from", "{photos}", "--name", ".."], "wanted: a plain file name"),
         (["--from", "{photos}", "--name", "digits"], "the pipeline writes data/digits itself"),
         (["--from", "{photos}", "--name", "manifest.parquet"], "the pipeline writes"),
-        (["--from", "{photos}", "--name", "folder"], "is there already and is no link"),
+        (["--from", "{photos}", "--name", "folder"], "already exists and is no link"),
         (["--from", "."], "it holds this project"),
         (["--from", "data/folder"], "lies in its data/"),
         (["--name", "x"], "arguments are required: --from"),
@@ -255,6 +255,6 @@ def test_an_edit_in_place_that_keeps_the_times_stops_the_stage(project, monkeypa
 def test_verify_reads_every_file(project):
     link_data(project)
     manifest = (project / "data/manifest.parquet").read_bytes()
-    assert "0 files read, 60 known from before" in link_data(project)
-    assert "known from before" not in link_data(project, "--verify")
+    assert "0 files read, 60 known from an earlier scan" in link_data(project)
+    assert "known from an earlier scan" not in link_data(project, "--verify")
     assert (project / "data/manifest.parquet").read_bytes() == manifest

@@ -331,7 +331,7 @@ def test_a_half_written_lock_file_of_dvc_is_made_anew(copied):
     assert (copied / "dvc.lock").read_bytes() == whole
     (copied / "dvc.lock").write_bytes(whole[: whole.index(b"deps:") + 5])  # no dvc.lock, by DVC's schema
     assert "dvc.lock" in dvc_here(copied, "repro", code=255)
-    assert "put aside" in run_here(copied, "flows.repair")
+    assert "was half written and is now" in run_here(copied, "flows.repair")
     assert "Running stage" not in dvc_here(copied, "repro")
     assert (copied / "dvc.lock").read_bytes() == whole
 

@@ -90,20 +90,20 @@ def test_two_spellings_in_two_splits_are_refused_too(tmp_path):
     write_shapes(tmp_path / "s/train")
     for name in ("a ", "b", "c"):
         class_folder(tmp_path / "s/test", name)
-    with pytest.raises(InputError, match="'a' and 'a ' differ in white space"):
+    with pytest.raises(InputError, match="'a' and 'a ' differ only in white space"):
         scan_folder(tmp_path / "s", on_label_conflict="quarantine")
 
 
 def test_class_folders_that_differ_by_blanks_within_are_refused(shapes):
     class_folder(shapes, "black cat")
     class_folder(shapes, "black  cat")
-    with pytest.raises(InputError, match="'black  cat' and 'black cat' differ in case, inner white space"):
+    with pytest.raises(InputError, match="'black  cat' and 'black cat' differ only in case, inner white space"):
         scan_folder(shapes)
 
 
 def test_a_class_folder_without_a_name_that_is_seen_is_refused(shapes):
     class_folder(shapes, f" {ZERO_WIDTH}")
-    with pytest.raises(InputError, match="name is white space or invisible only"):
+    with pytest.raises(InputError, match="name of a class folder is only white space or invisible characters"):
         scan_folder(shapes)
 
 
@@ -161,7 +161,7 @@ def test_labels_by_a_pattern_likewise(tmp_path):
     assert set(result.manifest["label"]) == {"cat", "dog", "sea lion"}
     assert set(result.notes["kind"]) == {"label spelling"}
     (folder / "cat99.png").write_bytes(encode(picture(0, 99)))
-    with pytest.raises(InputError, match="labels 'cat' and 'cat ' differ in white space"):
+    with pytest.raises(InputError, match="labels 'cat' and 'cat ' differ only in white space"):
         scan_folder(folder, label_pattern=pattern)
 
 

@@ -96,7 +96,7 @@ def test_who_computes_is_given_longer_and_not_for_ever(monkeypatch):
     [
         ("import sys; print('no such engine', file=sys.stderr); sys.exit(3)", r"\(exit 3\): no such engine"),
         ("raise MemoryError('of the network')", r"\(exit 1\): MemoryError: of the network"),
-        ("import os; os.kill(os.getpid(), 9)", r"\(SIGKILL\): it said nothing"),
+        ("import os; os.kill(os.getpid(), 9)", r"\(SIGKILL\): no error output"),
     ],
 )
 def test_a_death_before_the_first_answer_says_what_was_said(code, wanted):

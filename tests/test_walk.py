@@ -66,8 +66,8 @@ def test_what_cannot_be_looked_at_gets_a_row_of_its_own_and_the_rest_goes_on():
         folder.chmod(0o755)
         (folder / "a").chmod(0o755)
         shutil.rmtree(folder)
-    assert found["a/000.png"] == found["a/001.png"] == "cannot be looked at (Permission denied)"
-    assert listed == dict.fromkeys(("a/000.png", "a/001.png"), "cannot be looked at (Permission denied)")
+    assert found["a/000.png"] == found["a/001.png"] == "its status cannot be read (Permission denied)"
+    assert listed == dict.fromkeys(("a/000.png", "a/001.png"), "its status cannot be read (Permission denied)")
     assert closed == {".": "a folder that cannot be read (Permission denied)"}
     assert {path for path, reason in found.items() if not reason} == {"a", "b", "b/000.png", "b/001.png"}
 
@@ -100,7 +100,7 @@ def test_prediction_follows_links_to_files_wherever_they_lead(tmp_path):
     assert list(found) == ["x.png"] and stat.S_ISREG(found["x.png"].st_mode) and ignored == 0
     assert errors == {
         "gone.png": "a link that leads nowhere (No such file or directory)",
-        "null.png": "a link to what is not a regular file",
+        "null.png": "a link to something other than a regular file",
         "sub": "a linked sub-folder, which is not entered",
         "pipe": "not a regular file (a FIFO, a socket or a device)",
     }

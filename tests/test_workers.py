@@ -95,7 +95,7 @@ def test_stopping_the_scan_does_not_wait_for_a_hanging_file(shapes):
     [
         ("raise SystemExit('no such library here')", r"\(exit 1\): no such library here"),
         ("raise MemoryError('at the start')", r"\(exit 1\): MemoryError: at the start"),
-        ("import os; os.kill(os.getpid(), 9)", r"\(SIGKILL\): it said nothing"),
+        ("import os; os.kill(os.getpid(), 9)", r"\(SIGKILL\): no error output"),
     ],
 )
 def test_a_worker_that_cannot_start_is_reported_with_what_it_said(code, told):
@@ -137,7 +137,7 @@ def test_a_limit_too_low_for_a_worker_is_named(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda what: (100 << 20, 100 << 20))
     command = ("sh", "-c", f'ulimit -v 102400; exec {sys.executable} -m headstart.ingest.worker "$@"', "sh")
     with pytest.raises(
-        InputError, match=r"no limit of address space, or a wider one: it is 0\.1 GB here \(`ulimit -v`\)"
+        InputError, match=r"no limit on the address space, or a higher one: it is 0\.1 GB here \(`ulimit -v`\)"
     ) as error:
         list(examine_all(["x"], LIMITS, 5, 1, command=command))
     assert "Traceback" not in str(error.value)

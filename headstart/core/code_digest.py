@@ -18,13 +18,13 @@ CODE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def file_digests(root: Path) -> dict[str, str]:
-    """Hex SHA-256 of every first-party source file below `root`, by its path relative to it (5 ms in all)."""
+    """Return the hex SHA-256 of every first-party source file below `root`, by its relative path (5 ms in all)."""
     found = (path for package in FIRST_PARTY for path in (root / package).rglob("*") if path.suffix in SUFFIXES)
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(found)}
 
 
-# This work is done at import on purpose: it must come before the rest of the code is imported, or an edit between
-# the import and the hash would run as the old code and be committed as the new.
+# Import time is the right time for this work. If it came after the rest of the code is imported, an edit in between
+# would run as the old code and be committed as the new code.
 CODE_AT_START = file_digests(CODE_ROOT)
 
 
@@ -34,11 +34,11 @@ def closure(*modules: str, without: tuple[str, ...] = (), root: Path = CODE_ROOT
 
     An import counts wherever it stands in a module, except below `if TYPE_CHECKING:` and `if __name__ == "__main__":`. A
     string that is a module's dotted name counts like an import (a child process runs that module). A string that is a
-    file's name counts where that file lies beside the module (a template).
+    file's name counts if that file lies beside the module (a template).
 
     Args:
         modules: dotted names, such as "tasks.fine_tune".
-        without: folders or files to leave out: code that cannot change the result in question.
+        without: folders or files to leave out, because their code cannot change the result in question.
         root: the folder that holds the packages.
     """
     seen: set[str] = set()
@@ -58,12 +58,12 @@ def closure(*modules: str, without: tuple[str, ...] = (), root: Path = CODE_ROOT
 
 
 def digest(files: Iterable[str], digests: dict[str, str] = CODE_AT_START) -> str:
-    """Hex SHA-256 over the names and contents of first-party files, by default as they were when this process started."""
+    """Return a hex SHA-256 of first-party files' names and contents, by default as they were when this process started."""
     return hashlib.sha256("".join(f"{name}\0{digests.get(name)}\n" for name in sorted(files)).encode()).hexdigest()
 
 
 def changed_since_start(files: Iterable[str]) -> list[str]:
-    """Return those of some first-party files that have changed since this process started."""
+    """Return those of the given first-party files that have changed since this process started."""
     now = file_digests(CODE_ROOT)
     return [name for name in files if now.get(name) != CODE_AT_START.get(name)]
 

@@ -22,18 +22,18 @@ def refuse_optimised() -> None:
     """Refuse a Python that drops assertions, which guard results here, or docstrings, which libraries read.
 
     Raises:
-        InputError: -O, -OO or PYTHONOPTIMIZE.
+        InputError: Python was started with -O, -OO or PYTHONOPTIMIZE.
     """
     if sys.flags.optimize:
         raise InputError(
-            f"Python runs with its optimisation level {sys.flags.optimize} (PYTHONOPTIMIZE, or -O): it leaves out assertions,"
-            " which guard results, and from 2 on docstrings, which libraries read",
+            f"Python runs with optimisation level {sys.flags.optimize} (PYTHONOPTIMIZE or -O): it drops assertions, which guard"
+            " results, and from level 2 on docstrings, which libraries read",
             fix="unset PYTHONOPTIMIZE, and start python without -O",
         )
 
 
 def guarded(main: Callable[[], int]) -> int:
-    """Run a command's `main`. What a user can put right becomes one message on stderr and exit code 2; Ctrl-C gives 130."""
+    """Run a command's `main`. An error that a user can put right becomes a message and exit code 2; Ctrl-C gives 130."""
     try:
         refuse_optimised()
         return main()
@@ -44,7 +44,7 @@ def guarded(main: Callable[[], int]) -> int:
         sys.stderr.write(f"error: {text}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: finished stages and epochs are kept, the same command goes on from there\n")
+        sys.stderr.write("interrupted: finished stages and epochs are kept; run the same command to continue\n")
         return 128 + signal.SIGINT
 
 
@@ -60,14 +60,14 @@ def main(
     Args:
         name: the stage's name in dvc.yaml.
         function: the stage's function.
-        options: those of the command line that the stage knows.
-        after: called once the stage's outs are published.
+        options: the command-line options that the stage accepts.
+        after: a function to call once the stage's outs are published.
     """
 
     def run() -> int:
         unknown = [word for word in sys.argv[1:] if word not in options]
         if unknown and sys.argv[0].endswith(f"{name}.py"):
-            wanted = f"{', '.join(options) or 'none'}: params.yaml has all other settings"
+            wanted = f"{', '.join(options) or 'none'}; all other settings are in params.yaml"
             raise InputError(f"tasks.{name}: unknown argument {unknown[0]!r}", wanted=wanted, fix=MOVED.get(unknown[0], ""))
         root = Path.cwd()
         params = load_params(root / "params.yaml")

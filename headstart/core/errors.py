@@ -10,7 +10,7 @@ logger = logging.getLogger("headstart")
 
 
 class InputError(ValueError):
-    """A wrong parameter, file or environment: says what was found, what was wanted, and what to do.
+    """A wrong parameter, file or environment. The message says what was found, what was wanted, and what to do.
 
     Args:
         found: what is wrong, naming the path or the key.
@@ -35,7 +35,7 @@ class Unavailable(OfTheMachine):
     """Something that may be available later, such as a server or a lock that another process holds."""
 
 
-# Of the machine or a network file system, not of what was asked for.
+# Faults of the machine or of a network file system, not of the input.
 PASSING = frozenset(
     getattr(errno, name)
     for name in (
@@ -50,8 +50,8 @@ def is_transient(error: BaseException | None) -> bool:
     return isinstance(error, Unavailable) or (isinstance(error, OSError) and error.errno in PASSING)
 
 
-EXPLAINED = (InputError, OSError, MemoryError, ImportError, RuntimeError)  # of which `explain` knows some
-# How libraries, the loader of shared libraries and threads say that no memory, or no address space, is left.
+EXPLAINED = (InputError, OSError, MemoryError, ImportError, RuntimeError)  # `explain` knows some of them
+# How libraries, the loader of shared libraries and threads report that memory or address space has run out.
 NO_MEMORY = ("failed to map", "cannot allocate memory", "can't allocate memory", "not enough memory", "start new thread")
 
 
@@ -84,7 +84,7 @@ def explain(error: BaseException) -> str | None:
         limit = address_space_limit() or "none"
         return (
             f"no memory is left for this process (`ulimit -v`: {limit}): {str(error)[-200:] or 'MemoryError'}\n"
-            "  wanted: memory for the network (`free -h`), and no limit of address space (libraries reserve much)\n"
+            "  wanted: memory for the network (`free -h`), and no limit on the address space (libraries reserve much)\n"
             "  to do:  ulimit -v unlimited, or a smaller batch_size; then run again: finished stages are kept"
         )
     return None

@@ -1,4 +1,4 @@
-"""Atomic writes and checksums: every artifact of the project goes through here."""
+"""Atomic writes and checksums. Every file that the project keeps is written here."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ logger = logging.getLogger("headstart")
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Hex SHA-256 of `data`."""
+    """Return the hex SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of the file's bytes, read in a stream."""
+    """Return the hex SHA-256 of a file, which is read in a stream."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -42,13 +42,13 @@ def no_space(
     path: Path, wanted: int | None = None, fix: str = "free space, then run again; finished stages are kept"
 ) -> OfTheMachine:
     """Return the error for a full disk; `wanted` is the number of bytes that did not fit, if it is known."""
-    more = f", {wanted:,} bytes more were wanted" if wanted is not None else ""
+    more = f", {wanted:,} more bytes were needed" if wanted is not None else ""
     return OfTheMachine(f"{path}: no space left on this disk{more}", fix=fix)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success it is fsynced and renamed onto `path`.
+    """Yield a temporary path beside `path`; on success, flush it to the disk and rename it to `path`.
 
     An exception leaves `path` as it was and removes the temporary file.
     """
@@ -97,7 +97,7 @@ def read_checked_json(path: Path) -> dict[str, Any]:
     """Read what `write_checked_json` wrote.
 
     Raises:
-        InputError: no such file, or a damaged one.
+        InputError: the file is missing or damaged.
     """
     try:
         value: dict[str, Any] = json.loads(path.read_bytes())
@@ -107,7 +107,7 @@ def read_checked_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file", fix="run the pipeline first") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise InputError(f"{path}: damaged: its checksum does not fit", fix="delete it and run the pipeline again")
+    raise InputError(f"{path} is damaged: its checksum does not match", fix="delete it and run the pipeline again")
 
 
 def fsync(path: Path) -> None:
@@ -162,7 +162,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            logger.info("%s is held by process %s: waiting for it to end", what, stream.read().strip() or "unknown")
+            logger.info("%s is held by process %s: waiting until it ends", what, stream.read().strip() or "unknown")
             fcntl.flock(stream, fcntl.LOCK_EX)
         stream.truncate(0)
         stream.write(str(os.getpid()))

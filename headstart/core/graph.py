@@ -29,7 +29,7 @@ def load_graph(root: Path, params: Params) -> dict[str, Stage]:
     """Read the stages of dvc.yaml, by name and in their order.
 
     Raises:
-        InputError: there is no dvc.yaml.
+        InputError: dvc.yaml is missing.
     """
     path = root / "dvc.yaml"
     if not path.is_file():

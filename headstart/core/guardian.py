@@ -27,14 +27,14 @@ def end_all(token: str, seconds: float = SECONDS_TO_END) -> list[int]:
     """Terminate all descendants of a run, and kill those that are left after some seconds. Return the processes it found."""
     signalled: set[int] = set()
     deadline = time.monotonic() + seconds
-    while there := descendants(token):
+    while found := descendants(token):
         late = time.monotonic() > deadline
-        if time.monotonic() > deadline + seconds:  # held by the kernel, such as on a file system that is gone
+        if time.monotonic() > deadline + seconds:  # the kernel cannot end it, such as on a dead file system
             break
-        for process in there:
+        for process in found:
             if late or process not in signalled:
                 _signal(process, signal.SIGKILL if late else signal.SIGTERM)
-        signalled.update(there)
+        signalled.update(found)
         time.sleep(0.05)
     return sorted(signalled)
 
@@ -73,7 +73,7 @@ def _watch(descriptor: int, parent: int, command: int) -> None:
     waiting.register(descriptor, select.POLLIN)
     try:
         of_command = os.pidfd_open(command) if command else -1
-    except (AttributeError, OSError):  # no Linux; or dead before it could be watched
+    except (AttributeError, OSError):  # not Linux, or the command is dead already
         of_command = -1
     if of_command >= 0:
         waiting.register(of_command, select.POLLIN)
@@ -84,7 +84,7 @@ def _watch(descriptor: int, parent: int, command: int) -> None:
                 _signal(parent, number)
             if waiting.poll(1000 * SECONDS_TO_STOP):
                 break
-    while os.getppid() == parent:  # the pipe is closed a little before
+    while os.getppid() == parent:  # the pipe closes shortly before
         time.sleep(0.05)
 
 

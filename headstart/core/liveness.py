@@ -16,15 +16,15 @@ def alive(root: Path, kind: str, name: str, *, until_forgotten: bool = False) ->
     Args:
         root: the project.
         kind: whose run it is, such as "mlflow".
-        name: what its record there can be found by. Enter the block before the record is made.
-        until_forgotten: a run that ends without `forget` counts as dead: its end could not be recorded.
+        name: the name of the run's record there. Enter the block before the record is made.
+        until_forgotten: a run that ends without `forget` counts as dead, because its end could not be recorded.
     """
     path = record(root, kind, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        temporary.replace(path)  # it has its name only once it is locked
+        temporary.replace(path)  # the file gets its name only once it is locked
         try:
             yield
         finally:
@@ -57,6 +57,6 @@ def _locked(path: Path) -> bool:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except FileNotFoundError:  # it ended just now
+    except FileNotFoundError:  # it has just ended
         return True
     return False

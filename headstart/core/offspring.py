@@ -1,7 +1,8 @@
 """End all processes that a run started when it ends in any way: servers, workers, stages, and what libraries start.
 
-A run puts a token into its environment, which all it starts inherit. A guardian, a tiny process of its own, holds one end of
-a pipe: when that closes, it ends every process that has the token. Where both were killed, the next start does so.
+A run puts a token into its environment, and every process that it starts inherits it. The guardian, a small separate process,
+holds one end of a pipe: when the pipe closes, it ends every process that has the token. If both are killed, the next start
+does so.
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ from headstart.core import guardian
 from headstart.core.liveness import alive, dead, forget, record
 
 KIND = "run"
-TO_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what may be sent to all processes of a run at once
+TO_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that may be sent to all processes of a run at once
 logger = logging.getLogger("headstart")
 _guarded: list[int] = []  # this process's id, once it has a guardian
 
 
 def guard(root: Path) -> None:
-    """Make sure that all processes this one will start end with it, and end what dead runs of this project left behind.
+    """Make sure that all processes this one will start end with it, and end those that dead runs of this project left.
 
-    A second call in a process does nothing. Where no guardian can be started (too many processes, a full disk), the next
-    start still finds what is left.
+    A second call in a process does nothing. If no guardian can be started (too many processes, a full disk), the next
+    start still ends what is left.
 
     Args:
-        root: the project; where it is none, nothing is written there.
+        root: the project. Nothing is written to a folder that is no project.
     """
     if os.getpid() in _guarded:
         return
     _guarded[:] = [os.getpid()]
     is_project = (root / "params.yaml").is_file()
     if is_project:
-        with contextlib.suppress(OSError):  # another user's
+        with contextlib.suppress(OSError):  # the project is another user's
             end_leftovers(root)
     token = f"{os.getpid()}-{secrets.token_hex(8)}"
     undo = contextlib.ExitStack()
@@ -52,7 +53,7 @@ def guard(root: Path) -> None:
     owner = os.getpid()
 
     def leave() -> None:
-        if os.getpid() == owner:  # a fork of it has not ended it
+        if os.getpid() == owner:  # the end of a fork is not the end of this process
             guardian.end_all(token)
             undo.close()
 
@@ -63,18 +64,18 @@ def end_leftovers(root: Path) -> None:
     """End the processes of this project's runs that died together with their guardians."""
     for token in dead(root, KIND):
         for process in guardian.end_all(token):
-            logger.warning("process %s was left behind by a run that died: ended", process)
+            logger.warning("ended process %s, which a run that died had left behind", process)
         forget(root, KIND, token)
 
 
 def _start(token: str, kept: Path | None, undo: contextlib.ExitStack) -> None:
-    """Start the guardian; `undo` ends it at once."""
+    """Start the guardian; `undo` ends it immediately."""
     theirs, ours = os.pipe()
-    os.register_at_fork(after_in_child=lambda: _close(ours))  # a fork that lives on must not look like this process
+    os.register_at_fork(after_in_child=lambda: _close(ours))  # a fork that survives must not keep the pipe open
     command = [sys.executable, "-I", *(["-S"] if sys.platform == "linux" else []), guardian.__file__]
     facts = [theirs, os.getpid(), token, kept.resolve() if kept else "", _command_above()]
     environment = {name: value for name, value in os.environ.items() if name != guardian.NAME}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, TO_ALL)  # it inherits that: it is the last to go
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, TO_ALL)  # the guardian inherits this: it must end last
     try:
         process = subprocess.Popen(
             [*command, *map(str, facts)],

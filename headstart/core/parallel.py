@@ -1,4 +1,4 @@
-"""Work in threads, in order, with bounded memory."""
+"""Run work in threads, with results in order and bounded memory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def ordered_map(
     ahead: int,
     initializer: Callable[[], object] | None = None,
 ) -> Iterator[B]:
-    """`map` over threads: results in order, at most `ahead` of them in memory at once.
+    """Map over threads: yield the results in order, with at most `ahead` of them in memory at once.
 
     Args:
-        initializer: run once in each thread.
+        initializer: a function to run once in each thread.
     """
     with ThreadPoolExecutor(workers, initializer=initializer) as pool:
         waiting: deque[Future[B]] = deque()
@@ -38,7 +38,7 @@ def ordered_map(
 
 
 def chunks(items: Iterable[A], size: int) -> Iterator[list[A]]:
-    """Consecutive lists of `size` items; the last may be shorter."""
+    """Yield consecutive lists of `size` items; the last may be shorter."""
     chunk: list[A] = []
     for item in items:
         chunk.append(item)

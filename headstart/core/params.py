@@ -1,4 +1,4 @@
-"""The schema of params.yaml: frozen, unknown keys refused, no side effects."""
+"""The schema of params.yaml. Objects are frozen, unknown keys are refused, and loading has no side effects."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from headstart.core.errors import InputError
 from headstart.core.yaml_text import read_yaml
 
 MAX_SHOWN = 200  # characters of a wrong value
-MAX_LINES = 15  # of what is wrong: one screen
-# Names that earlier versions had: refused, with the new one.
+MAX_LINES = 15  # of an error message: one screen
+# Names of earlier versions. They are refused, and the message gives the new name.
 RENAMED = {"precompute.map_after": "precompute.cache_map_after", "promote.level": "promote.alpha"}
 RENAMED_VALUES = {"data.near_duplicates": {"hold_out": "exclude"}}
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -35,7 +35,7 @@ def _compiles(pattern: str) -> str:
 
 
 def _without_home(path: str) -> str:
-    """`~` is the shell's: neither DVC nor the libraries expand it."""
+    """Refuse `~`: the shell expands it, but DVC and the libraries do not."""
     if path.startswith("~"):
         raise ValueError(f"~ is not expanded here: write {os.path.expanduser(path)}, or ./{path} for a folder of that name")
     return path
@@ -49,7 +49,7 @@ def _on_this_machine(path: str) -> str:
 
 def _with_a_home(path: str) -> str:
     if os.path.expanduser(path).startswith("~"):
-        raise ValueError(f"no home folder is known for {path.partition('/')[0]}: write the whole path")
+        raise ValueError(f"no home folder is known for {path.partition('/')[0]}: write the full path")
     return path
 
 
@@ -85,9 +85,9 @@ class Data(Section):
     @model_validator(mode="after")
     def leave_something_to_train_on(self) -> Data:
         if self.valid_fraction + self.test_fraction >= 0.95:
-            raise ValueError("valid_fraction + test_fraction must stay below 0.95, the rest is what is trained on")
+            raise ValueError("valid_fraction + test_fraction must stay below 0.95: the rest is the training set")
         if not self.valid_fraction or not self.test_fraction:
-            raise ValueError("valid_fraction and test_fraction must be above 0: one chooses, the other judges")
+            raise ValueError("valid_fraction and test_fraction must be above 0: one chooses the model, the other judges it")
         return self
 
     @model_validator(mode="after")
@@ -252,13 +252,13 @@ def load_params(path: Path) -> Params:
     """Read and check params.yaml.
 
     Raises:
-        InputError: no such file, no readable YAML, an unknown key, or a bad value; all of them are listed.
+        InputError: the file is missing or no YAML, or keys or values are wrong; the message lists all of them.
     """
     return check_params(read_yaml(path), path)
 
 
 def check_params(value: Any, path: Path) -> Params:
-    """Check parsed YAML against the schema; `path` is for the message only."""
+    """Check parsed YAML against the schema; `path` is only for the message."""
     try:
         return Params.model_validate(value)
     except ValidationError as error:
@@ -280,19 +280,19 @@ def _explain(error: ValidationError, path: Path) -> str:
     seen: dict[str, list[str]] = {}
     values: dict[str, Any] = {}
     items = error.errors(include_url=False)
-    now = {RENAMED.get(_place(item)) for item in items}
+    renamed = {RENAMED.get(_key_of(item)) for item in items}
     for item in items:
-        place = _place(item)
-        if item["type"] == "missing" and place in now:
-            continue  # it is there, under its old name
-        seen.setdefault(place, []).extend(_allowed(item))
-        values[place] = item.get("input")
-    # of a list that could also have been a word, what is wrong inside it says all
-    wrong = {place: allowed for place, allowed in seen.items() if not any(other.startswith(f"{place}.") for other in seen)}
+        key = _key_of(item)
+        if item["type"] == "missing" and key in renamed:
+            continue  # it is present under its old name
+        seen.setdefault(key, []).extend(_allowed(item))
+        values[key] = item.get("input")
+    # where a list or a word is allowed, an error inside the list replaces the one about the list
+    wrong = {key: allowed for key, allowed in seen.items() if not any(other.startswith(f"{key}.") for other in seen)}
     lines = [f"{path}: {len(wrong)} wrong:"]
-    for place, allowed in wrong.items():
-        shown = "" if isinstance(values[place], Mapping) else f" = {_shown(values[place])}"
-        lines.append(f"  {place or 'params'}{shown}: {_either(list(dict.fromkeys(allowed)))}")
+    for key, allowed in wrong.items():
+        shown = "" if isinstance(values[key], Mapping) else f" = {_shown(values[key])}"
+        lines.append(f"  {key or 'params'}{shown}: {_either(list(dict.fromkeys(allowed)))}")
     return "\n".join(lines[: MAX_LINES + 1] + ([f"  … and {len(wrong) - MAX_LINES} more"] if len(wrong) > MAX_LINES else []))
 
 
@@ -309,13 +309,13 @@ def _shown(value: Any) -> str:
 
 
 def _allowed(item: Any) -> list[str]:
-    """What would have been right, as alternatives."""
-    if item["type"] == "extra_forbidden" and _place(item) in RENAMED:
-        return [f"it is called {RENAMED[_place(item)]} now"]
+    """Return what is allowed instead, as alternatives."""
+    if item["type"] == "extra_forbidden" and _key_of(item) in RENAMED:
+        return [f"it is called {RENAMED[_key_of(item)]} now"]
     if item["type"] == "extra_forbidden":
         return ["unknown key, allowed here: " + ", ".join(_keys_at(item["loc"][:-1]))]
-    if item["type"] == "literal_error" and str(item["input"]) in RENAMED_VALUES.get(_place(item), {}):
-        return [f"it is called {RENAMED_VALUES[_place(item)][item['input']]} now"]
+    if item["type"] == "literal_error" and str(item["input"]) in RENAMED_VALUES.get(_key_of(item), {}):
+        return [f"it is called {RENAMED_VALUES[_key_of(item)][item['input']]} now"]
     if item["type"] == "literal_error":
         return re.findall(r"'([^']*)'", item["ctx"]["expected"])
     if item["type"] == "bool_type":
@@ -323,8 +323,8 @@ def _allowed(item: Any) -> list[str]:
     return [str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")]
 
 
-def _place(item: Any) -> str:
-    """The key that an error is of, as it stands in params.yaml: pydantic adds the member of a union that it tried."""
+def _key_of(item: Any) -> str:
+    """Return the key of an error as it is in params.yaml: pydantic adds the member of a union that it tried."""
     of_a_key = item["type"] in ("extra_forbidden", "invalid_key")
     *parts, last = item["loc"] or ("",)
     keys = [*_keys(parts), str(last)] if of_a_key else list(_keys(item["loc"]))

@@ -14,7 +14,7 @@ from typing import TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
-Observer = Callable[[str, int, int], object]  # of what, units done, units in all
+Observer = Callable[[str, int, int], object]  # called with the step, the units done and their total
 logger = logging.getLogger("headstart")
 SECONDS_BETWEEN_LINES = 5.0
 _observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
@@ -22,7 +22,7 @@ _observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
 @contextmanager
 def observed(observer: Observer) -> Iterator[None]:
-    """Report the progress of the steps tracked in this block to `observer` every few seconds."""
+    """Report the progress of the steps in this block to `observer` every few seconds."""
     token = _observer.set(observer)
     try:
         yield
@@ -36,11 +36,11 @@ def track(
     """Yield `items` and show how many are done, at what rate, and how long the rest will take.
 
     Args:
-        items: what to go through.
+        items: the items of the step.
         what: the step in a user's words, such as "computing activations".
-        total: the number of units in all; 0 where it is not known.
-        unit: what is counted.
-        weigh: units in an item.
+        total: the number of all units; 0 if it is not known.
+        unit: the name of a unit.
+        weigh: returns the number of units in an item.
     """
     if sys.stderr.isatty() and _observer.get() is None:
         return _bar(items, what, total, unit, weigh)
@@ -63,7 +63,7 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """Units per second up to the last one done; 0 until it is known."""
+        """Return the units per second so far; 0 until it is known."""
         seconds = self.last - self.since
         return (self.done - self.first) / seconds if self.done > self.first and seconds > 0 else 0.0
 

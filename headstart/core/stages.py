@@ -22,9 +22,9 @@ Summary = Mapping[str, str | int | float]
 class StageContext:
     """The argument of a stage's function: its parameters, the project to read from, a folder to write to.
 
-    `out` mirrors the project: what is written to `out / "models/head.safetensors"` is published as
-    `models/head.safetensors` once the stage is complete. `checkpoints` outlives an interruption. `code` is the digest of all
-    first-party code that the stage runs.
+    `out` mirrors the project: a file at `out / "models/head.safetensors"` is published as `models/head.safetensors` once
+    the stage is complete. `checkpoints` survives an interruption. `code` is the digest of all first-party code that the
+    stage runs.
     """
 
     params: Params
@@ -57,8 +57,8 @@ def run_stage(stage: Stage, function: StageFunction, root: Path, params: Params)
     """Run one stage and publish each of its outs as a whole, by rename.
 
     Raises:
-        InputError: bad input; or code, parameters or inputs changed while the stage ran. Nothing is
-            published then, and the outs of the run before survive.
+        InputError: the input is bad, or code, parameters or inputs changed while the stage ran. Nothing is
+            published then, and the outs of the previous run stay.
     """
     refuse_changes(root, params, stage.name)
     code = code_digest.digest(code_digest.closure(f"tasks.{stage.name}"))
@@ -114,9 +114,9 @@ def last_record(root: Path, stage: Stage) -> Record | None:
 
 
 def _look_of(root: Path, stage: Stage) -> str:
-    """Return a digest of a stage's outs: of files by content, of folders by names, sizes and times.
+    """Return a digest of a stage's outs: files count by content, folders by names, sizes and times.
 
-    DVC writes a file out again when it commits it, and leaves a folder's files alone.
+    DVC rewrites a file when it commits it, and leaves a folder's files alone.
     """
 
     def facts(out: Path) -> Iterator[tuple[object, ...]]:
@@ -130,10 +130,10 @@ def _look_of(root: Path, stage: Stage) -> str:
 
 
 def refuse_changes(root: Path, params: Params, name: str) -> None:
-    """Refuse to run or to publish when a stage's code or params.yaml are not what this process started with.
+    """Refuse to run or to publish if a stage's code or params.yaml changed after this process started.
 
     Raises:
-        InputError: naming what changed.
+        InputError: something changed; the message names it.
     """
     changed = code_digest.changed_since_start(code_digest.closure(f"tasks.{name}"))
     if changed:
@@ -145,7 +145,7 @@ def refuse_changes(root: Path, params: Params, name: str) -> None:
 def signature(root: Path, paths: Iterable[str]) -> str:
     """Return a digest of names, inodes, sizes and times below `paths`. It changes when an input is touched.
 
-    It only ever refuses; what is fresh is decided by content (DVC).
+    It can only refuse to publish. DVC decides by content whether a stage is fresh.
     """
     stats = ((file, file.stat()) for path in sorted(paths) for file in _walk(root / path))
     return _digest((file, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file, s in stats)

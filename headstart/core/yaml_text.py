@@ -13,23 +13,23 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScala
 
 from headstart.core.errors import InputError
 
-# What ruamel.yaml raises on faulty text, beside its own YAMLError.
+# What ruamel.yaml raises on faulty text, in addition to its own YAMLError.
 _NOT_YAML = (YAMLError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def _yaml() -> YAML:
     yaml = YAML()
     yaml.preserve_quotes = True
-    yaml.width = 4096  # a long value stays in its line, as does what somebody else wrote
+    yaml.width = 4096  # long lines are not wrapped
     return yaml
 
 
-# Words that YAML 1.1, which other programs read, takes for something else than text.
+# Words that are no text in YAML 1.1, which other programs read.
 _NOT_TEXT = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null|nan|inf)")
 
 
 def text_value(text: str) -> str:
-    """Return text as a value of a document; it is quoted unless every reader takes it for text without quotes."""
+    """Return text as a value of a document; it is quoted unless every reader reads it as text without quotes."""
     if re.fullmatch(r"[A-Za-z./_][A-Za-z0-9./_-]*", text) and not _NOT_TEXT.fullmatch(text.strip("./_-")):
         return text
     return SingleQuotedScalarString(text) if text.isprintable() else DoubleQuotedScalarString(text)
@@ -46,7 +46,7 @@ def parse_yaml(text: str, name: str) -> Any:
     """Parse YAML text with its comments; `name` is for messages.
 
     Raises:
-        InputError: it is no YAML.
+        InputError: the text is no YAML.
     """
     try:
         return _yaml().load(text)
@@ -59,7 +59,7 @@ def read_yaml(path: Path) -> Any:
     """Read a YAML file with its comments.
 
     Raises:
-        InputError: no such file, or no YAML in it.
+        InputError: the file is missing or no YAML.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Write the built-in data sets as class folders, and tell their files from those of a user."""
+"""Write the built-in data sets as class folders, and distinguish their files from a user's."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from headstart.core.text import printable
 from headstart.datasets.downloads import Archive, download, unpack
 
 SHOWN = 3
-OF_THE_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini")  # left wherever a folder is looked at
+OF_THE_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini")  # file managers leave these in any folder
 
 
 def is_source(root: Path, source: str, name: str) -> bool:
-    """Whether `data.source` is the built-in set's own folder data/NAME (or lies in it)."""
+    """Return whether `data.source` is the built-in set's own folder data/NAME (or lies in it)."""
     return Path(os.path.normpath(root / source)).is_relative_to(Path(os.path.normpath(root / "data" / name)))
 
 
@@ -28,17 +28,18 @@ def refuse_foreign(root: Path, name: str) -> None:
     """Refuse to write a built-in set over a user's own folder, file or link.
 
     Raises:
-        InputError: data/NAME is a link, a file, or a folder that holds anything that the built-in set does not.
+        InputError: data/NAME is a link, a file, or a folder with a file that is not part of the built-in set.
     """
     place = root / "data" / name
     fix = f"rename it and set data.source to it: mv data/{name} data/my-{name}; --set data.source=data/my-{name}"
     if place.is_symlink():
-        raise InputError(f"{place} is a symbolic link; the built-in set {name!r} would be written in its place", fix=fix)
+        raise InputError(f"{place} is a symbolic link, which the built-in set {name!r} would replace", fix=fix)
     own = foreign(place, name)
     if own:
         more = f" and {len(own) - SHOWN:,} more" if len(own) > SHOWN else ""
         shown = ", ".join(map(printable, own[:SHOWN]))
-        raise InputError(f"{place} is to hold the built-in set {name!r}, and holds files of yours: {shown}{more}", fix=fix)
+        found = f"{place} is the folder of the built-in set {name!r}, but it holds files of yours: {shown}{more}"
+        raise InputError(found, fix=fix)
 
 
 def foreign(place: Path, name: str) -> list[str]:
@@ -61,7 +62,7 @@ def foreign(place: Path, name: str) -> list[str]:
 
 
 def is_dvcs_link(link: Path) -> bool:
-    """Return whether a link leads to a file in a DVC cache: outs are such links under the cache type symlink."""
+    """Return whether a link leads to a file in a DVC cache: with the cache type symlink, outs are such links."""
     return re.search(r"/[0-9a-f]{2}/[0-9a-f]{30}$", os.readlink(link)) is not None
 
 
@@ -104,7 +105,7 @@ def write_digits(folder: Path) -> int:
     return len(digits.target)
 
 
-# As torchvision.datasets.OxfordIIITPet states them; the publisher gives no stronger checksum.
+# The checksums of torchvision.datasets.OxfordIIITPet; the publisher gives no stronger ones.
 PETS_URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 PETS = (
     Archive(f"{PETS_URL}/images.tar.gz", "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c"),
@@ -116,16 +117,16 @@ def write_oxford_pets(folder: Path, downloads: Path, by_breed: bool, archives: S
     """Write the Oxford-IIIT Pet data set with its own split, as train/ and test/ with class folders.
 
     Args:
-        folder: where to write.
-        downloads: where the archives are kept.
-        by_breed: 37 breeds, or else cat and dog.
-        archives: what to download.
+        folder: the folder to write to.
+        downloads: the folder that keeps the archives.
+        by_breed: use the 37 breeds as classes instead of cat and dog.
+        archives: the archives to download.
 
     Returns:
         The number of images written.
 
     Raises:
-        InputError: an archive is not there and cannot be downloaded, or is damaged.
+        InputError: an archive is missing and cannot be downloaded, or is damaged.
 
     Source: Parkhi et al., Cats and Dogs, CVPR 2012, https://www.robots.ox.ac.uk/~vgg/data/pets/.
     """
@@ -149,7 +150,7 @@ def write_oxford_pets(folder: Path, downloads: Path, by_breed: bool, archives: S
 
 
 def _pets(path: Path, by_breed: bool) -> Iterator[tuple[str, str]]:
-    """(image, label) of each line `great_pyrenees_12 CLASS SPECIES BREED`."""
+    """Yield (image, label) of each line `great_pyrenees_12 CLASS SPECIES BREED`."""
     for line in path.read_text().splitlines():
         if line and not line.startswith("#"):
             image, _, species, _ = line.split()

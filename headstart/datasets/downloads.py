@@ -18,12 +18,12 @@ from headstart.core.progress import track
 
 CONNECT_SECONDS, READ_SECONDS = 20, 60
 ATTEMPTS = 5
-CHUNK_BYTES = 1 << 16  # what is lost at most where a download breaks off
+CHUNK_BYTES = 1 << 16  # the most that an interrupted download loses
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to download: its address, and the checksum that its publisher states, as `algorithm:hex`."""
+    """A file to download: its address and its publisher's checksum, as `algorithm:hex`."""
 
     url: str
     checksum: str
@@ -35,7 +35,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Caps:
-    """What an archive may hold: files, bytes of all of them, and bytes per byte of the archive."""
+    """The limits of an archive: its files, their bytes in all, and their bytes per byte of the archive."""
 
     files: int = 1_000_000
     bytes: int = 100 << 30
@@ -43,21 +43,21 @@ class Caps:
 
 
 def download(archive: Archive, folder: Path) -> Path:
-    """Download an archive to `folder`, unless it is there already.
+    """Download an archive to `folder`, unless it exists already.
 
-    A part that an earlier download left (`NAME.part`) is continued where the server can.
+    A part that an earlier download left (`NAME.part`) is continued if the server allows it.
 
     Returns:
-        The archive's path; its checksum is right.
+        The archive's path; its checksum has been checked.
 
     Raises:
-        InputError: no network or a server that refuses (`Unavailable`), or a wrong checksum (the part is deleted then).
+        InputError: there is no network or the server refuses (`Unavailable`), or the checksum is wrong (the part is deleted).
     """
     path = folder / archive.name
     if path.is_file():
         if _checksum(path, archive.checksum) == archive.checksum:
             return path
-        raise InputError(f"{path}: its checksum is not {archive.checksum}", fix="delete it, then run again")
+        raise InputError(f"{path} is damaged: its checksum is not {archive.checksum}", fix="delete it, then run again")
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{archive.name}.part"
     for attempt in range(1, ATTEMPTS + 1):
@@ -70,12 +70,12 @@ def download(archive: Archive, folder: Path) -> Path:
                 raise Unavailable(
                     f"{archive.url} cannot be downloaded: {error}",
                     wanted=f"a network, or the file at {path}",
-                    fix="run again, which continues the download; or put the file there; or set data.builtin: digits",
+                    fix="run again to continue the download, or put the file there, or set data.builtin: digits",
                 ) from None
             time.sleep(min(attempt, 3))
     if _checksum(part, archive.checksum) != archive.checksum:
         remove(part)
-        raise InputError(f"{archive.url}: what was downloaded has not the checksum {archive.checksum}", fix="run again")
+        raise InputError(f"{archive.url}: the downloaded file does not have the checksum {archive.checksum}", fix="run again")
     fsync(part)
     os.replace(part, path)
     return path
@@ -86,7 +86,7 @@ def _continue(url: str, part: Path) -> None:
     headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {"Accept-Encoding": "identity"}
     with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as reply:
         if reply.status_code == requests.codes.requested_range_not_satisfiable:
-            return  # all of it is there; the checksum will tell
+            return  # the part is complete already; the checksum decides
         reply.raise_for_status()
         resumed = reply.status_code == requests.codes.partial_content
         total, what = int(reply.headers.get("Content-Length", 0)), f"downloading {url.rpartition('/')[2]}"
@@ -102,22 +102,22 @@ def _checksum(path: Path, wanted: str) -> str:
 
 
 def unpack(archive: Path, folder: Path, caps: Caps | None = None) -> int:
-    """Unpack a tar archive's regular files into `folder`; refuse links, devices and the like.
+    """Unpack a tar archive's regular files into `folder`; refuse links and devices.
 
     Returns:
         The number of files.
 
     Raises:
-        InputError: not a tar archive or a damaged one, a member that is neither file nor folder or leads
-            out of `folder`, or more files or bytes than `caps` allow. `folder` is deleted then.
+        InputError: the file is no tar archive or damaged, a member is neither file nor folder or leads out of
+            `folder`, or there are more files or bytes than `caps` allows. `folder` is deleted then.
     """
     caps = caps or Caps()
     try:
         return _unpack(archive, folder, caps)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         remove(folder)
-        theirs = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # two members of one name, and the like
-        if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno not in (None, *theirs)):
+        faulty = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # such as two members of one name
+        if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno not in (None, *faulty)):
             raise
         raise InputError(f"{archive}: not a tar archive, or a damaged one: {error}", fix="delete it, then run again") from None
 
@@ -134,7 +134,7 @@ def _unpack(archive: Path, folder: Path, caps: Caps) -> int:
                 raise InputError(f"{archive}: {member.name!r} is a link or a device, or leads out of the folder")
             files, size = files + 1, size + member.size
             if files > caps.files or size > most:
-                raise InputError(f"{archive}: more than {caps.files:,} files or {most:,} bytes in it")
+                raise InputError(f"{archive} holds more than {caps.files:,} files or {most:,} bytes")
             stream = tar.extractfile(member)
             assert stream is not None
             target = folder.joinpath(*parts)

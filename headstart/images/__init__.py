@@ -1,1 +1,1 @@
-"""Bytes to pixels to the network's input: every stage and every prediction sees an image through these modules."""
+"""From a file's bytes to pixels to the network's input. Every stage and every prediction reads images with these modules."""

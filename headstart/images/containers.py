@@ -1,4 +1,4 @@
-"""Find where an image ends in its file, from the container's structure. The bytes after it are no image data."""
+"""Find where an image ends in its file, from the container's structure. The bytes after it are not image data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _PADDING = b"\0\r\n \t\x1a"
 
 
 def trailing_bytes(data: bytes, kind: str) -> int:
-    """Return how many bytes follow the image in its file, without padding of zeros or white space.
+    """Return how many bytes follow the image in its file, not counting padding of zeros or white space.
 
     Args:
         data: the whole file.
-        kind: its format. TIFF, AVIF and others without a known end give 0, as do broken structures.
+        kind: its format. The result is 0 for formats without a known end, such as TIFF and AVIF, and for broken structures.
 
     Source: the formats' structure as in ITU T.81 B.1, PNG 3rd edition 5, GIF89a, and RIFF.
     """
@@ -29,12 +29,12 @@ def trailing_bytes(data: bytes, kind: str) -> int:
 
 def _jpeg_end(data: bytes) -> int | None:
     if data.rstrip(_PADDING).endswith(b"\xff\xd9"):
-        return None  # nearly all files: spares the walk
+        return None  # nearly all files end here and need no search
     place = 0
     while (found := _MARKER.search(data, place)) is not None:
         marker, place = found[1][0], found.end()
         if marker == _END_OF_IMAGE:
-            return None if data[place : place + 3] == b"\xff\xd8\xff" else place  # a further picture (MPO) is an image
+            return None if data[place : place + 3] == b"\xff\xd8\xff" else place  # another picture (MPO) counts as image data
         if marker not in _STANDALONE:
             if place + 2 > len(data):
                 return None
@@ -48,7 +48,7 @@ def png_end(data: bytes) -> int | None:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the name, first byte and end of each PNG chunk's content; its checksum follows."""
+    """Yield the name of each PNG chunk, and where its content begins and ends; its checksum follows."""
     place = 8
     while place + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)

@@ -1,7 +1,7 @@
-"""One function turns a file's bytes into the RGB pixels that every stage and every prediction sees.
+"""Decode a file's bytes to RGB pixels, in the same way for every stage and every prediction.
 
-The scan, precompute, fine-tuning, evaluation and prediction all call `decode` or `decode_image`. It is part
-of every key of cached activations: any change here is a change of all of them.
+The scan, precompute, fine-tuning, evaluation and prediction all call `decode` or `decode_image`. This code is part
+of every key of cached activations: any change here changes all of them.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from headstart.images.containers import png_chunks, png_end
 from headstart.images.whites import Whites, floating_white, integer_white
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-HEIF = "HEIF"  # iPhones' photos; accepted where data.formats has it and pillow-heif is installed
+HEIF = "HEIF"  # iPhones' photos; accepted if data.formats has it and pillow-heif is installed
 DEFAULT_MAX_PIXELS = 50_000_000
-ORIENTATION = 0x0112  # of EXIF
+ORIENTATION = 0x0112  # EXIF tag
 WHITE = (255, 255, 255, 255)
-ROWS_PER_STRIP, STRIP_OFFSETS, IMAGE_LENGTH, BITS_PER_SAMPLE = 278, 273, 257, 258  # of TIFF
-DIM = 64  # levels of 255 that 14 bits in the lower part of 16 reach
-EXTRANEOUS_SHARE = 0.01  # of a JPEG's bytes may be superfluous: some cameras write a few
-# Passes of an interlaced PNG: first column and row, steps (PNG 3rd edition 8.1).
+ROWS_PER_STRIP, STRIP_OFFSETS, IMAGE_LENGTH, BITS_PER_SAMPLE = 278, 273, 257, 258  # TIFF tags
+DIM = 64  # of 255: the brightest level of 14-bit values that are stored in 16 bits without scaling
+EXTRANEOUS_SHARE = 0.01  # share of a JPEG's bytes that may be superfluous: some cameras write a few
+# The passes of an interlaced PNG: first column, first row, column step, row step (PNG 3rd edition 8.1).
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes")
 
-# What Pillow raises on damaged files, beside its own UnidentifiedImageError.
+# What Pillow raises on damaged files, in addition to its own UnidentifiedImageError.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError,
     AssertionError, MemoryError, RuntimeError, struct.error, zlib.error,
@@ -42,28 +42,28 @@ _DAMAGE = (
 
 
 class DecodeError(ValueError):
-    """The bytes are no image that we accept. The message gives the reason, without the path."""
+    """The bytes are not an image that we accept. The message gives the reason, without the path."""
 
 
-NEARLY_0 = 0.05  # of the largest value
-SIGNED = "signed values"  # what the reason for such an image begins with
+NEARLY_0 = 0.05  # as a share of the largest value
+SIGNED = "signed values"  # the reason for such an image begins with this
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image as every stage sees it, and what it was in its file.
+    """An image as every stage sees it, and facts about its file.
 
     Args:
-        pixels: [height, width, 3] uint8, upright, writable; a smaller picture of the same where one was enough.
-        width, height: of the whole upright image, pixels.
+        pixels: [height, width, 3] uint8, upright, writable; reduced if the caller needs fewer pixels.
+        width, height: the size of the full upright image, pixels.
         format: one of `FORMATS`.
         mode: Pillow's name of the file's pixel layout, such as RGB, L, P, CMYK, I;16.
         orientation: EXIF's, 1 to 8; 1 is upright.
-        transparent: some pixel was not opaque.
-        animated: the file has further frames or pages.
-        complaint: what the decoder found wrong and got over, or "".
+        transparent: whether any pixel was not opaque.
+        animated: whether the file has more frames or pages.
+        complaint: a fault that the decoder reported and recovered from, or "".
         peak: the largest raw value of a gray image with more than 8 bits or of floating-point numbers; 0 for others.
-        dim: how bright the brightest level of 255 is, where 16 bits a channel in colour leave it below 64; 0 for others.
+        dim: the brightest level (of 255) of a colour image with 16 bits per channel if it is below 64; 0 for others.
     """
 
     pixels: NDArray[np.uint8]
@@ -95,19 +95,19 @@ def decode_image(
 ) -> Decoded:
     """Decode one image file to RGB.
 
-    The first frame; EXIF orientation applied; transparency composited on white; more than 8 bits scaled to 8.
+    It decodes the first frame, applies the EXIF orientation, composites transparency on white, and scales to 8 bits.
 
     Args:
-        data: the file's bytes, in one of `formats` whatever the file's name says.
+        data: the file's bytes, in one of `formats`; the file's name does not count.
         max_pixels: the largest width x height, checked from the header before pixels are decoded.
-        formats: those accepted, of `FORMATS`.
-        fast: decode JPEG with libjpeg-turbo itself, which is faster than through Pillow; the pixels are the same.
-        min_decode_side: a picture with sides of at least so many pixels will do. A JPEG's data are still unpacked and checked
-            in full, and only the last step (inverse DCT, colours) is made for fewer pixels.
-        whites: what more than 8 bits are scaled by; None takes each image's own range, as the scan does.
+        formats: the accepted ones of `FORMATS`.
+        fast: decode JPEG with libjpeg-turbo directly, which is faster than through Pillow; the pixels are the same.
+        min_decode_side: accept a reduced picture whose sides have at least so many pixels. A JPEG's data are still unpacked
+            and checked in full; only the last step (inverse DCT, colours) is done for fewer pixels.
+        whites: the raw values that become white; None takes each image's own range, as the scan does.
 
     Raises:
-        DecodeError: not an image, not an allowed format, too large, or damaged (a full decode is made).
+        DecodeError: not an image, not an accepted format, too large, or damaged (the image is decoded in full).
     """
     if HEIF in formats:
         _open_heif()
@@ -118,7 +118,7 @@ def decode_image(
         raise
     except UnidentifiedImageError:
         raise DecodeError(f"not an image of an accepted format ({', '.join(formats)})") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # twice and once Pillow's own limit
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # above twice, or once, Pillow's own limit
         raise DecodeError(f"more than {max_pixels:,} pixels") from None
     except _DAMAGE as error:
         raise DecodeError(f"damaged image: {type(error).__name__}: {error}") from None
@@ -129,12 +129,12 @@ def _open_heif() -> None:
     """Register HEIC files with Pillow.
 
     Raises:
-        DecodeError: the package for that is not installed.
+        DecodeError: pillow-heif is not installed.
     """
     try:
         import pillow_heif
     except ImportError:
-        raise DecodeError("data.formats has HEIF, and pillow-heif is not installed: pip install pillow-heif") from None
+        raise DecodeError("data.formats has HEIF, but pillow-heif is not installed: pip install pillow-heif") from None
     pillow_heif.register_heif_opener()
 
 
@@ -143,7 +143,7 @@ def _decode_open(
 ) -> Decoded:
     _check_size(image, max_pixels)
     turned = 1
-    kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a JPEG with further pictures behind it
+    kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a JPEG followed by more pictures
     mode, animated = image.mode, bool(getattr(image, "is_animated", False))
     pixels, complaint = _turbo(data, image, min_decode_side or 0) if kind == "JPEG" else (None, "")
     if pixels is not None and fast and mode in ("RGB", "L"):
@@ -154,16 +154,16 @@ def _decode_open(
     else:
         _check_strips(image)
         if kind == "TIFF":
-            turned = _orientation(image)  # Pillow turns these itself, and forgets that it did
+            turned = _orientation(image)  # Pillow turns these itself, and keeps no record of it
         image.load()
-        _check_size(image, max_pixels)  # a frame may be larger than the header said
+        _check_size(image, max_pixels)  # a frame may be larger than the header says
         if kind == "PNG":
             _check_png(data, image)
         size = image.size
-        orientation = _orientation(image)  # not before: a PNG may have its EXIF behind the pixels
+        orientation = _orientation(image)  # not earlier: a PNG may have its EXIF after the pixels
     image, peak = _to_8_bits(_upright(image, orientation), whites)
     rgb, transparent = _to_rgb(image)
-    width, height = size if orientation < 5 else size[::-1]  # 5 to 8 lie on their side
+    width, height = size if orientation < 5 else size[::-1]  # 5 to 8 swap width and height
     array, orientation = np.array(rgb), max(orientation, turned)
     dim = _dim(data, kind, image, array)
     return Decoded(array, width, height, kind, mode, orientation, transparent, animated, complaint, peak, dim)
@@ -187,17 +187,17 @@ def _turbo(data: bytes, image: Image.Image, min_decode_side: int) -> tuple[NDArr
     """Decode a JPEG with libjpeg-turbo. Return the pixels and its warning, which Pillow hides.
 
     Returns:
-        [h, w, 3] or [h, w] uint8, or None for what is left to Pillow: kinds that it cannot decode, and files with a
-        few superfluous bytes, after which it would hide further complaints.
+        [h, w, 3] or [h, w] uint8, or None for files that Pillow must decode: kinds that libjpeg-turbo cannot decode, and
+        files with a few superfluous bytes, after which it would hide other warnings.
 
     Raises:
-        DecodeError: it complains of missing or superfluous data: the file is cut, or its header lies.
+        DecodeError: data are missing or superfluous: the file is truncated, or its header is wrong.
     """
     space = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}[image.mode]
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         if (width, height) != image.size:
-            raise DecodeError(f"damaged image: {width} x {height} pixels or {image.size}, by which header")
+            raise DecodeError(f"damaged image: {width} x {height} pixels by one header, {image.size} by another")
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, space, min_height=min_decode_side, min_width=min_decode_side)
         return (pixels[..., 0] if space == "GRAY" else pixels), ""
     except DecodeError:
@@ -223,10 +223,10 @@ def _check_strips(image: Image.Image) -> None:
 def _check_png(data: bytes, image: Image.Image) -> None:
     """Refuse a PNG without an end, or with fewer rows than its header claims; Pillow leaves the rest black.
 
-    Only interlaced files and those with a black last row are suspects, so that hardly any is unpacked twice.
+    Only interlaced files and those with a black last row are checked, so that few files are unpacked twice.
     """
     if png_end(data) is None:
-        raise DecodeError("damaged image: cut short, it has no IEND chunk")
+        raise DecodeError("damaged image: truncated, it has no IEND chunk")
     last = image.crop((0, image.height - 1, image.width, image.height))
     suspect = image.info.get("interlace") or last.getbbox(alpha_only=False) is None
     if suspect and _png_rows_missing(data):
@@ -244,7 +244,7 @@ def _png_rows_missing(data: bytes) -> bool:
     for kind, start, end in png_chunks(data):
         if kind == b"IDAT":
             size += len(unpack.decompress(data[start:end], wanted - size))
-            if size >= wanted:  # what follows may be a bomb
+            if size >= wanted:  # the rest may be a decompression bomb
                 return False
     return True
 
@@ -289,18 +289,19 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
 
 
 def _to_8_bits(image: Image.Image, whites: Whites | None) -> tuple[Image.Image, float]:
-    """Scale gray of more than 8 bits (I;16, I) or of floating-point numbers (F) to 8 bits; return it and its largest raw value.
+    """Scale gray images of more than 8 bits (I;16, I) or of floating-point numbers (F) to 8 bits.
 
-    Pillow's own convert saturates at 255. Other images are left as they are, with 0.
+    It returns the image and its largest raw value; other images stay as they are, with 0. Pillow's own convert saturates
+    at 255.
     """
     if not image.mode.startswith(("I", "F")):
         return image, 0.0
     values = np.asarray(image)
     if not np.isfinite(values).all():
-        raise DecodeError("floating-point pixels that are no numbers (NaN or infinite)")
+        raise DecodeError("floating-point pixels that are NaN or infinite")
     lowest, peak = float(values.min()), float(values.max())
-    if lowest < -NEARLY_0 * max(peak, 1e-9):  # rather more than rounding and resampling leave
-        raise DecodeError(f"{SIGNED} from {lowest:,.6g} to {peak:,.6g}, such as Hounsfield units of a CT")
+    if lowest < -NEARLY_0 * max(peak, 1e-9):  # more than rounding and resampling produce
+        raise DecodeError(f"{SIGNED} from {lowest:,.6g} to {peak:,.6g}, such as the Hounsfield units of a CT")
     own = Whites(integer_white(peak), floating_white(peak))
     white = (whites or own).floating if image.mode == "F" else (whites or own).integer
     scaled = np.clip(np.round(values / (white / 255)), 0, 255)

@@ -22,17 +22,17 @@ from headstart.images.whites import Whites
 
 THUMB_SIDE = 8
 HASH_SIDE = 32
-LOOK_SIDE = 40  # of the picture that hash and thumbnail are made from, at least; more finds no more (bench.duplicates)
+LOOK_SIDE = 40  # least side of the picture for hash and thumbnail; a larger one finds no more (bench.duplicates)
 MAX_BYTES_PER_PIXEL = 8  # an uncompressed image of four 16-bit channels
 SLACK_BYTES = 10_000_000  # for headers, profiles, thumbnails
 
 
 class Unusable(Exception):
-    """The file is to be quarantined.
+    """The file must be quarantined.
 
     Args:
-        reason: why.
-        key: SHA-256 of its bytes; empty where they were not read.
+        reason: the reason.
+        key: SHA-256 of its bytes; empty if they were not read.
     """
 
     def __init__(self, reason: str, key: str = "") -> None:
@@ -41,26 +41,25 @@ class Unusable(Exception):
 
 
 class Unreadable(Unusable):
-    """The file is to be quarantined, perhaps through the system's fault and not its own: next time it may be readable."""
+    """The file must be quarantined, but the system may be at fault: the file may be readable next time."""
 
 
 class Gone(Exception):
-    """The file has vanished since the folder was listed."""
+    """The file has disappeared since the folder was listed."""
 
 
 def usable(path: str, limits: Limits, min_decode_side: int, whites: Whites | None = None) -> tuple[str, bytes, Decoded]:
     """Read, hash and fully decode one file. Training and prediction refuse the same files.
 
     Args:
-        min_decode_side: a picture with sides of at least so many pixels will do (see `decode_image`).
-        whites: likewise.
+        min_decode_side, whites: see `decode_image`.
 
     Returns:
         The SHA-256 of its bytes, the bytes, the image.
 
     Raises:
-        Unusable: the file is to be quarantined; `Unreadable` where that may not be its own fault.
-        Gone: there is no such file.
+        Unusable: the file must be quarantined; `Unreadable` if the system may be at fault.
+        Gone: the file is missing.
     """
     data = _read(path, limits.max_pixels * MAX_BYTES_PER_PIXEL + SLACK_BYTES)
     key = sha256_bytes(data)
@@ -71,7 +70,7 @@ def usable(path: str, limits: Limits, min_decode_side: int, whites: Whites | Non
         known = not named or other_image(data)
         raise Unusable(str(error) if known else f"{error}; named as {named}: {advice(named)}", key) from None
     if named == RAW and image.format == "TIFF":
-        raise Unusable(f"{named}: what can be read in it may be its preview; {advice(named)}", key)
+        raise Unusable(f"{named}: the readable part may be its preview; {advice(named)}", key)
     return key, data, image
 
 
@@ -79,7 +78,7 @@ def accepted(data: bytes, limits: Limits, min_decode_side: int, whites: Whites |
     """Decode a file's bytes, if they are an image within the limits.
 
     Raises:
-        DecodeError: they are not.
+        DecodeError: they are not an accepted image.
     """
     try:
         image = decode_image(data, limits.max_pixels, limits.formats, min_decode_side=min_decode_side, whites=whites)
@@ -97,11 +96,11 @@ def examine(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded]:
     """Collect the scan's facts about one file.
 
     Returns:
-        key, width, height, bytes, format, mode, orientation, peak, and notes, a list of (kind, text) to warn of, all of
-        them JSON values; and a picture for `look`.
+        key, width, height, bytes, format, mode, orientation, peak, and notes, a list of (kind, text) to warn about; all
+        are JSON values. And a picture for `look`.
 
     Raises:
-        Unusable, Gone: as `usable`.
+        Unusable, Gone: see `usable`.
     """
     key, data, image = usable(path, limits, LOOK_SIDE)
     found = {
@@ -122,13 +121,13 @@ def look(image: Decoded) -> tuple[str, NDArray[np.uint8]]:
     """Compute the features that near copies share.
 
     Args:
-        image: decoded with `min_decode_side=LOOK_SIDE`, or whole.
+        image: an image decoded with `min_decode_side=LOOK_SIDE`, or in full.
 
     Returns:
         The perceptual hash (ImageHash's DCT hash, 64 bits in hex) and a thumbnail [8, 8, 3] uint8.
     """
     height, width, _ = image.pixels.shape
-    scale = round(8 * width / image.width) / 8  # a JPEG is reduced by eighths, and its last pixel may be a part of one
+    scale = round(8 * width / image.width) / 8  # a JPEG is reduced by eighths; its last pixel may cover less than a whole one
     small = Image.fromarray(image.pixels).resize(
         (HASH_SIDE, HASH_SIDE),
         Image.Resampling.HAMMING,
@@ -147,7 +146,7 @@ def _read(path: str, max_bytes: int) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise Unusable("not a regular file")
             if status.st_size > max_bytes:
-                raise Unusable(f"{status.st_size:,} bytes: more than any image of data.max_pixels has")
+                raise Unusable(f"{status.st_size:,} bytes: more than any image of data.max_pixels can have")
             return stream.read()
     except OSError as error:
         if error.errno == errno.ENOENT:
@@ -166,14 +165,14 @@ def _notes(path: str, data: bytes, image: Decoded, limits: Limits) -> list[tuple
     if image.complaint:
         notes.append(("decoder", image.complaint))
     if image.animated:
-        notes.append(("frames", "animated or of several pages: the first one is used"))
+        notes.append(("frames", "several frames or pages: the first one is used"))
     if image.transparent:
         notes.append(("transparent", "transparent pixels: composited on white"))
     if max(image.width, image.height) > MOST_ELONGATED * min(image.width, image.height):
-        text = f"{image.width} x {image.height} pixels: of an image longer than {MOST_ELONGATED} to 1 the middle is used"
+        text = f"{image.width} x {image.height} pixels: longer than {MOST_ELONGATED} to 1, so only the middle is used"
         notes.append(("elongated", text))
     if image.dim:
-        text = f"16 bits a channel, the brightest {image.dim} of 255: does it use less than 16 bits? Scale it if so"
+        text = f"16 bits per channel, but the brightest level is {image.dim} of 255: scale it if it uses fewer than 16 bits"
         notes.append(("dark", text))
     if _is_constant(image.pixels) and _is_constant(decode_image(data, limits.max_pixels, limits.formats).pixels):
         notes.append(("constant", "all pixels are equal"))

@@ -52,7 +52,7 @@ IGNORED_NAMES = ("Thumbs.db", ".DS_Store", "desktop.ini")
 IGNORED_FOLDERS = frozenset(
     {".ipynb_checkpoints", "__macosx", "@eadir", "system volume information", "lost+found", "#recycle", "$recycle.bin"}
 )  # in lower case
-_EXTENSION = re.compile(r"\.(?=[a-z0-9]*[a-z])[a-z0-9]{1,12}")  # not .2024 or .jpg_large: their content decides
+_EXTENSION = re.compile(r"\.(?=[a-z0-9]*[a-z])[a-z0-9]{1,12}")  # not .2024 or .jpg_large: for these the content decides
 
 
 @functools.lru_cache(maxsize=4096)
@@ -63,7 +63,7 @@ def extension(name: str) -> str:
 
 
 def is_named_as_image(name: str) -> bool:
-    """Return whether a file's name is an image's, also of a kind that we cannot read."""
+    """Return whether a file is named like an image, including kinds that we cannot read."""
     return (own := extension(name)) in IMAGE_EXTENSIONS or own in OTHER_EXTENSIONS
 
 
@@ -89,7 +89,7 @@ def begins_like_an_image(data: bytes) -> bool:
 
 
 def other_image(data: bytes) -> str:
-    """Return the kind of image that `data` are if we cannot read it, or an empty string."""
+    """Return the kind of an image that we cannot read, by its first bytes, or an empty string for any other file."""
     if data[4:8] == b"ftyp":
         size = int.from_bytes(data[:4], "big")
         brands = {data[8:12], *(data[i : i + 4] for i in range(16, min(size, 256), 4))}

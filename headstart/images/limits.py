@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-MOST_ELONGATED = 16  # long side over short side of what is resized; the rest is out of every view's reach
+MOST_ELONGATED = 16  # largest ratio of the sides that is resized; no view reaches the rest
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Limits:
     Args:
         max_pixels: the largest width x height.
         min_side: the smallest width and height.
-        formats: those accepted, of `decode.FORMATS`.
+        formats: the accepted ones of `decode.FORMATS`.
     """
 
     max_pixels: int

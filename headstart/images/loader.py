@@ -43,13 +43,13 @@ class ImageSource:
     """The images of a source folder, and how each becomes the network's input.
 
     Args:
-        folder: what the manifest's paths are relative to.
+        folder: the folder that the manifest's paths are relative to.
         max_pixels: larger images are refused.
         preprocessing: size, crop, interpolation.
-        augmentation: what a view may do.
-        seed: views depend on it and on the image's bytes.
-        cache: images that are read more than once, as one that trains is; none by default. Sources that differ in size
-            alone may share it.
+        augmentation: the augmentation of views.
+        seed: the seed of views, which also depend on the image's bytes.
+        cache: keeps images that are read more than once, as in training; empty by default. Sources that differ only in
+            size may share it.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class ImageSource:
         return self._augment(self._resized(path, key), key, "epoch", epoch)
 
     def _resized(self, path: str, key: str) -> torch.Tensor:
-        name = key, self.preprocessing.resized_side  # the key is of the bytes: right whatever became of the file
+        name = key, self.preprocessing.resized_side  # `key` hashes the bytes: a changed file does no harm
         image = self.cache.images.get(name)
         if image is None:
             p = self.preprocessing
@@ -93,5 +93,5 @@ def image_map(function: Callable[[A], B], items: Iterable[A], workers: int, ahea
 
 
 def alone(function: Callable[[], B]) -> B:
-    """Call a function as `image_map`'s workers do, with torch limited to one thread: it gives the same bits."""
+    """Call a function as `image_map`'s workers do, with torch limited to one thread, so that it gives the same bits."""
     return next(image_map(lambda _: function(), [None], workers=1, ahead=1))

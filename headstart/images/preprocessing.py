@@ -1,4 +1,4 @@
-"""The input that a network expects: size, crop, interpolation, mean and standard deviation. A model's card keeps it.
+"""The input that a network expects: size, crop, interpolation, mean, standard deviation. A model's card stores it.
 
 Shape legend: n images, c channels, h height, w width, s input side.
 """
@@ -22,8 +22,8 @@ class Preprocessing:
         image_size: side of the square input, pixels.
         crop_pct: the input's side as a share of the resized shorter side.
         interpolation: "bilinear" or "bicubic" (antialiased).
-        mean, std: per channel, of pixels scaled to 0..1.
-        whites: the raw values that become white in gray images of more than 8 bits; those of the source trained on.
+        mean, std: mean and standard deviation of each channel, for pixels scaled to 0..1.
+        whites: the raw values that become white in gray images of more than 8 bits, from the training source.
     """
 
     image_size: int
@@ -38,18 +38,18 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Restore what `as_dict` returned, also after a round trip through JSON."""
+        """Restore preprocessing from what `as_dict` returned, also after a round trip through JSON."""
         parts = {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "whites": Whites(**values["whites"])}
         return cls(**{**values, **parts})
 
     @property
     def resized_side(self) -> int:
-        """The shorter side before the crop, pixels."""
+        """Return the shorter side before the crop, pixels."""
         return round(self.image_size / self.crop_pct)
 
     @property
     def min_decode_side(self) -> int:
-        """The side from which on a JPEG need not be decoded larger: twice the side that it is resized to."""
+        """Return the least side to decode a JPEG to: twice the side that it is resized to."""
         return 2 * self.resized_side
 
 

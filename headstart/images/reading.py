@@ -1,4 +1,4 @@
-"""Read an image that the manifest lists, and refuse any other in its place."""
+"""Read an image that the manifest lists, and refuse a file whose bytes have changed."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def read_pixels(
     """Read and decode `source / path`, whose bytes must still have the hash `key`.
 
     Args:
-        whites: of the source, see `manifest.whites_of`.
-        min_decode_side: a picture with sides of at least so many pixels will do (see `decode_image`).
+        whites: the source's raw values for white, see `whites.whites_of`.
+        min_decode_side: see `decode_image`.
 
     Returns:
         [h, w, 3] uint8.
 
     Raises:
-        InputError: the file is gone, changed, or cannot be decoded any more.
+        InputError: the file is missing, has changed, or can no longer be decoded.
     """
     relink = "relink: python -m tasks.link_data --verify, then python -m flows.pipeline --force link_data"
     try:
         data = (source / path).read_bytes()
     except OSError as error:
-        raise InputError(f"{source / path}: {error.strerror}, though the manifest lists it", fix=relink) from None
+        raise InputError(f"{source / path}: {error.strerror}, although the manifest lists it", fix=relink) from None
     if sha256_bytes(data) != key:
         raise InputError(f"{source / path}: its bytes changed since the manifest was made", fix=relink)
     try:
-        formats = (*FORMATS, HEIF) if other_image(data) == HEIC else FORMATS  # the scan has accepted what is listed
+        formats = (*FORMATS, HEIF) if other_image(data) == HEIC else FORMATS  # the scan has accepted every listed file
         return decode_image(data, max_pixels, formats, min_decode_side=min_decode_side, whites=whites).pixels
     except DecodeError as error:
-        raise InputError(f"{source / path}: {error}, though it was readable before", fix=relink) from None
+        raise InputError(f"{source / path}: {error}, although the scan could decode it", fix=relink) from None

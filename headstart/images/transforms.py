@@ -1,7 +1,7 @@
-"""From decoded pixels to the network's input: resize and crop, and augmented views of it.
+"""Turn decoded pixels into the network's input: resize, crop, and make augmented views.
 
-Shape legend: h, w of the file; s the network's input side. Pixels stay uint8 to the last; the
-engine and the trainer normalise.
+Shape legend: h, w are the sides of the file's image; s is the network's input side. Pixels stay uint8; the
+engine and the trainer normalise them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from headstart.images.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The augmentations of fast.ai's lesson: flip, small rotation, zoom, lighting.
+    """The augmentations of the fast.ai lesson: flip, small rotation, zoom, lighting.
 
     Args:
-        preset: "side_on" (an upright camera), "top_down" (no up and down: any of the square's eight symmetries
-            where `flip` is set), or "none" (no augmentation, whatever the others say).
-        flip: mirror left and right half of the time.
-        rotate: largest angle, degrees, either way.
-        zoom: largest factor, 1 for none.
-        lighting: largest relative change of brightness and of contrast, either way.
+        preset: "side_on" (an upright camera), "top_down" (no up and down: with `flip`, any of the square's eight
+            symmetries), or "none" (no augmentation, whatever the other values are).
+        flip: mirror half of the views.
+        rotate: largest angle in either direction, degrees.
+        zoom: largest factor; 1 means no zoom.
+        lighting: largest relative change of brightness and of contrast, in either direction.
     """
 
     preset: str
@@ -65,8 +65,8 @@ def augmented_view(
 ) -> torch.Tensor:
     """Make one random view of a resized image; the same generator state gives the same bytes.
 
-    Rotation and zoom turn about the centre of the resized image before it is cropped, the border
-    reflected, so that no black corners come in.
+    The resized image is rotated and zoomed about its centre before it is cropped. Its border is reflected, so that no
+    black corners appear.
 
     Returns:
         [3, s, s] uint8.
@@ -91,8 +91,8 @@ def augmented_view(
 def resized(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> torch.Tensor:
     """Resize [h', w', 3] uint8 pixels to [3, h, w] uint8, with the shorter side that `preprocessing` asks for.
 
-    Of an image longer than 16 times its shorter side the middle is taken, before anything is made larger: 8 x 200,000
-    pixels at 256 would be 4.9 GB.
+    If an image is longer than 16 times its shorter side, only its middle is used. Otherwise an image of 8 x 200,000
+    pixels, resized to 256, would take 4.9 GB.
     """
     height, width, _ = pixels.shape
     most = MOST_ELONGATED * min(height, width)
@@ -108,17 +108,17 @@ def _mirror(image: torch.Tensor, mirror: bool) -> torch.Tensor:
 
 
 def _dihedral(image: torch.Tensor, which: int) -> torch.Tensor:
-    """One of a square's eight symmetries: `which` % 4 quarter turns, mirrored from 4 on."""
+    """Apply one of a square's eight symmetries: `which` % 4 quarter turns, mirrored from 4 on."""
     return torch.rot90(_mirror(image, which >= 4), which % 4, (1, 2))
 
 
 def _turn(image: torch.Tensor, size: int, degrees: float, scale: float) -> torch.Tensor:
-    """Rotate and zoom about the centre; only as much of the image is turned as the centre `size` x `size` needs."""
+    """Rotate and zoom about the centre, only as much of the image as the centre `size` x `size` needs."""
     angle = math.radians(degrees)
     reach = size * (abs(math.cos(angle)) + abs(math.sin(angle))) / scale
-    needed = max(math.ceil(reach) + 4, size)  # a zoom needs less than the crop, which must fit in all the same
+    needed = max(math.ceil(reach) + 4, size)  # a zoom needs less, but the crop must still fit
     _, height, width = image.shape
-    margins = [-(-(needed - side) // 2) for side in (width, height)]  # pixels to add, or (below 0) to cut, on either side
+    margins = [-(-(needed - side) // 2) for side in (width, height)]  # pixels to add or, if negative, to cut on each side
     cut = [side + 2 * min(margin, 0) for side, margin in zip((height, width), margins[::-1], strict=True)]
     image = tv.center_crop(image, cut)
     added = [min(max(margin, 0), side - 1) for side, margin in zip((width, height), margins, strict=True)]

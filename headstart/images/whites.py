@@ -1,4 +1,4 @@
-"""The range of gray images with more than 8 bits: which raw value becomes white, one for all images of a source."""
+"""The range of gray images with more than 8 bits: one raw value becomes white in all images of a source."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Whites:
     """The raw values that become white (255), the same for all images of a source, so that equal values look equal.
 
     Args:
-        integer: of gray images with more than 8 bits.
-        floating: of gray images of floating-point numbers.
+        integer: the value for gray images with more than 8 bits.
+        floating: the value for gray images of floating-point numbers.
     """
 
     integer: float = 65535.0
@@ -24,19 +24,19 @@ class Whites:
 
 
 def integer_white(peak: float) -> float:
-    """White for whole numbers up to `peak`: the end of 8, 10, 12, 14 or 16 bits, or what was found where it is more."""
+    """Return white for whole numbers up to `peak`: the largest value of 8, 10, 12, 14 or 16 bits, or else `peak`."""
     return next((2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if peak < 2**bits), float(peak))
 
 
 def floating_white(peak: float) -> float:
-    """White for floating-point numbers up to `peak`: 1 for shares, 255 for levels of 8 bits, else what was found."""
+    """Return white for floating-point numbers up to `peak`: 1 for shares, 255 for levels of 8 bits, or else `peak`."""
     if peak <= 1:
         return 1.0
     return 255.0 if 128 <= peak <= 255 else float(peak)
 
 
 def whites_of(manifest: pd.DataFrame) -> Whites:
-    """The raw values that become white: from the largest one found in all gray images of more than 8 bits."""
+    """Return the raw values that become white, from the largest one in all gray images of more than 8 bits."""
 
     def peak(kinds: str) -> float:
         return float(manifest.loc[manifest["mode"].str.startswith(kinds), "peak"].max(skipna=True))

@@ -1,1 +1,1 @@
-"""From a folder to a manifest: what each file is, its label, its split; nothing in the folder is written."""
+"""From a folder to a manifest: the kind, label and split of each file. Nothing is written to the folder."""

@@ -1,4 +1,4 @@
-"""The same bytes under two labels, found before anything is decoded: by size, then both ends, then the whole."""
+"""Find the same bytes under two labels before anything is decoded: by size, then both ends, then all bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from headstart.images.kinds import begins_like_an_image
 from headstart.ingest.problems import Problem
 
 END_BYTES = 4096
-MAX_FILES = 200_000  # of equal sizes; the scan finds the rest, when it has read them
+MAX_FILES = 200_000  # of equal size that are read here; the scan finds the other conflicts
 ACCEPT = "data.on_label_conflict=quarantine"
 
 
@@ -27,12 +27,12 @@ class Labelled:
 
 
 def conflicts(root: str, files: Iterable[Labelled], known: Mapping[str, str]) -> list[list[Labelled]]:
-    """Groups of files with the same bytes and several labels.
+    """Return groups of files with the same bytes and several labels.
 
-    Files are read in part where sizes are equal and labels are not, and whole where both ends are equal too.
+    Only files of equal size and different labels are read in part, and in full only if both ends are equal too.
 
     Args:
-        known: SHA-256 of files by path, where it is known without reading.
+        known: SHA-256 of files by path, as far as it is known without reading.
     """
     sized = list(_split(files, lambda file: file.size))
     alike = [group for group in sized if all(file.path in known for file in group)]
@@ -59,7 +59,7 @@ def _first(groups: Sequence[list[Labelled]], limit: int) -> Iterator[list[Labell
 
 
 def _ends(root: str, file: Labelled) -> bytes | None:
-    """The first and last bytes' hash; None for what cannot be read, of which the scan will say why."""
+    """Return a hash of the first and last bytes, or None for an unreadable file, which the scan will report."""
     try:
         with open(_regular(root, file.path), "rb", buffering=0) as stream:
             first = stream.read(END_BYTES)
@@ -82,7 +82,7 @@ def _regular(root: str, path: str) -> int:
 
 
 def seen_as_images(root: str, groups: Iterable[Sequence[Labelled]]) -> list[Sequence[Labelled]]:
-    """The groups whose files begin like an image, for whoever may decode nothing: equal junk is no conflict."""
+    """Return the groups whose files begin like an image, for a caller that decodes nothing: equal junk is no conflict."""
     return [group for group in groups if _begins_like_an_image(root, group[0].path)]
 
 
@@ -95,7 +95,7 @@ def _begins_like_an_image(root: str, path: str) -> bool:
 
 
 def as_problems(groups: Sequence[Sequence[Labelled]]) -> list[Problem]:
-    """What is said of such groups."""
+    """Return the problem that such groups are, if there are any."""
     if not groups:
         return []
     often = "once" if len(groups) == 1 else f"{len(groups):,} times"

@@ -1,4 +1,4 @@
-"""What was found in a folder, said in the log."""
+"""Log what a scan or a link found in a folder."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ REMARKS_SHOWN = 10
 
 
 def log_scan(result: Scan, report: Mapping[str, Any]) -> None:
-    """Say in the log what was found."""
+    """Log what a scan found."""
     counts = Counter(result.manifest["split"])
     logger.info(
         "  %s images of %s classes: %s%s",
         f"{len(result.manifest):,}",
         f"{report['classes']:,}",
         ", ".join(f"{number:,} {split.replace('_', ' ')}" for split, number in sorted(counts.items())),
-        f"; {result.reread:,} files read, {result.unchanged:,} known from before" if result.unchanged else "",
+        f"; {result.reread:,} files read, {result.unchanged:,} known from an earlier scan" if result.unchanged else "",
     )
     kinds = Counter(result.notes["kind"])
     parts = [f"{len(result.quarantine):,} quarantined (data/quarantine.csv)"]
@@ -41,30 +41,31 @@ def log_scan(result: Scan, report: Mapping[str, Any]) -> None:
     for row in result.leaks.head(SHOWN).itertuples():
         path, of = map(printable, (str(row.path), str(row.of)))
         logger.warning("  near copy: %s (%s) of %s (%s)", path, row.split, of, row.of_split)
-    for split, does in (("test", "the test figures say nothing of them"), ("valid", "no epoch is chosen by them")):
+    for split, does in (("test", "test metrics ignore them"), ("valid", "the choice of the epoch ignores them")):
         lacking = report[f"classes_without_{split}"]
         if lacking:
             shown = printable(", ".join(lacking[:SHOWN])) + (", …" if len(lacking) > SHOWN else "")
             logger.warning("  classes without an image in %s: %s (%s); %s", split, f"{len(lacking):,}", shown, does)
     if result.rescued:
-        logger.warning("  kept in train, having no other image there: %s", printable(", ".join(result.rescued[:SHOWN])))
+        shown = printable(", ".join(result.rescued[:SHOWN]))
+        logger.warning("  classes that had no training image, so one was moved back to train: %s", shown)
 
 
 def _of_which(report: Mapping[str, Any]) -> str:
     kinds = Counter(report["ignored_by_extension"])
-    return f" (no images by their name: {shown_kinds(kinds)})" if kinds else ""
+    return f" (not named like images: {shown_kinds(kinds)})" if kinds else ""
 
 
 def log_remarks(remarks: Sequence[tuple[Any, ...]]) -> None:
-    """Say in the log what was accepted although it is not as the documents have it; (path, kind, text) each."""
+    """Log what was accepted although it differs from the documented form: (path, kind, text) each."""
     for file, kind, text in remarks[:REMARKS_SHOWN]:
         logger.info("  %s: %s", kind, printable(f"{file}: {text}" if file else text))
     if len(remarks) > REMARKS_SHOWN:
-        logger.info("  … and %s more of the kind", f"{len(remarks) - REMARKS_SHOWN:,}")
+        logger.info("  … and %s more", f"{len(remarks) - REMARKS_SHOWN:,}")
 
 
 def log_linked(tree: Tree, found: Listing, problems: Sequence[Problem], source: str) -> None:
-    """Say in the log what is in a folder, what stands in the way, and how to learn from it."""
+    """Log what is in a folder, its problems, and how to learn from it."""
     tops = Counter(path.partition("/")[0] for path in tree.files if "/" in path)
     shown = ", ".join(f"{printable(top)} ({number:,})" for top, number in sorted(tops.items())[:10])
     logger.info(
@@ -72,7 +73,7 @@ def log_linked(tree: Tree, found: Listing, problems: Sequence[Problem], source: 
     )
     sidecars = extensions(path for path, reason in found.ignored if reason == why_sidecar(path.rpartition("/")[2]))
     if sidecars:
-        logger.info("  %s may be images; no images by their name: %s", f"{len(found.entries):,}", shown_kinds(sidecars))
+        logger.info("  %s may be images; not named like images: %s", f"{len(found.entries):,}", shown_kinds(sidecars))
     log_remarks(found.remarks)
     if problems:
         logger.warning("%s", described(tree.root, problems, source))

@@ -1,4 +1,4 @@
-"""Which file a path in a labels file means: that one, or the only one that it fits but for its spelling."""
+"""Find the file that a path in a labels file means: that very file, or the only one that differs from it in spelling."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SHOWN = 3
 
 
 class BadCell(Exception):
-    """A cell of a labels file that will not do.
+    """A cell of a labels file that cannot be used.
 
     Args:
         column: its column.
         found: what is wrong.
-        wanted: what would have been right.
+        wanted: what is allowed instead.
     """
 
     def __init__(self, column: str, found: str, wanted: str = "") -> None:
@@ -36,19 +36,19 @@ class BadCell(Exception):
 class Paths:
     """The files of a source, as a labels file in its folder `base` (with a slash, or empty) may spell them.
 
-    `spelled` has for each kind of spelling how many paths are of it, and the first, with the file.
+    `spelled` maps each kind of spelling to the number of such paths, the first of them, and its file.
     """
 
     def __init__(self, tree: Tree, base: str) -> None:
         self.tree, self.base = tree, base
         self.spelled: dict[str, tuple[int, str, str]] = {}
-        self._real = functools.lru_cache(maxsize=4096)(os.path.realpath)  # of folders
+        self._real = functools.lru_cache(maxsize=4096)(os.path.realpath)  # for folders
 
     def find(self, cell: str) -> str:
-        """The file that a cell means, relative to the source.
+        """Return the file that a cell means, relative to the source.
 
         Raises:
-            BadCell: none, or several, or a path that leads out of the folder.
+            BadCell: the cell means no file, or several, or a path outside the folder.
         """
         own = normpath(self.base + cell)
         if cell and not os.path.isabs(cell) and own in self.tree.files:
@@ -62,7 +62,7 @@ class Paths:
         return self._nearest(cell, wanted, kinds)
 
     def _relative(self, cell: str, kinds: list[str]) -> str:
-        """The cell as a path relative to the source, whether there is such a file or not."""
+        """Return the cell as a path relative to the source, whether or not that file exists."""
         text = clean(cell)
         if "\0" in text:
             raise self._leads_out(cell, "")
@@ -92,8 +92,8 @@ class Paths:
             return self._note(cell, best[0][0], [*kinds, *best[0][1]])
         if best:
             several = ", ".join(repr(file) for file, _ in best[:SHOWN]) + (", …" if len(best) > SHOWN else "")
-            found = f"no file {cell!r} in {self.tree.root}, and it fits {len(best):,} files: {several}"
-            raise BadCell("path", found, "the path of one, with its sub-folder and its extension")
+            found = f"no file {cell!r} in {self.tree.root}, but it could mean {len(best):,} files: {several}"
+            raise BadCell("path", found, "the full path of one, with sub-folder and extension")
         raise BadCell("path", f"no file {cell!r} in {self.tree.root}{self._cause(wanted)}")
 
     def _candidates(self, wanted: str) -> list[str]:
@@ -102,7 +102,7 @@ class Paths:
         return sorted(set(found))
 
     def _differences(self, file: str, wanted: str) -> list[str] | None:
-        """The kinds of spelling by which a path means a file; None where it cannot."""
+        """Return the kinds of spelling in which a path differs from a file, or None if it cannot mean that file."""
         kinds = []
         name, other = basename(file), basename(wanted)
         if name.casefold() != other.casefold():
@@ -124,19 +124,19 @@ class Paths:
 
     def _leads_out(self, cell: str, text: str) -> BadCell:
         inner = next((file for file in self._by_tail.get(_tail(text), []) if text.endswith(f"/{file}")), "")
-        hint = f", and {inner!r} is there" if inner else ""
+        hint = f"; {inner!r} exists" if inner else ""
         return BadCell("path", f"{cell!r} leads out of the folder{hint}", f"a path below {self.tree.root}, relative to it")
 
     def _cause(self, wanted: str) -> str:
         if wanted.startswith(("http:/", "https:/")):
             return "; it is a web address: download the file"
         if unicodedata.normalize("NFC", wanted) in self._forms:
-            return "; its name is there in another Unicode normal form (NFC, NFD)"
+            return "; its name exists in another Unicode normal form (NFC, NFD)"
         if wanted in self.tree.folders:
             return "; it is a folder"
         for key in (_tail(splitext(wanted[len(self.base) :])[0]), splitext(basename(wanted))[0].casefold()):
             if key in self._by_stem:
-                return f"; {self._by_stem[key][0]!r} is there"
+                return f"; {self._by_stem[key][0]!r} exists"
         return ""
 
     @functools.cached_property
@@ -152,14 +152,14 @@ class Paths:
         return {unicodedata.normalize("NFC", file) for file in self.tree.files if not file.isascii()}
 
     def _usable(self) -> Iterator[tuple[str, str]]:
-        """(path below the base, path) of all files that are not a system's."""
+        """Yield (path below the base, path) of all files, except those of an operating system."""
         for file in self.tree.files:
             *folders, name = file.split("/")
             if file.startswith(self.base) and not why_ignored(folders, name):
                 yield file[len(self.base) :], file
 
     def _index(self, files: Iterator[tuple[str, str]]) -> dict[str, list[str]]:
-        """Files by their name and by their folder and name, in no case."""
+        """Index files by name, and by folder and name, without case."""
         found: dict[str, list[str]] = defaultdict(list)
         for name, file in files:
             for key in {_tail(name), basename(name).casefold()}:
@@ -168,5 +168,5 @@ class Paths:
 
 
 def _tail(path: str) -> str:
-    """A path's last folder and name, in no case."""
+    """Return a path's last folder and name, without case."""
     return "/".join(path.split("/")[-2:]).casefold()

@@ -1,4 +1,4 @@
-"""labels.csv and labels.parquet: path, label, and what else is known of each image."""
+"""Read labels.csv or labels.parquet: path, label and other columns for each image."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ RESERVED = (
 )  # fmt: skip
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-MANY = 1_000  # bad rows, after which no more are looked for
+MANY = 1_000  # the search stops after so many bad rows
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image of a labels file; split and group are empty where it names none."""
+    """One image of a labels file. Split and group are empty if the file names none."""
 
     path: str
     label: str
@@ -52,8 +52,8 @@ class Labels:
     Args:
         name: its path relative to the source.
         rows: its images.
-        extra: further columns (text from CSV, any scalar type from Parquet) indexed by path.
-        remarks: (name, kind, text) of what was accepted although it is spelled in another way.
+        extra: other columns (text from CSV, any scalar type from Parquet) indexed by path.
+        remarks: (name, kind, text) of what was accepted although its spelling differs.
     """
 
     name: str
@@ -63,10 +63,10 @@ class Labels:
 
 
 def labels_file(tree: Tree, base: str = "") -> Path | None:
-    """The labels file in a source's folder `base` (with a slash, or empty), if there is one.
+    """Return the labels file in a source's folder `base` (with a slash, or empty), or None.
 
     Raises:
-        InputError: there are two.
+        InputError: the folder has two.
     """
     found = [name for name in NAMES if base + name in tree.files]
     if len(found) > 1:
@@ -78,9 +78,9 @@ def read_labels(path: Path, tree: Tree, base: str = "") -> Labels:
     """Read and check a labels file; its paths are relative to the source's folder `base`.
 
     Raises:
-        InputError: naming file, row and column of up to ten faults: a missing, reserved or doubled column, text that
-            is not UTF-8, an empty or unknown or ambiguous or doubled path or one that leads out of the folder, an
-            empty label, an unknown split.
+        InputError: the file has faults; the message names row and column of up to ten. They are a missing, reserved or
+            repeated column, text that is not UTF-8, a path that is empty, unknown, ambiguous, repeated or outside the
+            folder, an empty label, or an unknown split.
     """
     frame, formats = _read_csv(path, tree, base) if path.suffix == ".csv" else (_read_parquet(path), [])
     paths = Paths(tree, base)
@@ -91,7 +91,7 @@ def read_labels(path: Path, tree: Tree, base: str = "") -> Labels:
         try:
             row = _row(paths, cells)
             if row.path in seen:
-                raise BadCell("path", f"{row.path!r} is in row {seen[row.path]} already")
+                raise BadCell("path", f"{row.path!r} is already in row {seen[row.path]}")
         except BadCell as error:
             bad.append((number, error))
             if len(bad) == MANY:
@@ -153,12 +153,12 @@ def _check_columns(path: Path, columns: list[str]) -> None:
         )
     for name in columns:
         if name in RESERVED or columns.count(name) > 1 or not name:
-            what = "reserved by the manifest" if name in RESERVED else "there twice" if name else "without a name"
+            what = "reserved by the manifest" if name in RESERVED else "this name occurs twice" if name else "without a name"
             raise InputError(f"{path} row 1, column {name or columns.index(name) + 1}: {what}", fix="rename it")
 
 
 def _read_csv(path: Path, tree: Tree, base: str) -> tuple[pd.DataFrame, list[str]]:
-    """The table, by row number, and what about the file's format is to be noted."""
+    """Return the table, by row number, and notes about the file's format."""
     data = path.read_bytes()
     formats = ["it begins with a byte order mark (BOM)"] if data.startswith(codecs.BOM_UTF8) else []
     text = _decoded(path, data)
@@ -177,16 +177,16 @@ def _read_csv(path: Path, tree: Tree, base: str) -> tuple[pd.DataFrame, list[str
     for number, cells in body.items():
         if len(cells) != len(header):
             column = header[min(len(cells), len(header) - 1)]
-            bad.append((number, BadCell(column, f"{len(cells)} cells, the header has {len(header)} columns")))
+            bad.append((number, BadCell(column, f"{len(cells)} cells, but the header has {len(header)} columns")))
     _refuse(path, bad)
     return pd.DataFrame([*body.values()], index=[*body], columns=header, dtype=object), formats
 
 
 def _header(names: list[str], formats: list[str]) -> list[str]:
-    """The columns' names, ours also in capital letters where path or label is."""
+    """Return the columns' names. Ours may have capital letters if path or label has."""
     in_capitals = not set(REQUIRED) <= set(names)
     for name in OWN:
-        same = [place for place, other in enumerate(names) if other.lower() == name]
+        same = [index for index, other in enumerate(names) if other.lower() == name]
         if name not in names and len(same) == 1:
             how = "is read as" if in_capitals else "is a further column, not"
             formats.append(f"its column {names[same[0]]!r} {how} {name}")
@@ -199,7 +199,7 @@ def _decoded(path: Path, data: bytes) -> str:
         raise InputError(
             f"{path} row 1: UTF-16 text",
             wanted="UTF-8, which spreadsheets call CSV UTF-8",
-            fix=f"iconv -f UTF-16 -t UTF-8 {shlex.quote(path.name)} > new.csv, then move new.csv in its place",
+            fix=f"iconv -f UTF-16 -t UTF-8 {shlex.quote(path.name)} > new.csv, then replace the file with new.csv",
         )
     try:
         return data.decode("utf-8-sig")
@@ -209,7 +209,7 @@ def _decoded(path: Path, data: bytes) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """What separates the columns: a comma, unless the header names path and label with another only."""
+    """Return the delimiter: a comma, unless the header has path and label only with another one."""
     first = text.lstrip("\r\n").partition("\n")[0]
     for delimiter in DELIMITERS:
         names = [clean(name).strip('"').lower() for name in first.split(delimiter)]
@@ -219,7 +219,7 @@ def _delimiter(text: str) -> str:
 
 
 def _csv_tables(path: Path, text: str, delimiter: str) -> tuple[list[list[str]], list[list[str]]]:
-    """The rows without blank space after delimiters, and with it; both without where quotes follow on it."""
+    """Return the rows without and with blank space after delimiters; with it, quotes that follow it may be an error."""
     rows = [*_csv_rows(path, text, delimiter, trim=True)]
     if not re.search(f"(^|[{delimiter}\n]) ", text):
         return rows, rows
@@ -230,13 +230,13 @@ def _csv_tables(path: Path, text: str, delimiter: str) -> tuple[list[list[str]],
 
 
 def _keep_blanks(header: list[str], rows: list[list[str]], exact: list[list[str]], is_file: Callable[[str], bool]) -> None:
-    """Put blank space back where it is the cell's: a file's name has it, or not all cells of a further column do."""
+    """Restore blank space that belongs to a cell: a file's name has it, or only some cells of another column have it."""
     pairs = [(row, one) for row, one in zip(rows[1:], exact[1:], strict=False) if len(row) == len(one) == len(header)]
-    for place, name in enumerate(header):
-        own = name not in OWN and not all(one[place].startswith(" ") for _, one in pairs if one[place])
+    for index, name in enumerate(header):
+        own = name not in OWN and not all(one[index].startswith(" ") for _, one in pairs if one[index])
         for row, one in pairs:
-            if own or (name == "path" and one[place] != row[place] and is_file(one[place])):
-                row[place] = one[place]
+            if own or (name == "path" and one[index] != row[index] and is_file(one[index])):
+                row[index] = one[index]
 
 
 def _csv_rows(path: Path, text: str, delimiter: str, trim: bool) -> Iterator[list[str]]:
@@ -252,7 +252,7 @@ def _csv_rows(path: Path, text: str, delimiter: str, trim: bool) -> Iterator[lis
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
-        table.validate(full=True)  # text that is not UTF-8, and the like
+        table.validate(full=True)  # it finds text that is not UTF-8, and other damage
         _check_columns(path, table.column_names)
         nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
         if nested:
@@ -266,9 +266,9 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Without pandas's metadata, categories as their values: what the manifest is to hold."""
-    for place, field in enumerate(table.schema):
+    """Return the table without pandas's metadata and with categories as values, as the manifest holds it."""
+    for index, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
-            column = table.column(place)
-            table = table.set_column(place, field.name, column.cast(field.type.value_type))
+            column = table.column(index)
+            table = table.set_column(index, field.name, column.cast(field.type.value_type))
     return table.replace_schema_metadata(None)

@@ -1,4 +1,4 @@
-"""The layouts a source folder may have: which of its files are images of which class and split."""
+"""Recognise the layout of a source folder: which of its files are images, of which class and split."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OUTSIDE_CLASSES = "a file outside the class folders"
 
 @dataclass(frozen=True)
 class Entry:
-    """One file to learn from; split and group are empty where the source names none."""
+    """One file to learn from. Split and group are empty if the source names none."""
 
     path: str
     label: str
@@ -41,17 +41,17 @@ class Entry:
 
 @dataclass
 class Listing:
-    """What every file of a source is taken for.
+    """What every file of a source is.
 
     Args:
         entries: images, in path order.
-        stray: (path, reason) of files to be quarantined unread.
-        ignored: (path, reason) of files that are none of ours.
-        warned: (path, kind, text) of single files.
-        remarks: (path, kind, text) of the source as a whole, its folders or its labels file.
-        problems: what the source is to be refused for.
-        uncounted: files whose name does not say that they are images: none counts as unusable if it is not.
-        extra: further columns of a labels file, indexed by path.
+        stray: (path, reason) of files to quarantine without reading them.
+        ignored: (path, reason) of files that are no part of the data set.
+        warned: (path, kind, text) of notes about single files.
+        remarks: (path, kind, text) of notes about the source, its folders or its labels file.
+        problems: the reasons to refuse the source.
+        uncounted: files that are not named like images. If they are none, they do not count as unusable.
+        extra: other columns of a labels file, indexed by path.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -66,12 +66,12 @@ class Listing:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where in a source the classes are.
+    """The place of the classes in a source.
 
     Args:
         base: the folder that holds them, with a slash; empty for the source itself.
-        splits: folders that are splits, by path, and which.
-        flat: those of them that hold files without class folders, so without labels.
+        splits: the split of each folder that is one, by path.
+        flat: those of these folders whose files have no labels, because they are not in class folders.
     """
 
     base: str
@@ -79,36 +79,36 @@ class Layout:
     flat: frozenset[str] = frozenset()
 
     def top(self, path: str) -> str:
-        """The folder right below the base that a path lies in; empty where it lies elsewhere."""
+        """Return the folder directly below the base that holds a path, or an empty string."""
         return self.base + path[len(self.base) :].partition("/")[0] if path.startswith(self.base) else ""
 
     def depth(self) -> int:
-        """How many folders are above the class folders."""
+        """Return how many folders are above the class folders."""
         return self.base.count("/") + bool(self.splits)
 
 
 def list_source(tree: Tree, *, label_pattern: str = NONE, group_pattern: str = NONE, nested_folders: bool = False) -> Listing:
-    """Find out a source's layout and list its files by it; what is wrong with it is in `problems`, all at once.
+    """Recognise a source's layout and list its files. All faults of the layout are in `problems`.
 
-    With a label pattern, each file's name tells its label. Else a folder with labels.csv or labels.parquet
-    is read by it; else folders train/ (with valid/ or test/, or as the only one) hold class folders; else the folder's
-    own sub-folders are the classes. With a label pattern too, such folders are splits. A single sub-folder that
-    holds all this is entered.
+    With a label pattern, each file's name gives its label. Otherwise labels.csv or labels.parquet is used if it exists.
+    Otherwise a folder train/ (with valid/ or test/, or as the only one) holds class folders, or else the source's own
+    sub-folders are the classes. With a label pattern, too, such folders are splits. A single sub-folder that holds all
+    of this is entered.
 
     Args:
         tree: the folder's files.
-        label_pattern: a regular expression searched in the file's name; its first group, or all of the match, is the label.
-        group_pattern: likewise in the path relative to the source, for the group that is never split apart.
-        nested_folders: whether folders inside a class folder belong to its class; a problem otherwise.
+        label_pattern: a regular expression to search for in the file's name; its first group, or the whole match, is the label.
+        group_pattern: the same for the path relative to the source; images of one group stay in one split.
+        nested_folders: whether folders inside a class folder belong to its class; otherwise they are a problem.
 
     Raises:
-        InputError: a faulty labels file.
+        InputError: the labels file is faulty.
     """
     found = Listing()
     base = _entered(tree)
     labels = labels_file(tree, base)
     if labels is not None and label_pattern != NONE:
-        text = f"{labels}: and data.label_pattern {label_pattern!r} is set too"
+        text = f"{labels} gives the labels, but data.label_pattern {label_pattern!r} is set too"
         found.problems.append(Problem(text, fix="keep one of the two", accept="data.label_pattern=none"))
     if labels is not None:
         _by_labels_file(tree, found, read_labels(labels, tree, base))
@@ -121,7 +121,7 @@ def list_source(tree: Tree, *, label_pattern: str = NONE, group_pattern: str = N
     _clean_groups(found)
     found.entries.sort(key=lambda entry: entry.path)
     if base:
-        found.remarks.append((base, "layout", f"the only folder, which holds what is learnt from: {base} was entered"))
+        found.remarks.append((base, "layout", f"it is the only folder and holds the classes: {base} was entered"))
     _clean_labels(tree, found, folders=labels is None and label_pattern == NONE)
     _check_classes(tree, found, folders=labels is None and label_pattern == NONE)
     if labels is None:
@@ -134,19 +134,19 @@ def list_source(tree: Tree, *, label_pattern: str = NONE, group_pattern: str = N
 
 
 def _folders_in(tree: Tree, base: str) -> list[str]:
-    """Paths of the folders right below a folder, but for a system's own."""
+    """Return the folders directly below a folder, except those of an operating system."""
     inner = (folder for folder in tree.folders if folder.startswith(base) and "/" not in folder[len(base) :])
     return [folder for folder in inner if not why_ignored([basename(folder)], "")]
 
 
 def _images_in(tree: Tree, base: str) -> bool:
-    """Whether files named as images lie right below a folder."""
+    """Return whether files named like images are directly below a folder."""
     inner = (path for path in tree.files if path.startswith(base) and "/" not in path[len(base) :])
     return any(is_named_as_image(basename(path)) for path in inner)
 
 
 def _entered(tree: Tree) -> str:
-    """The folder, with a slash, into which all was unpacked, where there is one: alone, no images beside it, classes in it."""
+    """Return the single folder, with a slash, that holds everything: no images beside it, classes in it. Else return ""."""
     base, wrapper = "", ""
     while len(folders := _folders_in(tree, base)) == 1 and _split_of(folders[0]) is None:
         if _images_in(tree, base) or any(base + name in tree.files for name in NAMES):
@@ -162,14 +162,14 @@ def _entered(tree: Tree) -> str:
 
 
 def _split_of(folder: str) -> str | None:
-    """The split that a folder's name stands for."""
+    """Return the split that a folder's name means, or None."""
     return SPLIT_FOLDERS.get(SET.sub("", clean(basename(folder)).lower()))
 
 
 def _layout(tree: Tree, found: Listing, base: str) -> Layout:
     folders = _folders_in(tree, base)
     splits = {folder: split for folder in folders if (split := _split_of(folder)) is not None}
-    if "train" not in splits.values() or len(folders) > len(splits) == 1:  # train alone beside others is a class
+    if "train" not in splits.values() or len(folders) > len(splits) == 1:  # a single train/ beside other folders is a class
         return Layout(base, {})
     for split in sorted(set(splits.values())):
         same = [folder for folder in sorted(splits) if splits[folder] == split]
@@ -180,7 +180,7 @@ def _layout(tree: Tree, found: Listing, base: str) -> Layout:
     def classes(split: str) -> set[str]:
         return {clean(basename(one)) for folder in splits if splits[folder] == split for one in _folders_in(tree, f"{folder}/")}
 
-    # without labels: no class folders, or none that is a class of train (test/unknown/, test/test/)
+    # no labels if no folder inside is a class of train, as in test/unknown/ or test/test/
     flat = (folder for folder, split in splits.items() if split != "train" and not classes(split) & classes("train"))
     return Layout(base, splits, frozenset(flat))
 
@@ -239,13 +239,13 @@ def _by_folders(tree: Tree, found: Listing, layout: Layout, nested_folders: bool
                 nested.append(path)
     _set_uncounted(found)
     for folder, number in sorted(flat.items()):
-        text = f"{number:,} files have no labels (no class of train): ignored, and {layout.splits[folder]} is carved from train"
-        found.remarks.append((folder, "layout", f"{text}; flows.predict --images can classify them later"))
+        text = f"{number:,} files have no labels (no class of train): ignored, {layout.splits[folder]} is split off from train"
+        found.remarks.append((folder, "layout", f"{text}; python -m flows.predict --images can classify them later"))
     if nested and not nested_folders:
         found.problems.append(
             Problem(
                 f"{tree.root}: folders inside class folders:\n    {listing(nested)}",
-                wanted="images right below their class folder",
+                wanted="images directly below their class folder",
                 fix="move the images up, list them in a labels.csv, or set data.nested_folders: true",
                 accept="data.nested_folders=true",
             )
@@ -254,7 +254,7 @@ def _by_folders(tree: Tree, found: Listing, layout: Layout, nested_folders: bool
 
 
 def _set_uncounted(found: Listing) -> None:
-    """A file without an extension may be anything; where all are, they are the images."""
+    """Do not count files without an extension, which may be anything, unless all files are without one."""
     paths = [entry.path for entry in found.entries]
     bare = {path for path in paths if not extension(basename(path))}
     strays = {path for path, _ in found.stray if not extension(basename(path))}
@@ -283,20 +283,20 @@ def _ignored_in(found: Listing, folder: str) -> str:
 
 
 def extensions(paths: Iterable[str]) -> Counter[str]:
-    """How many files there are of each extension; of none where a name has none."""
+    """Count the files of each extension, and those without one."""
     return Counter(extension(basename(path)) or "without extension" for path in paths)
 
 
 def shown_kinds(kinds: Counter[str]) -> str:
-    """Numbers by extension in words, the commonest first."""
+    """Return the counts of `extensions` in words, the most common first."""
     shown = [f"{number:,} {kind}" for kind, number in sorted(kinds.items(), key=lambda one: (-one[1], one[0]))]
     return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN:,} more kinds" if len(shown) > SHOWN else "")
 
 
 def _group(tree: Tree, found: Listing, pattern: str) -> None:
     if any(entry.group for entry in found.entries):
-        text = f"{tree.root}: a column group, and data.group_pattern {pattern!r} is set too"
-        found.problems.append(Problem(text, fix="keep one", accept="data.group_pattern=none"))
+        text = f"{tree.root}: the labels file has a column group, but data.group_pattern {pattern!r} is set too"
+        found.problems.append(Problem(text, fix="keep one of the two", accept="data.group_pattern=none"))
         return
     found.entries = [replace(entry, group=_match(pattern, entry.path)) for entry in found.entries]
     for entry in found.entries:
@@ -305,7 +305,7 @@ def _group(tree: Tree, found: Listing, pattern: str) -> None:
 
 
 def _clean_groups(found: Listing) -> None:
-    """Spellings of a group are one group: to keep them together never leaks."""
+    """Treat all spellings of a group as one group: keeping images together can never leak."""
     spelled = spellings(entry.group for entry in found.entries)
     found.remarks += [("", "group spelling", f"{was!r} is read as {name!r} ({n:,} files)") for was, name, n in spelled.changed]
     if spelled.changed:
@@ -318,10 +318,10 @@ def _clean_labels(tree: Tree, found: Listing, folders: bool) -> None:
     what = "class folders" if folders else "labels"
     for name, several in spelled.clashes:
         both = " and ".join(map(repr, several))
-        text = f"{tree.root}: {what} {both} differ in white space or invisible characters only"
+        text = f"{tree.root}: {what} {both} differ only in white space or invisible characters"
         found.problems.append(Problem(text, wanted=f"one spelling of {name!r}", fix="rename one, or put their images together"))
     if folders and any(not name for _, name, _ in spelled.changed):
-        text = f"{tree.root}: a class folder whose name is white space or invisible only"
+        text = f"{tree.root}: the name of a class folder is only white space or invisible characters"
         found.problems.append(Problem(text, fix="rename it"))
     found.remarks += [("", "label spelling", f"{was!r} is read as {name!r} ({n:,} files)") for was, name, n in spelled.changed]
     if spelled.changed:
@@ -335,27 +335,28 @@ def _check_classes(tree: Tree, found: Listing, folders: bool) -> None:
         twin = folded.setdefault(fold(label), label)
         if twin == label:
             continue
-        how = "differ in case, inner white space or Unicode's normal form only"
+        how = "differ only in case, inner white space or Unicode's normal form"
         if folders:
             text = f"{tree.root}: classes {_distinct(twin, label)} {how}"
             found.problems.append(Problem(text, fix="rename one, or put their images together"))
         else:
-            found.warned.append((first[label], "label twin", f"its label and another, {_distinct(label, twin)}, {how}"))
+            found.warned.append((first[label], "label twin", f"its label and another one, {_distinct(label, twin)}, {how}"))
     numbers: dict[float, str] = {}
     for label in sorted(label for label in first if NUMBER.fullmatch(label)):
         twin = numbers.setdefault(float(label), label)
         if twin != label:
-            found.warned.append((first[label], "label twin", f"its label and another, {label!r} and {twin!r}, are one number"))
+            text = f"its label and another one, {label!r} and {twin!r}, are the same number"
+            found.warned.append((first[label], "label twin", text))
 
 
 def _distinct(one: str, other: str) -> str:
-    """Two names so that one sees in what they differ."""
+    """Return two names so that their difference is visible."""
     shown = repr if unicodedata.normalize("NFC", one) != unicodedata.normalize("NFC", other) else ascii
     return f"{shown(one)} and {shown(other)}"
 
 
 def _check_number_of_classes(tree: Tree, found: Listing, base: str, label_pattern: str) -> None:
-    """Refuse less than two classes, saying what else would make more of them."""
+    """Refuse fewer than two classes, and name a setting that gives more of them."""
     if len({entry.label for entry in found.entries}) > 1:
         return
     if label_pattern != NONE:
@@ -372,13 +373,13 @@ def _check_number_of_classes(tree: Tree, found: Listing, base: str, label_patter
 
 def _refuse_number_of_classes(tree: Tree, found: Listing, how: str, accept: str) -> None:
     label = found.entries[0].label if found.entries else ""
-    what = f"one class only ({label!r}){how}" if found.entries else f"no images in class folders{how}"
-    stray = f" (the first of {len(found.stray):,} that belong nowhere: {found.stray[0][0]!r})" if found.stray else ""
+    what = f"only one class ({label!r}){how}" if found.entries else f"no images in class folders{how}"
+    stray = f" (the first of {len(found.stray):,} files without a class: {found.stray[0][0]!r})" if found.stray else ""
     found.problems.append(
         Problem(
             f"data.source {tree.root}: {what}{_ignored_in(found, '') if not found.entries else ''}",
             wanted="a folder per class (two or more), or train/ valid/ test/ of them, or labels.csv,"
-            " or data.label_pattern where the files' names tell the class",
+            " or data.label_pattern if the files' names contain the class",
             fix=f"sort the images into class folders, or list them in a labels.csv{stray}",
             accept=accept,
         )
@@ -386,13 +387,13 @@ def _refuse_number_of_classes(tree: Tree, found: Listing, how: str, accept: str)
 
 
 def _warn_of_twins(found: Listing) -> None:
-    """Names that only a Unicode normal form tells apart: fine here, one file on another system."""
+    """Warn of names that differ only in Unicode's normal form: they are the same file on some systems."""
     twins: dict[str, list[str]] = defaultdict(list)
     for path in _not_ascii(entry.path for entry in found.entries):
         twins[unicodedata.normalize("NFC", path)].append(path)
     for paths in twins.values():
         for path in paths[1:]:
-            found.warned.append((path, "name twin", "another file's name differs in Unicode's normal form only (NFC, NFD)"))
+            found.warned.append((path, "name twin", "another file's name differs only in Unicode's normal form (NFC, NFD)"))
 
 
 def _not_ascii(paths: Iterable[str]) -> Iterable[str]:

@@ -18,58 +18,58 @@ MAX_NAME_BYTES = 200  # file systems allow 255, and temporary names are longer
 
 
 def link(root: Path, source: Path, name: str, relink: bool) -> Path:
-    """Make `root/data/NAME` a link to `source`, or leave the link that is there and leads there.
+    """Make `root/data/NAME` a link to `source`, unless it is one already.
 
     Args:
         root: the project.
         source: an existing folder.
-        name: of the link, checked by `check_name`.
-        relink: replace a link that leads elsewhere.
+        name: the name of the link, checked by `check_name`.
+        relink: replace a link to another folder.
 
     Returns:
         The link.
 
     Raises:
-        InputError: something at the link's place that is no link, a link that leads elsewhere and is not
-            to be replaced, or a copy in DVC's care of this name, which DVC would restore through the link.
+        InputError: data/NAME is not a link, or a link to another folder and `relink` is false; or DVC has a copy
+            of this name, which it would restore through the link.
     """
     target = source.resolve()
-    place = root / "data" / name
-    record = place.with_name(f"{name}.dvc")
+    link_path = root / "data" / name
+    record = link_path.with_name(f"{name}.dvc")
     if record.exists():
         raise InputError(
             f"{record}: data/{name} is a copy in DVC's care", fix=f"choose another --name, or first: dvc remove {record}"
         )
-    if place.is_symlink():
-        old = os.readlink(place)
-        if os.path.realpath(place) == os.fspath(target):  # unlike resolve, gets over a link to itself
-            return place
+    if link_path.is_symlink():
+        old = os.readlink(link_path)
+        if os.path.realpath(link_path) == os.fspath(target):  # unlike resolve, it accepts a link to itself
+            return link_path
         if not relink:
-            raise InputError(f"{place} links to {old} already", fix="--relink replaces the link, or choose another --name")
-    elif place.exists():
-        raise InputError(f"{place} is there already and is no link", fix="choose another --name")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{name}.{os.getpid()}.tmp")
+            raise InputError(f"{link_path} already links to {old}", fix="replace it with --relink, or choose another --name")
+    elif link_path.exists():
+        raise InputError(f"{link_path} already exists and is no link", fix="choose another --name")
+    link_path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link_path.with_name(f".{name}.{os.getpid()}.tmp")
     os.symlink(target, temporary, target_is_directory=True)
-    os.replace(temporary, place)  # the old link goes, what it pointed to is not touched
-    fsync(place.parent)
-    return place
+    os.replace(temporary, link_path)  # replaces the old link, never its target
+    fsync(link_path.parent)
+    return link_path
 
 
 def check_name(root: Path, source: Path, name: str, taken: Collection[str]) -> None:
-    """Refuse a name that cannot be, and a folder that cannot be a data set of this project.
+    """Refuse an invalid name, and a folder that cannot be a data set of this project.
 
     Args:
         taken: names below data/ that the pipeline writes itself.
 
     Raises:
-        InputError: an impossible, long or taken name, or a folder that holds this project or lies in its data/.
+        InputError: the name is invalid, too long or taken, or the folder holds this project or lies in its data/.
     """
     target = source.resolve()
     plain = name == Path(name).name and name.isprintable() and not name.startswith((".", "-")) and not name.endswith(".dvc")
     if not plain or len(name.encode()) > MAX_NAME_BYTES:
         wanted = f"a plain file name of up to {MAX_NAME_BYTES} bytes, not ending in .dvc"
-        raise InputError(f"--name {name!r}", wanted=wanted, fix="for example --name photos")
+        raise InputError(f"--name {name!r}: an invalid name", wanted=wanted, fix="for example --name photos")
     if name in taken:
         raise InputError(f"--name {name}: the pipeline writes data/{name} itself", fix=f"--name my-{name}")
     if root.resolve().is_relative_to(target) or target.is_relative_to(root.resolve() / "data"):
@@ -77,13 +77,13 @@ def check_name(root: Path, source: Path, name: str, taken: Collection[str]) -> N
 
 
 def inspect_source(tree: Tree, data: Data, source: str) -> tuple[Listing, list[Problem]]:
-    """A folder's listing and its problems, by names, sizes and hashes; no pixel is decoded.
+    """Return a folder's listing and its problems, from names, sizes and hashes; no pixel is decoded.
 
     Args:
-        source: data.source as it will be.
+        source: the value that data.source will have.
 
     Raises:
-        InputError: the folder itself must be changed.
+        InputError: the folder has problems that no parameter accepts.
     """
     found = list_source(
         tree, label_pattern=data.label_pattern, group_pattern=data.group_pattern, nested_folders=data.nested_folders

@@ -1,4 +1,4 @@
-"""What stands in the way of learning from a source: all in one message, with the command that accepts what can be accepted."""
+"""The problems of a source: all in one message, with a command that accepts those that can be accepted."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from headstart.core.errors import InputError
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that a source is refused for.
+    """One reason to refuse a source.
 
     Args:
         found: what is wrong.
-        wanted: what would have been right.
+        wanted: what is allowed instead.
         fix: what to do in the folder.
-        accept: the parameter that accepts the folder as it is, `section.key=value`; empty where none does.
+        accept: the parameter that accepts the folder as it is, `section.key=value`; empty if none does.
     """
 
     found: str
@@ -31,10 +31,10 @@ def refuse(root: Path, problems: Sequence[Problem], source: str = "") -> None:
     """Refuse a source for all its problems at once.
 
     Args:
-        source: data.source as it is to be set by the command; empty where it is set already.
+        source: the value of data.source for the command to set; empty if it is set already.
 
     Raises:
-        InputError: there is any problem.
+        InputError: there is at least one problem.
     """
     if len(problems) == 1:
         (one,) = problems
@@ -45,7 +45,7 @@ def refuse(root: Path, problems: Sequence[Problem], source: str = "") -> None:
 
 
 def described(root: Path, problems: Sequence[Problem], source: str) -> str:
-    """The text of `refuse`, for a warning."""
+    """Return the text of `refuse`, for a warning."""
     try:
         refuse(root, problems, source)
     except InputError as error:
@@ -54,7 +54,7 @@ def described(root: Path, problems: Sequence[Problem], source: str) -> str:
 
 
 def accepting(problems: Sequence[Problem], source: str = "") -> str:
-    """The one command that accepts all problems that can be accepted; empty where there is none."""
+    """Return the one command that accepts all problems that can be accepted, or an empty string."""
     accepted = list(dict.fromkeys(problem.accept for problem in problems if problem.accept))
     if not accepted:
         return ""
@@ -63,11 +63,11 @@ def accepting(problems: Sequence[Problem], source: str = "") -> str:
 
 
 def _found(root: Path, problems: Sequence[Problem]) -> str:
-    lines = [f"{root}: {len(problems)} things stand in the way of learning from it"]
+    lines = [f"{root}: {len(problems)} problems must be solved first"]
     for number, problem in enumerate(problems, start=1):
         lines.append(f"{number}. {problem.found}")
         lines += [f"  {name}: {text}" for name, text in (("wanted", problem.wanted), ("to do", problem.fix)) if text]
     stay = [str(number) for number, problem in enumerate(problems, start=1) if not problem.accept]
     if stay and accepting(problems):
-        lines.append(f"The command below accepts all but {', '.join(stay)}: there the folder itself is to be changed first.")
+        lines.append(f"The command below accepts all but {', '.join(stay)}, for which the folder itself must be changed first.")
     return "\n".join(lines)

@@ -35,24 +35,24 @@ from headstart.ingest.tree import Tree
 from headstart.ingest.workers import examine_all
 from headstart.manifest import COLUMNS, class_order
 
-REMEMBER = 2_000  # answers kept in one transaction: what a killed scan need not repeat
+REMEMBER = 2_000  # answers kept in one transaction, which a killed scan need not repeat
 FIELDS = ("key", "width", "height", "bytes", "format", "mode", "orientation", "phash", "peak")
 HOUNSFIELD = "apply a window and save 8 bits, e.g. soft tissue: 255 * np.clip((hounsfield + 160) / 400, 0, 1)"
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan found.
+    """The result of a scan.
 
     Args:
         manifest: a row per image, columns `manifest.COLUMNS` and the source's own.
         quarantine: path, reason.
-        notes: path (empty for the source as a whole), kind (ignored, or what is warned of), text.
+        notes: path (empty for the source as a whole), kind ("ignored" or a kind of warning), text.
         leaks: near copies across splits, see `near_duplicates.leaks`.
         rescued: classes that got an image back into train.
         files: files in the folder.
-        reread: files that were read this time.
-        unchanged: files that were not, being known from before.
+        reread: files that this scan read.
+        unchanged: files that it did not read, because an earlier scan did.
     """
 
     manifest: pd.DataFrame
@@ -67,7 +67,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How splits are carved; see `splits.assign`."""
+    """The rule that assigns splits; see `splits.assign`."""
 
     seed: int
     valid_fraction: float
@@ -78,16 +78,16 @@ class SplitRule:
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """How a source is scanned; see params.yaml, section data.
+    """The settings of a scan; see params.yaml, section data.
 
     Args:
-        limits: what an image must keep to.
-        rule: how splits are carved.
+        limits: the limits of an image.
+        rule: the rule that assigns splits.
         max_quarantined: the largest share of files that may be unusable.
         on_label_conflict: "refuse" or "quarantine" the same bytes under two labels.
         near_duplicates: "exclude" or "keep" training images that nearly copy a validation or test image.
-        timeout: seconds for one file.
-        workers: processes that read, threads that compare.
+        timeout: seconds to decode one file.
+        workers: the number of processes that read, and of threads that compare.
         state: the file that keeps the answers for unchanged files.
     """
 
@@ -106,11 +106,11 @@ def scan(tree: Tree, found: Listing, settings: ScanSettings, expected: Mapping[s
 
     Args:
         expected: SHA-256 of files by path, such as the present manifest's. If it is given, even empty, every file is read, and
-            refused if its bytes are not those that this or the state knows.
+            refused if its bytes differ from this or from the state.
 
     Raises:
-        InputError: the listing's problems, too many unusable files, a class without any, the same bytes under two labels,
-            files that vanished meanwhile, or bytes that are not as expected.
+        InputError: the listing has problems, too many files are unusable, a class has no usable file, the same bytes have
+            two labels, a file has disappeared, or bytes are not as expected.
     """
     answers, reread = _answers(tree, found, settings, expected)
     _refuse_signed(tree, found, answers)
@@ -122,7 +122,7 @@ def scan(tree: Tree, found: Listing, settings: ScanSettings, expected: Mapping[s
     refuse(tree.root, [*problems, *_unusable(tree, found, quarantine, settings.max_quarantined, usable)])
     frame, copies, rescued, apart = _split(frame, settings)
     splits.check(tree.root, frame)
-    notes += [(path, "group", "its group is in a split that comes first: excluded") for path in apart]
+    notes += [(path, "group", "excluded: its group also has images in a split that takes precedence") for path in apart]
     kept = set(frame["path"])
     noted = [note for note in notes if note[1] == "ignored" or note[0] in kept]
     return Scan(
@@ -138,7 +138,7 @@ def scan(tree: Tree, found: Listing, settings: ScanSettings, expected: Mapping[s
 
 
 def _split(frame: pd.DataFrame, settings: ScanSettings) -> tuple[pd.DataFrame, pd.DataFrame, list[str], list[str]]:
-    """The frame with its splits and folds; near copies; classes that got an image back; paths excluded for their group."""
+    """Return the frame with splits and folds, near copies, classes that got an image back, paths excluded by group."""
     assigned, folds, rescued = splits.assign(frame, **settings.rule.__dict__)
     frame = frame.assign(split=assigned, fold=np.array(folds, np.int16))
     apart = list(frame.loc[splits.split_by_group(frame), "path"])
@@ -152,7 +152,7 @@ def _split(frame: pd.DataFrame, settings: ScanSettings) -> tuple[pd.DataFrame, p
 def _sorted_out(
     found: Listing, answers: list[dict[str, Any]]
 ) -> tuple[pd.DataFrame, list[tuple[str, str]], list[tuple[str, str, str]]]:
-    """A row for each usable file; (path, reason) of the others; (path, kind, text) of notes."""
+    """Return a row for each usable file, (path, reason) of the others, and (path, kind, text) of notes."""
     quarantine = list(found.stray)
     notes = [(path, "ignored", reason) for path, reason in found.ignored] + found.warned
     rows: list[dict[str, Any]] = []
@@ -168,7 +168,7 @@ def _sorted_out(
 
 
 def _refuse_signed(tree: Tree, found: Listing, answers: list[dict[str, Any]]) -> None:
-    """Signed values have no black of their own: which of them are to be seen is a choice that we cannot make."""
+    """Refuse signed values: only the user can choose which range of them becomes visible."""
     signed = [
         f"{entry.path}: {answer['reason']}"
         for entry, answer in zip(found.entries, answers, strict=True)
@@ -183,7 +183,7 @@ def _refuse_signed(tree: Tree, found: Listing, answers: list[dict[str, Any]]) ->
 
 
 def _range_notes(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """(path, kind, text) for each gray image of more than 8 bits that is not scaled by all of its kind's range."""
+    """Return (path, kind, text) for each gray image of more than 8 bits whose scale differs from its kind's full range."""
     whites, notes = whites_of(frame), []
     deep = frame[frame["peak"] > 0]
     for path, mode, peak in zip(deep["path"], deep["mode"], deep["peak"], strict=True):
@@ -204,7 +204,7 @@ def _table(rows: list[Any], columns: list[str]) -> pd.DataFrame:
 
 
 def _finish(frame: pd.DataFrame, extra: pd.DataFrame) -> pd.DataFrame:
-    """The manifest's columns in order, and the source's own."""
+    """Return the manifest's columns in order, then the source's own."""
     classes = {label: i for i, label in enumerate(class_order(frame["label"]))}
     frame = frame.assign(class_index=frame["label"].map(classes).astype("int32"))
     frame = frame.astype({"width": "int32", "height": "int32", "orientation": "int8", "bytes": "int64", "peak": "float32"})
@@ -222,7 +222,7 @@ def _thumbs(frame: pd.DataFrame) -> NDArray[np.uint8]:
 def _answers(
     tree: Tree, found: Listing, settings: ScanSettings, expected: Mapping[str, str] | None
 ) -> tuple[list[dict[str, Any]], int]:
-    """What `examine` says of each entry, in order, and how many files were read for it: all, if hashes are expected."""
+    """Return the result of `examine` for each entry, in order, and how many files were read (all, if hashes are expected)."""
     now_ns = time.time_ns()
     with scan_state(settings.state, _namespace(settings.limits)) as known:
         status = {entry.path: tree.files[entry.path].status for entry in found.entries}
@@ -234,7 +234,7 @@ def _answers(
         fresh: list[tuple[str, os.stat_result, dict[str, Any]]] = []
         for path, answer in _examined(tree, unknown, settings):
             before, answers[path] = answers[path], answer
-            if "failed" in answer:  # perhaps not its own fault: to be tried again next time
+            if "failed" in answer:  # the system may be at fault: try again in the next scan
                 if before:
                     known.forget([f"{tree.root}/{path}"])
                 continue
@@ -258,7 +258,7 @@ def _examined(tree: Tree, paths: list[str], settings: ScanSettings) -> Iterator[
     answers = track(found, "reading images", len(paths))
     for path, answer in zip(paths, answers, strict=True):
         if "gone" in answer:
-            raise InputError(f"{tree.root / path}: was there when the folder was listed, and is not any more", fix="run again")
+            raise InputError(f"{tree.root / path} has disappeared since the folder was listed", fix="run again")
         yield path, answer
 
 
@@ -267,12 +267,12 @@ def _refuse_changed(tree: Tree, changed: list[str], known: ScanState) -> None:
         known.forget(f"{tree.root}/{path}" for path in changed)
         raise InputError(
             f"{tree.root}: the bytes of {len(changed)} file(s) changed since the manifest was made:\n    {listing(changed)}",
-            fix="restore them from a copy; or relink (as for another data.source): python -m flows.pipeline --force link_data",
+            fix="restore them from a copy, or accept the new bytes: python -m flows.pipeline --force link_data",
         )
 
 
 def _namespace(limits: Limits) -> str:
-    """What an answer depends on beside the file: limits, the code that makes it, the libraries it uses."""
+    """Return a hash of all that an answer depends on, except the file: limits, code and libraries."""
     versions = [importlib.metadata.version(name) for name in ("pillow", "simplejpeg", "numpy", "scipy", "ImageHash")]
     code = digest(closure("headstart.ingest.worker", without=("headstart/core",)))
     return hashlib.sha256(json.dumps([limits.as_dict(), versions, code]).encode()).hexdigest()
@@ -296,7 +296,7 @@ def _refuse_unread(tree: Tree, found: Listing, settings: ScanSettings, known: Ma
 
 
 def _settle_labels(frame: pd.DataFrame, on_conflict: str) -> tuple[pd.DataFrame, list[tuple[str, str]], list[Problem]]:
-    """Take out the same bytes under two labels, or refuse them: such as the look before the scan did not find."""
+    """Quarantine or refuse the same bytes under two labels, which the check before the scan may have missed."""
     clashing = frame[frame.groupby("key")["label"].transform("nunique") > 1].sort_values(["key", "path"])
     if clashing.empty:
         return frame, [], []
@@ -314,12 +314,12 @@ def _settle_labels(frame: pd.DataFrame, on_conflict: str) -> tuple[pd.DataFrame,
 
 
 def _unusable(tree: Tree, found: Listing, quarantine: list[tuple[str, str]], limit: float, usable: set[str]) -> list[Problem]:
-    """What to refuse unusable files for; a file that is no image by name (a licence) does not count against the limit."""
+    """Return the problems of unusable files. A file that is not named like an image (a licence) does not count."""
     counted = [row for row in quarantine if row[0] not in found.uncounted]
     total = len(found.entries) + len(found.stray) - len(found.uncounted)
     lines = [f"{path!r}: {reason}" for path, reason in sorted(quarantine)]
     problems = []
-    if len(counted) > limit * total + 1e-9:  # 29 of 100 are .29
+    if len(counted) > limit * total + 1e-9:  # rounding: 29 of 100 must be 0.29
         problems.append(
             Problem(
                 f"{len(counted)} of {total} files in {tree.root} cannot be used:\n    {listing(lines)}",

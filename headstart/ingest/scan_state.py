@@ -1,7 +1,7 @@
-"""What earlier scans on this machine found, so that a rescan of unchanged files reads nothing but their status.
+"""The results of earlier scans on this machine, so that a new scan reads only the status of unchanged files.
 
-A file is taken for unchanged while device, inode, size, mtime and ctime are what they were when it was read.
-One changed so shortly before it was read that a further change might leave the same times is not remembered.
+A file counts as unchanged if device, inode, size, mtime and ctime are the same as when it was read. A file that changed
+just before it was read is not remembered, because another change might leave the same times.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import xxhash
 
 logger = logging.getLogger("headstart")
 
-FINE_NS, COARSE_NS = 20_000_000, 2_000_000_000  # times of a file are at least this fine: by kernel ticks, or seconds
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # the last: other tables than ours
+FINE_NS, COARSE_NS = 20_000_000, 2_000_000_000  # the resolution of file times: kernel ticks, or whole seconds
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # the last one: the tables are not ours
 SECONDS_TO_WAIT = 30.0  # for another process's transaction
 
 
 class ScanState:
-    """A sqlite table: absolute path to the file's status and the answer given then. Make it with `scan_state`.
+    """A sqlite table from a file's absolute path to its status and the answer. `scan_state` makes it.
 
     Args:
         database: an open connection.
-        namespace: what answers depend on beside the file; others' answers are not seen.
+        namespace: a hash of all that answers depend on, except the file; answers of other namespaces are not used.
     """
 
     def __init__(self, database: sqlite3.Connection, namespace: str) -> None:
         self.database, self.namespace = database, namespace
-        database.text_factory = bytes  # damaged text is for the checksum to find
+        database.text_factory = bytes  # the checksum finds damaged text
         database.execute("PRAGMA synchronous = OFF")  # after a power failure the checks below find the damage
         (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if sound != b"ok":
@@ -45,7 +45,7 @@ class ScanState:
         self.rows = {row[0]: row for row in database.execute(query, (namespace,))}
 
     def known(self, files: Iterable[tuple[str, os.stat_result]]) -> list[dict[str, Any] | None]:
-        """For each file the answer given when it had this status before this state was opened, or None."""
+        """Return for each file the answer of an earlier scan in which it had this status, or None."""
         answers: list[dict[str, Any] | None] = []
         for path, status in files:
             row = self.rows.get(path.encode())
@@ -54,7 +54,7 @@ class ScanState:
         return answers
 
     def remember(self, answers: Iterable[tuple[str, os.stat_result, dict[str, Any]]], now_ns: int) -> None:
-        """Keep answers, but for files changed just before `now_ns`, the time their status was taken."""
+        """Keep answers, except for files that changed just before `now_ns`, the time at which their status was read."""
         rows = [
             (path, stamp(status), self.namespace, orjson.dumps(answer).decode())
             for path, status, answer in answers
@@ -64,25 +64,25 @@ class ScanState:
         self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", signed)
 
     def forget(self, paths: Iterable[str]) -> None:
-        """Drop what is known of some files."""
+        """Drop the answers for some files."""
         self._write("DELETE FROM files WHERE path = ?", [[path] for path in paths])
 
     def _write(self, statement: str, rows: Sequence[Sequence[str]]) -> None:
         try:
             with self.database:
                 self.database.executemany(statement, rows)
-        except sqlite3.OperationalError as error:  # no space, another's lock
-            logger.warning("  what this scan found is not kept for the next: %s", error)
+        except sqlite3.OperationalError as error:  # no space, or another process's lock
+            logger.warning("  the next scan must read these files again, because the results could not be stored: %s", error)
 
 
 def stamp(status: os.stat_result) -> str:
-    """The parts of a file's status that change when it does."""
+    """Return the parts of a file's status that change with the file."""
     parts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return " ".join(map(str, parts))
 
 
 def _checksum(row: Sequence[object]) -> bytes:
-    """Of damaged rows too, in which anything may be found."""
+    """Return a row's checksum; a damaged row may hold anything."""
     parts = [part if isinstance(part, bytes) else b"damaged" for part in row]
     return xxhash.xxh3_64_hexdigest(b"\0".join(parts)).encode()
 
@@ -94,9 +94,9 @@ def _is_recent(status: os.stat_result, now_ns: int) -> bool:
 
 @contextmanager
 def scan_state(path: Path, namespace: str) -> Iterator[ScanState]:
-    """Open the state kept at `path`. A damaged one is made again, which costs nothing but time.
+    """Open the state at `path`. A damaged one is replaced, which only costs time.
 
-    Where it cannot be used (another process holds it, no space, no right to write), the scan goes without.
+    If it cannot be used (another process holds it, no space, no permission), the scan works without it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     state = _open(path, namespace)
@@ -109,16 +109,16 @@ def _open(path: Path, namespace: str) -> ScanState:
         return _opened(str(path), namespace)
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", DAMAGED[0]) & 0xFF not in DAMAGED:
-            logger.warning("  %s: %s; reading every file", path, error)
+            logger.warning("  %s cannot be used (%s), so every file is read", path, error)
             return _opened(":memory:", namespace)
     for name in (path, path.with_name(f"{path.name}-journal")):
         name.unlink(missing_ok=True)
     return _opened(str(path), namespace)
 
 
-def _opened(place: str, namespace: str) -> ScanState:
+def _opened(name: str, namespace: str) -> ScanState:
     with ExitStack() as opened:
-        database = opened.enter_context(closing(sqlite3.connect(place, timeout=SECONDS_TO_WAIT)))
+        database = opened.enter_context(closing(sqlite3.connect(name, timeout=SECONDS_TO_WAIT)))
         state = ScanState(database, namespace)
-        opened.pop_all()  # nothing went wrong: it stays open
+        opened.pop_all()  # success: the connection stays open
     return state

@@ -1,4 +1,4 @@
-"""Assign train, valid, test and folds by a hash: an image keeps its split whatever is added later."""
+"""Assign train, valid, test and folds by a hash, so that an image keeps its split whatever is added later."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ def assign(
 ) -> tuple[list[str], list[int], list[str]]:
     """Assign each image its split and fold.
 
-    A source's own split is kept; what it lacks is carved from train by the hash of `group`, or of `key`
-    where the group is empty. A class left without a training image gets the image (with its group) that
-    the hash puts nearest to train: the one case in which more images of the class may move an old one. Of copies,
-    or of a group, that a source's own splits put into two, test's count before valid's before train's; the others
-    are excluded.
+    A source's own split is kept. A missing split is taken from train by the hash of `group`, or of `key` if the
+    group is empty. A class without a training image gets the image (with its group) whose hash is nearest to train;
+    only then may images that are added later move an old one. If a source's own splits separate copies, or images
+    of a group, those in test are kept before those in valid, and those before train; the others are excluded.
 
     Args:
         frame: columns key, group, label, declared (the source's own split, or "").
@@ -40,14 +39,14 @@ def assign(
         fold: the fold that is the validation split, instead of `valid_fraction`.
 
     Raises:
-        InputError: a fold of a source that has a validation split of its own.
+        InputError: `fold` is set, but the source has a validation split of its own.
 
     Returns:
         Splits (train, valid, test, excluded), folds, and the classes that got an image back from valid or test.
     """
     declared = set(frame["declared"].unique()) - {""}
     if fold != "none" and "valid" in declared:
-        raise InputError(f"data.fold {fold}: the source has validation images of its own", fix="--set data.fold=none")
+        raise InputError(f"data.fold is {fold}, but the source has validation images of its own", fix="--set data.fold=none")
     units = frame["group"].where(frame["group"] != "", frame["key"]).astype(object)
     hashed = {unit: share_and_fold(seed, unit, folds) for unit in units.unique()}
     shares, numbers = ({unit: pair[i] for unit, pair in hashed.items()} for i in (0, 1))
@@ -103,7 +102,7 @@ def check(source: object, frame: pd.DataFrame) -> None:
     """Refuse a manifest that cannot be used to train or to test.
 
     Raises:
-        InputError: a split without images, or a class without training images.
+        InputError: a split has no images, or a class no training images.
     """
     for split in SPLITS:
         if not (frame["split"] == split).any():
@@ -118,29 +117,29 @@ def check(source: object, frame: pd.DataFrame) -> None:
     if missing:
         raise InputError(
             f"{source}: no training image of {len(missing)} class(es):\n    {listing(missing)}",
-            wanted="one or more that is no copy of a validation or test image",
-            fix="add images of them",
+            wanted="at least one that is no copy of a validation or test image",
+            fix="add images of these classes",
         )
 
 
 def unusual_shares(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the classes whose share of a split differs by more than chance explains.
 
-    A two-sided normal test of each class and split against the whole's shares, at .001 over all of them
-    (Bonferroni). Expected with groups, and with a source's own splits.
+    It is a two-sided normal test of each class and split against the shares of all images, at the level 0.001 over all
+    of them (Bonferroni). Groups, and a source's own splits, make such differences likely.
 
     Returns:
         Dictionaries of class, split, images, expected (a float).
     """
     counts = pd.crosstab(frame["label"], frame["split"]).reindex(columns=list(SPLITS), fill_value=0)
-    whole = counts.sum(axis=1)
+    sizes = counts.sum(axis=1)
     shares = counts.sum() / counts.to_numpy().sum()
     limit = NormalDist().inv_cdf(1 - 0.0005 / counts.size)
     unusual = []
     for split in SPLITS:
-        expected = whole * shares[split]
+        expected = sizes * shares[split]
         deviation = np.sqrt(np.maximum(expected * (1 - shares[split]), 1e-9))
-        # half an image of continuity correction: small classes are discrete
+        # a continuity correction of half an image, because counts are discrete
         off = (counts[split] - expected).abs() - 0.5 > limit * deviation
         unusual += [
             {"class": name, "split": split, "images": int(number), "expected": round(float(wanted), 1)}

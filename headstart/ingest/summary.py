@@ -1,4 +1,4 @@
-"""The data report: what happened to every file, the sizes of classes and splits, and pictures of both."""
+"""The data report: what happened to every file, the sizes of classes and splits, and pictures of them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def summarise(scan: Scan) -> dict[str, Any]:
 
 
 def _sidecars(notes: pd.DataFrame) -> dict[str, int]:
-    """Count the files of each extension that is no image's."""
+    """Count the files of each extension that is not an image's."""
     ignored = notes[notes["kind"] == "ignored"]
     pairs = zip(ignored["path"].tolist(), ignored["text"].tolist(), strict=True)
     return dict(sorted(extensions(path for path, text in pairs if text == why_sidecar(basename(path))).items()))
@@ -106,7 +106,7 @@ def pictures(scan: Scan, source: Path, max_pixels: int) -> dict[str, bytes]:
 
 
 def class_balance(manifest: pd.DataFrame) -> bytes:
-    """Images of each class, by split; for many classes a curve of their sizes."""
+    """Draw the number of images of each class by split; for many classes, a curve of their sizes."""
     counts = pd.crosstab(manifest["label"], manifest["split"]).reindex(columns=list(COLOURS), fill_value=0)
     if len(counts) > MAX_BARS:
         return _many_classes(counts.sum(axis=1))
@@ -135,7 +135,7 @@ def _many_classes(sizes: pd.Series) -> bytes:
 
 
 def size_histogram(manifest: pd.DataFrame) -> bytes:
-    """Shorter sides in pixels, and proportions."""
+    """Draw histograms of the shorter sides in pixels and of the proportions."""
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     shorter = manifest[["width", "height"]].min(axis=1).to_numpy()
@@ -151,7 +151,7 @@ def size_histogram(manifest: pd.DataFrame) -> bytes:
 
 
 def sample_grid(manifest: pd.DataFrame, source: Path, max_pixels: int) -> bytes:
-    """Up to eight images of each of up to ten classes, as the pipeline sees them, chosen by their hash."""
+    """Draw up to eight images of each of up to ten classes as the pipeline sees them, chosen by their hash."""
     names = sorted(set(manifest["label"]))
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(ROWS, len(names))).round().astype(int))]
     whites = whites_of(manifest)

@@ -1,4 +1,4 @@
-"""Walk a source folder without opening anything, and refuse what DVC or the scan could not read safely."""
+"""Walk a source folder without opening any file, and refuse what DVC or the scan cannot read safely."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from headstart.core.errors import InputError
 from headstart.core.text import listing, printable
 from headstart.images.kinds import why_ignored
 
-UNKNOWN = os.stat_result([0] * 10)  # of what cannot be looked at
+UNKNOWN = os.stat_result([0] * 10)  # the status of an entry whose status cannot be read
 LINKED_FOLDER, OUTSIDE = "a linked sub-folder", "a link to a file outside the folder"
 
 
@@ -23,7 +23,7 @@ class File:
 
     Args:
         path: relative to the source, with slashes.
-        status: of what is read: a link's target.
+        status: the file's status; for a link, that of its target.
     """
 
     path: str
@@ -40,17 +40,17 @@ class Tree:
 
 
 def preflight(source: Path, *, follow_external_links: bool = False, trusted: Callable[[], Sequence[Path]] = tuple) -> Tree:
-    """Walk a source by lstat alone; nothing is opened.
+    """Walk a source by lstat alone; no file is opened.
 
     Args:
         source: a folder, or a link to one.
         follow_external_links: accept links to files outside the folder.
-        trusted: asked when a link leads outside, tells folders that it may lead into, such as DVC's cache.
+        trusted: called if a link leads outside; it returns folders that links may lead to, such as DVC's cache.
 
     Raises:
-        InputError: no such folder, an empty one, or one with dangling or circular links, linked sub-folders, links
-            to files outside, folders that cannot be opened, FIFOs, sockets, devices, names that are not
-            UTF-8, paths that are too long, or a .dvcignore. All offenders are listed.
+        InputError: the folder is missing or empty, or has dangling or circular links, linked sub-folders, links
+            to files outside, unreadable folders, FIFOs, sockets, devices, names that are not UTF-8, paths that are
+            too long, or a .dvcignore. The message lists all of them.
     """
     root = check_folder(source)
 
@@ -66,7 +66,7 @@ def preflight(source: Path, *, follow_external_links: bool = False, trusted: Cal
     offenders: list[str] = []
     for path, status, reason in walk(root, may_lead_to):
         if reason and stat.S_ISDIR(status.st_mode) and path != "." and why_ignored(path.split("/"), ""):
-            continue  # such as lost+found, which is root's
+            continue  # such as lost+found, which belongs to root
         if reason:
             offenders.append(f"{path}: {reason}")
         elif stat.S_ISDIR(status.st_mode):
@@ -75,7 +75,7 @@ def preflight(source: Path, *, follow_external_links: bool = False, trusted: Cal
             files[path] = File(path, status)
     if offenders:
         raise InputError(
-            f"data.source {source} holds what cannot be read safely:\n    {listing(offenders)}", fix=_advice(offenders)
+            f"data.source {source} has entries that cannot be read safely:\n    {listing(offenders)}", fix=_advice(offenders)
         )
     if not files:
         raise InputError(f"data.source {source}: the folder is empty", wanted="at least two folders of images")
@@ -95,18 +95,18 @@ def check_folder(source: Path) -> Path:
     """Refuse a path that is no folder.
 
     Returns:
-        Its absolute path, without links.
+        The folder's absolute path, without links.
 
     Raises:
-        InputError: nothing there, a link that leads nowhere or to itself, a file, or a path that is not UTF-8.
+        InputError: the path is missing, a link to nothing or to itself, a file, or not UTF-8.
     """
     try:
-        there = source.exists()
-    except OSError as error:  # a name too long for the system, or a folder above that cannot be entered
+        exists = source.exists()
+    except OSError as error:  # the name is too long for the system, or a parent folder cannot be entered
         raise InputError(
             f"data.source {printable(str(source))}: {error.strerror}", wanted="a folder that can be read"
         ) from None
-    if not there:
+    if not exists:
         link = f" (a link to {os.readlink(source)})" if source.is_symlink() else ""
         record = source.with_name(f"{source.name}.dvc")
         fix = "python -m flows.link --from /path/to/images --name NAME; then set data.source: data/NAME"
@@ -126,9 +126,9 @@ def check_folder(source: Path) -> Path:
 
 
 def walk(root: Path, may_lead_to: Callable[[Path], bool]) -> Iterator[tuple[str, os.stat_result, str | None]]:
-    """(relative path, status, why it is refused) of everything below `root`.
+    """Yield (relative path, status, reason to refuse it or None) of everything below `root`.
 
-    What vanishes meanwhile is passed over; what cannot be looked at is refused by itself, and the rest goes on.
+    An entry that disappears during the walk is skipped. One that cannot be read is refused, and the walk goes on.
     """
     waiting = [("", root.stat())]
     while waiting:
@@ -143,19 +143,19 @@ def walk(root: Path, may_lead_to: Callable[[Path], bool]) -> Iterator[tuple[str,
                     if seen[1] is None and stat.S_ISDIR(seen[0].st_mode):
                         waiting.append((path, seen[0]))
                     yield path, *seen
-        except OSError as error:  # no permission, or a path longer than the system takes
+        except OSError as error:  # no permission, or the path is too long for the system
             if not isinstance(error, FileNotFoundError) or not folder:
                 yield folder or ".", status, f"a folder that cannot be read ({error.strerror})"
 
 
 def _look(entry: os.DirEntry[str], may_lead_to: Callable[[Path], bool]) -> tuple[os.stat_result, str | None] | None:
-    """An entry's status (`UNKNOWN`, where it cannot be looked at) and why it is refused; None where it is gone."""
+    """Return an entry's status (`UNKNOWN` if it cannot be read) and why it is refused; None if it has disappeared."""
     try:
         return _seen(entry, may_lead_to)
     except FileNotFoundError:
         return None
     except OSError as error:
-        return UNKNOWN, f"cannot be looked at ({error.strerror})"
+        return UNKNOWN, f"its status cannot be read ({error.strerror})"
 
 
 def _seen(entry: os.DirEntry[str], may_lead_to: Callable[[Path], bool]) -> tuple[os.stat_result, str | None]:
@@ -170,19 +170,19 @@ def _seen(entry: os.DirEntry[str], may_lead_to: Callable[[Path], bool]) -> tuple
         return status, None
     if not stat.S_ISREG(status.st_mode):
         return status, "not a regular file (a FIFO, a socket or a device)"
-    return status, "DVC would drop files by it" if entry.name == ".dvcignore" else None
+    return status, "DVC would leave out files because of it" if entry.name == ".dvcignore" else None
 
 
 def _seen_behind(path: str, link: os.stat_result, may_lead_to: Callable[[Path], bool]) -> tuple[os.stat_result, str | None]:
     try:
         target = os.stat(path)
     except OSError as error:
-        os.lstat(path)  # raises where the link itself is gone
+        os.lstat(path)  # raises if the link itself has disappeared
         return link, f"a link that leads nowhere ({error.strerror})"
     if stat.S_ISDIR(target.st_mode):
         return link, f"{LINKED_FOLDER}, which is not entered"
     if not stat.S_ISREG(target.st_mode):
-        return link, "a link to what is not a regular file"
+        return link, "a link to something other than a regular file"
     real = Path(os.path.realpath(path))
     if not may_lead_to(real):
         return link, f"{OUTSIDE}, {real}"

@@ -1,8 +1,8 @@
 """A process that examines files: `python -m headstart.ingest.worker DESCRIPTOR LIMITS`, see `workers.py`.
 
-It gets lines of JSON, a list of paths each, over the socket at DESCRIPTOR and answers a line of JSON per path, in order:
-what `examine` and `look` found, or {"reason": …, "key": …} (`Unusable`), or {"failed": …} (`Unreadable`), or {"gone": true}.
-It ends when the connection does.
+It reads lines of JSON, each a list of paths, from the socket at DESCRIPTOR. For each path, in order, it writes a line of
+JSON: the result of `examine` and `look`, {"reason": …, "key": …} (`Unusable`), {"failed": …} (`Unreadable`) or {"gone": true}.
+It ends when the connection is closed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from headstart.images.examine import Gone, Unreadable, Unusable, examine, look
 from headstart.images.limits import Limits
 
 SECONDS_OF_SILENCE = 0.02
-BASE_BYTES, BYTES_PER_PIXEL = 3 << 30, 60  # of address space: a decoder that wants more gets a MemoryError
+BASE_BYTES, BYTES_PER_PIXEL = 3 << 30, 60  # limit of the address space: a decoder that needs more gets a MemoryError
 
 
 def answer(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded | None]:
@@ -39,7 +39,7 @@ def answer(path: str, limits: Limits) -> tuple[dict[str, Any], Decoded | None]:
 
 
 def with_look(found: dict[str, Any], picture: Decoded | None) -> dict[str, Any]:
-    """An answer with phash (64 bits as 16 hex digits) and thumb (base64 of [8, 8, 3] uint8), what near copies share."""
+    """Add phash (64 bits as 16 hex digits) and thumb (base64 of [8, 8, 3] uint8) to an answer: near copies share them."""
     if picture is None:
         return found
     phash, thumb = look(picture)
@@ -47,10 +47,10 @@ def with_look(found: dict[str, Any], picture: Decoded | None) -> dict[str, Any]:
 
 
 def bound_memory(size: int) -> None:
-    """Let this process have `size` bytes of address space, or what its present limits allow where that is less."""
+    """Limit this process to `size` bytes of address space, or to its present limit if that is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    there = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min([size, *there]), hard))
+    limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([size, *limits]), hard))
 
 
 def main(descriptor: int, limits: Limits) -> None:
@@ -67,14 +67,14 @@ def main(descriptor: int, limits: Limits) -> None:
             decoded, said = [], time.monotonic()
             for path in orjson.loads(line):
                 decoded.append(answer(path, limits))
-                if time.monotonic() - said > SECONDS_OF_SILENCE:  # the other side waits for one file at a time
+                if time.monotonic() - said > SECONDS_OF_SILENCE:  # the other side waits for each file with a timeout
                     _send(connection, decoded)
                     decoded, said = [], time.monotonic()
             _send(connection, decoded)
 
 
 def _send(connection: socket.socket, decoded: list[tuple[dict[str, Any], Decoded | None]]) -> None:
-    """Looking at many pictures in a row takes half as long as looking at each after its decoding (caches)."""
+    """Complete and send answers. Running `look` on many pictures in a row halves its time (caches)."""
     connection.sendall(b"".join(orjson.dumps(with_look(*one), option=orjson.OPT_APPEND_NEWLINE) for one in decoded))
 
 

@@ -30,16 +30,16 @@ def examine_all(
     Args:
         paths: absolute paths.
         limits: passed to `examine`.
-        timeout: seconds without an answer after which a file is given up.
-        workers: processes.
-        command: what a worker is started by; the descriptor and the limits are appended.
+        timeout: seconds without an answer before a file is given up.
+        workers: the number of processes.
+        command: the command that starts a worker; the descriptor and the limits are appended.
 
     Yields:
-        For each path, in order, what `worker.answer` says; {"failed": reason} for a file on which the worker
-        hung or died twice.
+        For each path, in order, the result of `worker.answer`, or {"failed": reason} if the worker hung, or died twice,
+        on the file.
 
     Raises:
-        InputError: a worker cannot be started; it says why.
+        InputError: a worker cannot be started. The message says why.
     """
     parts = list(chunks(paths, CHUNK))
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -58,13 +58,13 @@ def examine_all(
         try:
             for answers in pool.map(examine_part, parts):
                 yield from answers
-        finally:  # also when the run is stopped: the threads end with their processes
+        finally:  # also if the run is stopped: a thread ends with its process
             for worker in started:
                 worker.end()
 
 
 class _Worker:
-    """One child process, started when it is needed and again when it hung or died."""
+    """One child process. It is started when needed, and again after it hung or died."""
 
     def __init__(self, command: Sequence[str], limits: Limits, timeout: float) -> None:
         self.command, self.limits, self.timeout = command, limits, timeout
@@ -72,20 +72,20 @@ class _Worker:
         self.ended = False
 
     def examine(self, paths: Sequence[str]) -> list[Answer]:
-        """Examine all files at once, and after a failure the rest one by one, so that the file at fault is known."""
+        """Examine all files at once. After a failure, examine the rest one by one, to identify the file at fault."""
         answers: list[Answer] = []
         at_once, died_on = len(paths), ""
         while len(answers) < len(paths) and not self.ended:
             part = paths[len(answers) :][:at_once]
             hung, died = self._serve(part, answers)
-            if len(part) == 1 and (hung or (died and part[0] == died_on)):  # a death may be the machine's fault: once more
+            if len(part) == 1 and (hung or (died and part[0] == died_on)):  # the machine may be at fault: try once more
                 answers.append({"failed": hung or died})
             elif hung or died:
                 at_once, died_on = 1, part[0] if len(part) == 1 else ""
         return answers
 
     def _serve(self, paths: Sequence[str], answers: list[Answer]) -> tuple[str, str]:
-        """Append the answers as they come. Return why no more come: that it hung, or that it died."""
+        """Append the answers as they come. Return two texts: how the worker hung, and how it died, if it did."""
         child = self.child = self.child or self._started()
         try:
             child.send(orjson.dumps(paths))
@@ -110,10 +110,10 @@ class _Worker:
     def _give_up(self, child: Child) -> str:
         """End the process if it still runs. Return how it ended, in words."""
         self.child = None
-        return how_it_ended(child.end(seconds=1.0))  # the connection is closed: whoever can ends by itself
+        return how_it_ended(child.end(seconds=1.0))  # the connection is closed first, so that it can end by itself
 
     def end(self) -> None:
-        """Stop for good, from any thread."""
+        """Stop finally, from any thread."""
         self.ended = True
         child = self.child
         if child is not None:
