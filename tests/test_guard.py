@@ -123,11 +123,11 @@ VIOLATIONS = {
     "dropout in training mode": (lambda: _keep_on(whole := After(nn.Dropout(0.1)), whole.rest), "in training mode: rest"),
     "stochastic depth in training mode": (lambda: stochastic_depth(True), "in training mode: rest"),
     "functional dropout": (lambda: After(LeftOn()).eval(), "draws random numbers"),
-    "noise of its own": (lambda: After(OwnGenerator()).eval(), "two outputs for one input"),
+    "noise of its own": (lambda: After(OwnGenerator()).eval(), "different outputs for equal inputs"),
     "a buffer that counts": (lambda: After(Counting()).eval(), "parameters or buffers changed: rest.seen"),
     "a buffer that counts and is not saved": (lambda: After(Counting(persistent=False)).eval(), "buffers changed: rest.seen"),
     "weights that are not finite": (lambda: _spoilt(body()), "not finite"),
-    "an attribute that counts": (lambda: After(Drifting()).eval(), "two outputs for one input"),
+    "an attribute that counts": (lambda: After(Drifting()).eval(), "different outputs for equal inputs"),
     "batch norm by batch statistics": (with_batch_statistics, "depends on the rest of its batch"),
     "the batch's mean": (lambda: After(Centred()).eval(), "depends on the rest of its batch"),
 }

@@ -246,7 +246,7 @@ def test_a_model_of_an_earlier_version_is_said_to_be_one(tmp_path):
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     metadata = {"headstart": json.dumps(earlier | {"sha256": "x"})}
     save_file(state, tmp_path / "m.safetensors", metadata)
-    with pytest.raises(Outdated, match="of an earlier version of Headstart"):
+    with pytest.raises(Outdated, match="by an earlier version of Headstart"):
         load_classifier(tmp_path / "m.safetensors")
 
 

@@ -75,7 +75,7 @@ def again(project: Path):
 def test_a_better_model_is_promoted_and_the_numbers_are_told(judged):
     assert holders(judged) == (2, 2)
     sentence = verdict(judged, 2)
-    assert sentence.startswith("version 2 is the champion: of ") and "only it is right on" in sentence and "p = " in sentence
+    assert sentence.startswith("version 2 is the champion: of ") and "it alone is right on" in sentence and "p = " in sentence
     manifest = pd.read_parquet(judged / "data/manifest.parquet")
     assert f"of {(manifest['split'] == 'test').sum()} test images" in sentence, "neither saw any of them"
 
@@ -286,7 +286,7 @@ def test_a_champion_of_an_earlier_version_blocks_nothing_and_it_is_said_what_to_
 
     def loaded(path):
         if path == champion.file:
-            raise Outdated(f"{path}: a model of an earlier version of Headstart")
+            raise Outdated(f"{path}: this model was written by an earlier version of Headstart")
         return load(path)
 
     monkeypatch.setattr(module, "load_card", loaded)

@@ -111,7 +111,7 @@ def test_a_rate_that_spoils_the_network_is_lowered_and_it_is_said(caplog):
     assert [row["epoch"] for row in history.epochs] == [0, 1, 2]
     assert len({point[0] for point in history.trace}) == len(history.trace), "no step is in the trace twice"
     assert max(point[1] for point in history.trace) <= 5 * history.scale * 1.001
-    assert "The learning rate was lowered to 0.33 of the one set" in what_was_kept(history)["sentence"]
+    assert "The learning rate was lowered to 0.33 of the set rate" in what_was_kept(history)["sentence"]
 
 
 def test_a_sound_training_is_the_same_with_and_without_the_watch():

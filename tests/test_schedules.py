@@ -63,7 +63,7 @@ def test_rates_and_momentum_reach_the_optimizer():
 def test_group_rates():
     assert group_rates(1e-2, 10, ["early", "late", "head"]) == pytest.approx([1e-4, 1e-3, 1e-2])
     assert group_rates([1e-4, 1e-3, 1e-2], 5, ["early", "late", "head"]) == [1e-4, 1e-3, 1e-2]
-    with pytest.raises(InputError, match="one for each of early, head"):
+    with pytest.raises(InputError, match="one rate for each of early, head"):
         group_rates([1e-3], 1, ["early", "head"])
 
 

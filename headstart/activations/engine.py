@@ -109,7 +109,7 @@ def build_engine(
         engine: "auto", "openvino" or "torch".
         precision: "auto", "float32" or "bfloat16".
         storage: "auto", "float32" or "float16".
-        workers: most threads that will call the engine at the same time. They share a GPU; on a CPU each computes alone.
+        workers: the largest number of threads that call the engine at once. They share a GPU; on a CPU each computes alone.
             The number does not change any bit of the activations.
 
     Raises:
@@ -205,7 +205,7 @@ def openvino_forward(
     whole = _FromBytes(body, preprocessing).eval()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch calls its tracing deprecated
+            warnings.simplefilter("ignore")  # torch warns that its tracing is deprecated
             # By default OpenVINO traces twice to compare; guard.py has proved that already, and it takes a second.
             traced = torch.jit.freeze(torch.jit.trace(whole, example, check_trace=False))
             with _root_logger_kept():
@@ -240,8 +240,10 @@ def openvino_forward(
 
 @contextmanager
 def _root_logger_kept() -> Iterator[None]:
-    """Restore the root logger after a conversion: OpenVINO lets only errors through meanwhile, and a failed conversion leaves
-    it so, which would silence the warnings of every library in this process."""
+    """Restore the root logger after a conversion.
+
+    OpenVINO lets only errors through meanwhile. A failed conversion leaves it so, and every library's warnings would be lost.
+    """
     root = logging.getLogger()
     before = (root.level, list(root.filters), list(root.handlers))
     try:
@@ -253,8 +255,11 @@ def _root_logger_kept() -> Iterator[None]:
 
 @functools.cache
 def openvino_core() -> tuple[Any, Any]:
-    """Return OpenVINO and its core, a single one per process: each core sets this thread's signal stack, and deleting two in
-    the order of their creation leaves a freed stack behind, on which the next signal would end the process."""
+    """Return OpenVINO and its core, one per process.
+
+    Each core sets this thread's signal stack. Deleting two cores in the order of their creation leaves a freed stack behind,
+    and the next signal would end the process.
+    """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report every import
     import openvino
 

@@ -51,7 +51,7 @@ def refuse_moving(body: nn.Module, x_nchw: torch.Tensor) -> str:
     if not first.isfinite().all():
         raise InputError("the frozen body's activations are not finite", fix="check backbone.weights")
     if not torch.equal(first, again):
-        raise InputError("the frozen body gives two outputs for one input: something in it is random or keeps a state", fix=FIX)
+        raise InputError("the frozen body gives different outputs for equal inputs: it is random or keeps a state", fix=FIX)
     if (first[0] - others[0]).abs().max() > NEIGHBOUR_TOLERANCE * first.abs().max():
         raise InputError("the frozen body's output for an image depends on the rest of its batch (batch statistics)", fix=FIX)
     return state_digest(body)

@@ -120,8 +120,8 @@ def contact_sheet(judged: TestPredictions, rows: Sequence[int]) -> bytes:
         item = judged.facts(i)
         extent = (left + 0.03, left + 0.97, bottom - 0.03, bottom - 0.97)
         axes.imshow(np.asarray(_tile(judged.picture(i))), extent=extent, aspect="auto")
-        said = f"{short(item['label'])}\nas {short(item['predicted'])} {100 * item['confidence']:.0f} %"
-        axes.text(left + 0.5, bottom - 0.98, said, ha="center", va="bottom", fontsize=6.5)
+        caption = f"{short(item['label'])}\nas {short(item['predicted'])} {100 * item['confidence']:.0f} %"
+        axes.text(left + 0.5, bottom - 0.98, caption, ha="center", va="bottom", fontsize=6.5)
     axes.set(xlim=(0, COLUMNS), ylim=(height * lines, 0))
     return png(figure)
 

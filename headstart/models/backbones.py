@@ -107,7 +107,7 @@ def library_of(name: str) -> str:
     near = ", ".join(difflib.get_close_matches(name, known, n=6, cutoff=0.4)) or "none"
     raise InputError(
         f"backbone.name: {name!r} is neither a torchvision nor a timm classification model",
-        wanted=f"a model of one of them; similar names: {near}",
+        wanted=f"a model of one of these libraries; similar names: {near}",
         fix='python -c "import timm; print(timm.list_models())" lists them all',
     )
 
@@ -144,7 +144,7 @@ def build_backbone(
     unseen = unseen_edge(backbone.body, image_size)
     if unseen:
         logger.warning(
-            "  %s does not see the last %s of %s pixels; another backbone.image_size may suit it", name, unseen, image_size
+            "  %s does not see the last %s of %s pixels; choose another backbone.image_size", name, unseen, image_size
         )
     return backbone
 
@@ -193,7 +193,7 @@ def _build_torchvision(name: str, weights: str, size: int, sha256: str, options:
     listed = tv.get_model_weights(name).DEFAULT
     # Initial weights of these two take seconds to draw, so they are not drawn if they will be overwritten.
     more = {"init_weights": weights == "random"} if name in ("googlenet", "inception_v3") else {}
-    if name.startswith("vit_"):  # the name ends with the patch size; the constructor's own error would be unclear
+    if name.startswith("vit_"):  # the name ends with the patch size; the constructor's own error is unclear
         refuse_part_of_a_patch(int(name.rpartition("_")[2]), name, size)
     try:
         model = tv.get_model(name, weights=None, **options, **more)

@@ -21,7 +21,7 @@ class FoldedConv(nn.Module):
     """A convolution and the following batch norm with frozen statistics, computed as one convolution.
 
     With s = weight / sqrt(running_var + eps), norm(conv(x)) is the convolution with s times the weights and the bias
-    norm.bias - s x running_mean. Gradients reach the own parameters of both modules through this formula.
+    norm.bias - s x running_mean. Gradients reach the parameters of both modules through this formula.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: _BatchNorm) -> None:

@@ -154,7 +154,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
     except (KeyError, TypeError, ValueError):
         if fields.keys() & {"backbone", "classes"} and not fields.keys() >= {"options", "limits"}:
             raise Outdated(
-                f"{path}: a model of an earlier version of Headstart",
+                f"{path}: this model was written by an earlier version of Headstart",
                 fix="run the pipeline again",
             ) from None
         raise InputError(f"{path}: a weights file, but not a Headstart model") from None

@@ -1,4 +1,4 @@
-"""Load weights: from a package on the index, from the libraries' own downloads, or from a local file."""
+"""Load weights: from an installed package, from the libraries' own downloads, or from a local file."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def read_state(path: Path) -> State:
     except UNPICKLING_ERROR:
         raise InputError(
             f"{path}: holds more than weights, so it is not unpickled",
-            wanted="a state dict alone",
+            wanted="a file that holds only a state dict",
             fix="torch.save(model.state_dict(), PATH)",
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, AttributeError) as error:
@@ -286,7 +286,7 @@ def _is_patch(name: str) -> bool:
 
 
 def _is_alike(own: torch.Tensor, value: torch.Tensor) -> bool:
-    """Compare shapes, and whether both are floats: quantized 8-bit integers are no weights without their scales."""
+    """Compare shapes, and whether both are floats: 8-bit quantized integers are unusable without their scales."""
     return own.shape == value.shape and own.is_floating_point() == value.is_floating_point()
 
 

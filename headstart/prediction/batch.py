@@ -30,7 +30,7 @@ from headstart.manifest import write_csv
 from headstart.prediction.supervisor import Answer, ScoringJob, score_all
 
 logger = logging.getLogger("headstart")
-REMEMBER = 256  # answers saved in one transaction: a killed run repeats at most so many
+REMEMBER = 256  # answers saved in one transaction: a killed run repeats at most this many
 LIBRARIES = ("torch", "torchvision", "timm", "openvino", "pillow", "simplejpeg", "numpy")
 
 
@@ -83,7 +83,7 @@ def predict_folder(folder: Path, job: ScoringJob, *, state: Path, abstain_below:
         missing = [path for path in found if path not in answers]
         if missing:
             known_files = len(found) - len(missing)
-            logger.info("  %s of %s files are known from before, %s to classify", known_files, len(found), len(missing))
+            logger.info("  %s of %s files were classified before, %s remain", known_files, len(found), len(missing))
         fresh: list[tuple[str, os.stat_result, Answer]] = []
         try:
             for path, answer in track(_scored(root, missing, job), "classifying", len(missing), unit="files"):

@@ -1,8 +1,8 @@
 """A process that classifies files: `python -m headstart.prediction.scorer SOCKET BOARD`, see `supervisor.py`.
 
 It reads the job, one line of JSON, from stdin. For each batch it sends a line of JSON over the socket: [[index, answer], …],
-or {"refused": why}. It writes which file each thread decodes to the board, memory shared with the supervisor, which can read
-it even after this process has crashed. It ends when it has answered for all files, or when the connection is closed.
+or {"refused": why}. It writes which file each thread decodes to the board (`ThreadStatus`): memory that the supervisor can
+read even after this process has crashed. It ends when it has answered for all files, or when the connection is closed.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from headstart.prediction.thread_status import ThreadStatus, new_thread_status
 COMMAND = (sys.executable, "-W", "ignore", "-m", "headstart.prediction.scorer")
 Answer = dict[str, Any]
 logger = logging.getLogger("headstart")
-# A scorer that neither answers nor starts another file is given up after so many seconds: IDLE_SECONDS if it uses no
+# A scorer that neither answers nor starts another file is given up after this many seconds: IDLE_SECONDS if it uses no
 # processor time, as in a deadlock, and BUSY_SECONDS if it does, as when it compiles a large network.
 IDLE_SECONDS, BUSY_SECONDS = 120.0, 3600.0
 SECONDS_TO_END = 30.0
@@ -135,7 +135,7 @@ class _Scorer:
             self.child.end()  # it has sent all its answers; waiting for it to exit would take half a second
 
     def _lines(self) -> Iterator[bytes]:
-        """Yield lines until the connection closes; raise `Died` if a thread hangs on a file or the process stands still."""
+        """Yield lines until the connection closes; raise `Died` if a thread hangs on a file or the process stalls."""
         pause, looked = min(1.0, self.timeout / 4), time.monotonic()
         while True:
             if time.monotonic() - looked > pause:
@@ -144,7 +144,7 @@ class _Scorer:
             try:
                 line = self.child.line(pause)
             except TimeoutError:
-                self._refuse_stillness(pause)
+                self._refuse_stall(pause)
                 continue
             except EOFError:
                 return
@@ -161,7 +161,7 @@ class _Scorer:
             how = f"hung for {self.timeout:g} s (data.file_timeout)"
             raise Died(how, hanging, Unavailable(f"the process that classifies {how}", fix=ENOUGH))
 
-    def _refuse_stillness(self, waited: float) -> None:
+    def _refuse_stall(self, waited: float) -> None:
         """Detect a hang that no file is to blame for: during imports, compilation or computation."""
         used = _processor_seconds(self.child.process.pid)
         self.still, self.unused = self.still + waited, self.unused + waited
@@ -171,7 +171,7 @@ class _Scorer:
         if self.unused >= idle or self.still >= busy:
             how = f"gave no sign of life for {self.still:.0f} s"
             fix = "run again (the answers so far are kept); if it happens again: --set runtime.workers=1 runtime.threads=1"
-            raise Died(how, [], Unavailable(f"the process that classifies {how}, and was decoding no file", fix=fix))
+            raise Died(how, [], Unavailable(f"the process that classifies {how}, and was not decoding any file", fix=fix))
 
     def _death(self) -> Died:
         code = self.child.end(SECONDS_TO_END)  # it may have closed the connection and hang while it exits

@@ -96,7 +96,7 @@ def unseen_test_images(registry: Registry, manifest: pd.DataFrame, versions: Seq
 
 
 def undecidable(images: int, number: int) -> str:
-    """Say why nothing was decided, and what the user can do."""
+    """Return the reason why nothing was decided, and what the user can do."""
     return (
         f"{images} test images that no training has seen are too few for a decision, which needs at least {FEWEST};"
         f" add images, or promote it by hand: python -m flows.register --champion {number}"
@@ -142,7 +142,7 @@ def against_champion(
     found = compare(a_nc, b_nc, y_n, rule.seed)
     gain = (found.only_b - found.only_a) / found.images
     sentence = (
-        f"of {found.images:,} test images only it is right on {found.only_b}, and only version {champion} on {found.only_a}:"
+        f"of {found.images:,} test images it alone is right on {found.only_b}, version {champion} alone on {found.only_a}:"
         f" accuracy {gain:+.2%}, p = {found.p_value:.2g} (promotion needs a gain above 0 of at least {rule.margin:.2%},"
         f" and p below {rule.alpha:g})"
     )

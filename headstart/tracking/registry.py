@@ -19,7 +19,7 @@ from headstart.tracking.store import store
 NAME = "headstart"
 RUN_ID_LENGTH = 32
 CHAMPION, CHALLENGER = "champion", "challenger"
-REPLACED, ROLLED_BACK = "headstart.replaced", "headstart.rolled_back"  # tags of a version: the champion it replaced; "true"
+REPLACED, ROLLED_BACK = "headstart.replaced", "headstart.rolled_back"  # tags: the champion that a version replaced; "true"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Registry:
             raise InputError(
                 f"no version of the model is called {name!r}",
                 wanted="an alias (champion, challenger), a version's number, a run's id, or a path to a .safetensors file",
-                fix="`make run` registers one; or --model models/fine_tuned.safetensors",
+                fix="register one with `make run`, or use --model models/fine_tuned.safetensors",
             )
         return version
 
@@ -100,7 +100,7 @@ class Registry:
         self.set_alias(CHAMPION, version)
 
     def roll_back(self) -> Version:
-        """Make the version champion that the present champion replaced, even if the present champion's file is damaged.
+        """Restore the champion that the present champion replaced, even if the present champion's file is damaged.
 
         Raises:
             InputError: there is no champion, or it replaced none.
@@ -148,14 +148,14 @@ class Registry:
             return self._checked(self.client.get_model_version(NAME, str(number)))
         except MlflowException:
             raise InputError(
-                f"the registry has no version {number} of {NAME!r}", fix="look at the Models page of `make ui`"
+                f"the registry has no version {number} of {NAME!r}", fix="see the Models page of `make ui`"
             ) from None
 
     def logged(self, wanted: str) -> LoggedModel | None:
         """Return the newest completely logged model that an MLflow filter selects; None if there is none."""
         newest_first = [{"field_name": "creation_timestamp", "ascending": False}]
         found = self.client.search_logged_models([self.experiment], wanted, order_by=newest_first)
-        return next((model for model in found if model.status == "READY"), None)  # MLflow's filter cannot ask for a status
+        return next((model for model in found if model.status == "READY"), None)  # MLflow's filter has no status
 
     def _alias(self, alias: str) -> ModelVersion | None:
         try:
@@ -176,7 +176,7 @@ class Registry:
         if sha256_file(file) != digest:
             raise InputError(
                 f"{file}: damaged: it is not what was registered as version {found.version}",
-                fix="restore it from a copy, or return to the champion before: python -m flows.register --rollback",
+                fix="restore it from a copy, or return to the previous champion: python -m flows.register --rollback",
             )
         return Version(int(found.version), digest, file, found.run_id or "", ROLLED_BACK in found.tags)
 

@@ -18,8 +18,8 @@ from headstart.training.loop import Batch
 from headstart.training.optimizers import epoch_order
 from headstart.training.options import Options
 
-TAKE = 8192  # most rows to gather at a time
-TAKE_VALUES = 1 << 25  # most values to gather at a time, if rows are large
+TAKE = 8192  # largest number of rows to gather at once
+TAKE_VALUES = 1 << 25  # largest number of values to gather at once, for large rows
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ActivationDataset:
         take: maps images [m] and views [m] (int64) to activations [m, ...] float32.
         views: v.
         y_n: class index of each image.
-        most: most rows to take at a time.
+        most: the largest number of rows to take at once.
     """
 
     take: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -72,7 +72,7 @@ def epoch_batches(
     views = torch.randint(data.views, (len(y_n),), generator=generator)[first * batch_size :]
     if not len(views):
         return
-    at_once = batch_size * max(1, data.most // batch_size)  # many at a time: gathering has a cost per call
+    at_once = batch_size * max(1, data.most // batch_size)  # several batches at once: each call has a fixed cost
     for images, chosen in zip(order[first * batch_size :].split(at_once), views.split(at_once), strict=True):
         x = data.take(images, chosen)
         for x_b, part in zip(x.split(batch_size), images.split(batch_size), strict=True):

@@ -32,7 +32,7 @@ class BatchSource:
             the first batch, and returns the batches.
         valid: returns the validation inputs in order.
         example: returns one or two inputs.
-        digest: of cached maps.
+        digest: the digest of the cached maps; empty for images.
     """
 
     after: str | None

@@ -55,7 +55,7 @@ def choose(frozen_nc: torch.Tensor, moving_nc: torch.Tensor, y_n: torch.Tensor, 
     Args:
         frozen_nc, moving_nc: validation probabilities of the two variants.
         body: its convolutions are counted.
-        seed: of the bootstrap.
+        seed: seeds the bootstrap.
     """
     comparison = compare(frozen_nc, moving_nc, y_n, seed)
     better = comparison.better()

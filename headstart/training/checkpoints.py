@@ -55,7 +55,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Restore what `optimizer_tensors` returned into an optimizer of the same groups, in its parameters' memory layout.
 
-    A fused AdamW gives other bits if its state has other strides than its parameters.
+    A fused AdamW computes different bits if its state's strides differ from its parameters'.
     """
     state: dict[int, Tensors] = {}
     for name, value in tensors.items():
@@ -69,7 +69,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch
 
 
 def checksum(tensors: Tensors) -> str:
-    """Return a checksum of names, types, shapes and values: 32 hex digits, against accidental damage only."""
+    """Return a checksum of names, types, shapes and values: 32 hex digits. It detects accidental damage, not tampering."""
     digest = xxhash.xxh3_128()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())

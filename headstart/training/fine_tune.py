@@ -52,8 +52,8 @@ class Network:
         model: body and head; training changes its state.
         groups: the body's parameter names by layer group, earliest first.
         bn_freeze: see `training_mode`.
-        precision: "float32" or "bfloat16", of the forward and backward passes. Weights are always float32. On a CPU so are
-            grouped convolutions that are not depthwise, because their backward pass is slower in bfloat16.
+        precision: "float32" or "bfloat16", for the forward and backward passes. Weights are always float32. On a CPU, grouped
+            convolutions that are not depthwise also use float32, because their backward pass is slower in bfloat16.
         folded: the modules that `runner` has made, by the layer group after which they start.
     """
 

@@ -31,11 +31,11 @@ Log = Callable[[int, dict[str, float]], None]
 logger = logging.getLogger("headstart")
 TRACED = 50  # points in an epoch's loss curve
 EXPLODED = 1000.0  # nats; a guess among c classes costs ln c
-WATCHED = 20  # a collapse is looked for in this many steps of a phase, and in 32 times as many images
+WATCHED = 20  # a phase is watched for a collapse over this many steps, and over 32 times as many images
 RECENT = 5  # the mean loss is taken over this many steps, and over 32 times as many images
-WORSE, LEAST = 1.1, 0.25  # limit: this factor on a guess's loss, and at least so many nats above it (unequal classes: noise)
-FAR_WORSE = 2.0  # limit as a factor on the first loss, if that was above a guess's loss already
-RETREAT, MOST_RETREATS = 3.0, 3  # a collapse divides the rates by this, at most so many times
+WORSE, LEAST = 1.1, 0.25  # limit: a guess's loss times this, and at least this many nats above it (unequal classes: noise)
+FAR_WORSE = 2.0  # limit as a factor on the first loss, if that already exceeds a guess's loss
+RETREAT, MOST_RETREATS = 3.0, 3  # a collapse divides the rates by this, at most this many times
 FILES_NAMED = 8
 
 
@@ -104,7 +104,7 @@ class Collapsed(Exception):
 def is_spoilt(losses: Sequence[tuple[float, int]], guess: float) -> bool:
     """Return whether a trained network has become worse than a guess, by its loss over the last steps.
 
-    A network whose first loss is above a guess's already (overconfident, or with classes of very unequal size) counts as
+    A network whose first loss already exceeds a guess's (overconfident, or with classes of very unequal size) counts as
     spoilt when that loss doubles.
 
     Args:
@@ -209,7 +209,7 @@ class Trainer:
         history, optimizer = self.history, phase.begin()
         rate = optimizer.param_groups[-1]["peak"] * history.scale
         logger.warning(
-            "  %s: the first %d steps at a peak rate of %.2g spoilt the network: its loss is %.2f, a constant answer's is %.2f."
+            "  %s: the first %d steps at a peak rate of %.2g spoilt the network: its loss is %.2f, a constant answer has %.2f."
             " The phase starts again at a peak rate of %.2g",
             self.what, len(history.watched), rate, history.watched[-1][0], self.guess or 0.0, rate / RETREAT,
         )  # fmt: skip

@@ -86,7 +86,7 @@ def range_test(
         prepare: puts the copy into training mode, and returns its forward pass and an optimizer whose groups' `peak` rates
             have the ratios to keep; the curve reports the last group's rate.
         batches: an endless stream.
-        seed: of dropout.
+        seed: seeds dropout.
 
     Returns:
         The curve, cut where the smoothed loss exceeds 4 times its best or is not finite.
@@ -166,7 +166,7 @@ def suggest(curves: Sequence[Curve], default: float) -> Suggestion:
     """Combine every rule on every seed's curve; the consensus is the geometric median of all suggestions.
 
     It abstains and returns the default in three cases: fewer than two rules suggest a rate; the seeds differ by more than a
-    decade; or the rules do, each taken by its median over the seeds and without the farthest one.
+    decade; or the rules do, compared by their medians over the seeds and without the farthest rule.
     """
     found = [{name: rule(*trim(curve)) for name, rule in RULES.items()} for curve in curves]
     by_rule = {name: [lr for one in found if (lr := one[name]) is not None] for name in RULES}

@@ -73,7 +73,7 @@ def group_rates(lr: float | Sequence[float], lr_ratio: float, groups: Sequence[s
     """Return a learning rate for each layer group, earliest first.
 
     Args:
-        lr: the last group's rate, with each earlier group at the next one's divided by `lr_ratio`; or a rate for every group.
+        lr: the last group's rate (each earlier group gets the next one's divided by `lr_ratio`), or a rate for every group.
 
     Raises:
         InputError: the number of rates is not the number of groups.
@@ -82,7 +82,7 @@ def group_rates(lr: float | Sequence[float], lr_ratio: float, groups: Sequence[s
         return [lr / lr_ratio ** (len(groups) - 1 - group) for group in range(len(groups))]
     if len(lr) != len(groups):
         raise InputError(
-            f"fine_tune.lr: {len(lr)} rates for {len(groups)} layer groups", wanted=f"one for each of {', '.join(groups)}"
+            f"fine_tune.lr: {len(lr)} rates for {len(groups)} layer groups", wanted=f"one rate for each of {', '.join(groups)}"
         )
     return list(lr)
 

@@ -59,7 +59,7 @@ def open_network(backbone: Backbone, head: nn.Module, card: ModelCard, device: t
     """
     if state_digest(backbone.body) != card.provenance["weights"] or dict(backbone.options) != dict(card.options):
         raise InputError(
-            "models/head.safetensors was trained on another backbone than params.yaml names now", fix="run the whole pipeline"
+            "models/head.safetensors was trained on another backbone than params.yaml names", fix="run the whole pipeline"
         )
     for key, size in settings.own_sizes().items():
         refuse_size(backbone, size, key)
@@ -78,7 +78,7 @@ class TuningData:
     Args:
         images: the source's images, at the network's image size.
         train, valid: the manifest's rows to train on, and those that choose an epoch (copies count once).
-        maps: the folder of the map that `precompute.cache_map_after` caches, and that layer group; None without one.
+        maps: the folder of the cached maps, and their layer group (`precompute.cache_map_after`); None without them.
         workers: threads that decode.
     """
 
@@ -114,7 +114,7 @@ class TuningData:
         maps = Activations(folder)
         front, _ = cut_body(network.model.body, network.groups, after)
         if maps.meta["weights"] != state_digest(front):
-            raise InputError(f"{folder} was computed with other weights than the network has now", fix="run the whole pipeline")
+            raise InputError(f"{folder} was computed with weights that differ from the network's", fix="run the whole pipeline")
         logger.info("  training the layers after group %r on its cached maps, %s views of each image", after, maps.views)
         train, valid = (activations_of(maps, rows) for rows in (self.train, self.valid))
         return batch_sources.from_feature_maps(after, train, valid, device, maps.digest())
@@ -128,7 +128,7 @@ class Tuner:
         network: the starting point; each variant trains a copy of it.
         data, sources: the data, and a source of batches for each of `settings.phases()`.
         settings: params.yaml, section fine_tune.
-        seed: of order, dropout and the search.
+        seed: seeds the order, dropout and the search.
         checkpoint: returns the checkpoint of a training by its name.
         open_run: opens the tracked run of a training.
     """
@@ -214,7 +214,7 @@ class Tuner:
 
 
 def what_was_kept(history: History) -> dict[str, str | int | float]:
-    """Say for kept.json whether validation preferred the fine-tuned network or the trained head as it was, and why."""
+    """Return the content of kept.json: whether validation preferred the fine-tuned network or the trained head, and why."""
     head, *tuned = history.epochs
     best = min(tuned, key=lambda row: row["valid_calibrated_log_loss"])
     kept = history.best_epoch()["epoch"]
@@ -223,7 +223,7 @@ def what_was_kept(history: History) -> dict[str, str | int | float]:
         f"validation log-loss {own:.4f} after epoch {best['epoch']}, {before:.4f} before fine-tuning (both after temperature"
         f" scaling); accuracy {best['valid_accuracy']:.4f}, {head['valid_accuracy']:.4f} before"
     )
-    lowered = f" The learning rate was lowered to {history.scale:.2g} of the one set, which had spoilt the network."
+    lowered = f" The learning rate was lowered to {history.scale:.2g} of the set rate, which had spoilt the network."
     lowered = lowered if history.scale < 1 else ""
     if kept:
         sentence = f"The fine-tuned network of epoch {kept} is kept: {figures}.{lowered}"

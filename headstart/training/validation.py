@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional as F
 
-HOTTEST = 8.0  # temperatures from 1/8 to 8: without a limit, few images that are all right would take it to 0
+HOTTEST = 8.0  # temperatures from 1/8 to 8: without a limit, a small set without errors would drive it to 0
 
 
 @torch.inference_mode()
