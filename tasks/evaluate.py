@@ -64,7 +64,8 @@ def evaluate(context: StageContext) -> Summary:
     if len(pairs):
         logger.warning("  %s test images look much like a training image; reports/look_alikes.csv lists them", len(pairs))
     for row in result_rows(results):
-        logger.info("  %s: test accuracy %.4f (95 %% interval %.4f to %.4f)", row["name"], row["accuracy"], row["accuracy_low"], row["accuracy_high"])
+        figures = row["accuracy"], row["accuracy_low"], row["accuracy_high"]
+        logger.info("  %s: test accuracy %.4f (95 %% interval %.4f to %.4f)", row["name"], *figures)
     return {f"{name}_accuracy": results[name]["accuracy"] for name in p}
 
 

@@ -39,7 +39,7 @@ def precompute(context: StageContext) -> Summary:
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
     preprocessing = replace(backbone.preprocessing, whites=whites_of(listed))
     folder, augmentation = context.root / params.data.source, Augmentation(**settings.augment.model_dump())
-    cache = ResizedImageCache(RESIZED_CACHE_BYTES if settings.cache_map_after != "none" else 0)  # the second cut decodes no image
+    cache = ResizedImageCache(RESIZED_CACHE_BYTES if settings.cache_map_after != "none" else 0)  # a second cut decodes no image
     images = ImageSource(folder, params.data.max_pixels, preprocessing, augmentation, settings.view_seed, cache)
     bodies = {"pooled": backbone.body}
     if settings.cache_map_after != "none":
