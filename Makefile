@@ -1,4 +1,4 @@
-# make help lists the targets. VENV=path uses an environment elsewhere.
+# `make help` lists the targets. VENV=path uses an environment in another place.
 VENV ?= .venv
 BENCH ?= .venv-bench
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -12,60 +12,60 @@ export PATH := $(BIN):$(PATH)
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
 
-install: ## make or update the environment from requirements.lock
+install: ## create or update the environment from requirements.lock
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/install.sh
 
 run: install ## run the whole pipeline as a Prefect flow
 	@python -m flows.pipeline $(ARGS)
 
-repro: install ## the same through `dvc repro`
+repro: install ## run the same pipeline with `dvc repro`
 	@python -m flows.repair && dvc repro $(ARGS)
 
-# The tests on all cores, up to 4: each takes 2 to 4 GB.
+# The tests run in up to 4 processes, one a core; each process takes 2 to 4 GB.
 PYTEST := pytest -q -n logical --maxprocesses 4 --dist loadgroup
 
-test: install ## lint, types, tests
+test: install ## run the linter, the type checker and the tests
 	ruff check .
 	ruff format --check .
 	@said=$$(mktemp); mypy >"$$said" 2>&1 & types=$$!; trap 'kill $$types; exit 130' INT; \
 	echo '$(PYTEST) -m "not e2e"'; $(PYTEST) -m "not e2e"; tests=$$?; \
 	wait $$types; types=$$?; echo mypy; cat "$$said"; rm "$$said"; exit $$((tests || types))
 
-test-all: test ## those, and the end-to-end tests: server, worker, schedule, browser
+test-all: test ## run those, and the end-to-end tests: server, worker, schedule, browser
 	$(PYTEST) -m e2e
 
 fuzz: install ## fuzz every reader and the decoder, a minute each way and target (about 15 minutes)
 	@python -m tests.fuzz --seconds 60
 	@FUZZ_EXAMPLES=15000 pytest -q tests/test_fuzz.py -k "not guided"
 
-ui: install ## open MLflow's and Prefect's UIs on loopback, until Ctrl-C
+ui: install ## serve MLflow's and Prefect's UIs on loopback, until Ctrl-C
 	@python -m flows.ui
 
-schedule: install ## Prefect's server, a worker and the deployments of prefect.yaml, on loopback, until Ctrl-C
+schedule: install ## run Prefect's server, a worker and the deployments of prefect.yaml on loopback, until Ctrl-C
 	@python -m flows.schedule
 
-serve: install ## the champion over HTTP on loopback, until Ctrl-C
+serve: install ## serve the champion over HTTP on loopback, until Ctrl-C
 	@python -m flows.serve $(ARGS)
 
 audit: install ## look up known vulnerabilities of everything in requirements.lock (asks pypi.org)
 	@pip-audit -r requirements.lock --disable-pip
 
-peers: ## make or update the benchmarks' environment from bench/requirements.lock (fastai, timm)
+peers: ## create or update the benchmarks' environment from bench/requirements.lock (fastai, timm)
 	@PYTHON="$(PYTHON)" VENV="$(BENCH)" LOCK=bench/requirements.lock sh scripts/install.sh
 
-bench: peers ## every benchmark, the peers' too (about 3 hours)
+bench: peers ## run every benchmark, those of fastai and timm too (about 3 hours)
 	@for name in precompute head recipe tail depthwise cache scan duplicates overhead neighbours predict serving; do $(BENCH)/bin/python -m bench.$$name || exit; done
 
-soak: install ## kill, damage, fill and crowd small projects, in random order, and see that nothing is lost (about 2 hours, as root)
+soak: install ## kill, damage, fill and crowd small projects in random order, and check that nothing is lost (about 2 hours, as root)
 	@python -m bench.soak $(ARGS)
 
-evidence: install ## write docs/views.md, bn_freeze.md, recipe.md, rates.md: accuracy over seeds (about 110 minutes)
+evidence: install ## measure accuracy over seeds; write docs/views.md, bn_freeze.md, recipe.md, rates.md (about 110 minutes)
 	@python -m bench.views --seeds 5 > docs/views.md
 	@python -m bench.bn_freeze > docs/bn_freeze.md
 	@python -m bench.steps > docs/recipe.md
 	@python -m bench.rates > docs/rates.md
 
-seeds: install ## test accuracy of the embedded default over 5 seeds (about 8 minutes)
+seeds: install ## measure the default's test accuracy over 5 seeds (about 8 minutes)
 	@python -m bench.seeds
 
 lock: ## compile requirements.lock from pyproject.toml (needs uv; it installs nothing)
@@ -76,11 +76,11 @@ lock: ## compile requirements.lock from pyproject.toml (needs uv; it installs no
 	  --constraint requirements.lock --custom-compile-command "make lock" --output-file bench/requirements.lock
 	python3 scripts/lock.py bench/requirements.lock
 
-deps: install ## write the code dependencies of each stage into dvc.yaml, from the imports
+deps: install ## write each stage's code dependencies, found from the imports, into dvc.yaml
 	@python scripts/code_deps.py
 
-rooms: install ## draw docs/rooms.svg, which room of the code imports which
+rooms: install ## draw docs/rooms.svg: which folder of the code imports which
 	@python scripts/rooms.py
 
-clean: ## list, then delete, what the stages wrote and .headstart: not MLflow's records, DVC's cache, nor what is yours (ARGS=--dry-run)
+clean: ## list and delete what the stages wrote, and .headstart; MLflow's records, DVC's cache and your own files stay (ARGS=--dry-run only lists)
 	@python -m flows.clean $(ARGS)

@@ -1,9 +1,9 @@
-"""Every command, and the Prefect flows over the stages. This sets the environment that Prefect reads when it is imported."""
+"""Every command, and the Prefect flows over the stages. Importing it sets the environment that Prefect reads at import."""
 
 import os
 from pathlib import Path
 
-import tasks as tasks  # hashes the code before the rest of it is imported, and checks for the packages
+import tasks as tasks  # hashes the code before the rest is imported, and checks that the packages are there
 
 PROJECT = Path.cwd()
 for name, value in {
@@ -14,11 +14,11 @@ for name, value in {
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # the default is pickle
     "PREFECT_LOGGING_LEVEL": "ERROR",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # our own command line reports errors, once
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "headstart",  # our lines show in Prefect's UI too
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # our command line reports each error once
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "headstart",  # Prefect's UI shows our log lines too
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_SERVER_API_HOST": "127.0.0.1",
 }.items():
     os.environ.setdefault(name, value)
-if (PROJECT / "params.yaml").is_file():
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # Prefect makes one level only, and hangs without
+if (PROJECT / "params.yaml").is_file():  # Prefect creates one level of folders only, and hangs if more are missing
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Types of command-line options, for argparse's `type=`: a wrong value is refused before any work."""
+"""Types for argparse's `type=`. They refuse a wrong value before any work begins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_NAME_BYTES = 200  # file systems allow 255, and temporary names are longer
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """A whole number from `low` to `high` (None: any larger one up to what a database holds)."""
+    """Return a parser of whole numbers from `low` to `high` (None: the largest that a database holds)."""
     top = 2**31 - 1 if high is None else high
 
     def parse(text: str) -> int:
@@ -39,7 +39,7 @@ port = whole(1, 65535)
 
 
 def number(low: float, most: float = math.inf, above: bool = False) -> Callable[[str], float]:
-    """A finite number from `low` (or above it) to `most`."""
+    """Return a parser of finite numbers from `low` to `most`; `above` excludes `low` itself."""
 
     def parse(text: str) -> float:
         try:
@@ -55,29 +55,29 @@ def number(low: float, most: float = math.inf, above: bool = False) -> Callable[
 
 
 def path(text: str) -> Path:
-    """A path. `~` is expanded here, since no shell does so after a `=`."""
+    """Return the text as a path. It expands `~`, because no shell does so after a `=`."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r}: wanted a path")
     return Path(os.path.expanduser(text))
 
 
 def check_out(out: Path) -> None:
-    """Refuse an output file that could not be written, before any work.
+    """Refuse an output file that could not be written, before any work begins.
 
     Raises:
-        InputError: no such folder, one that cannot be written to, a name that is too long, or something at the file's
-            place that is no regular file.
+        InputError: the folder is missing or cannot be written to, the name is too long, or it already names something
+            other than a regular file.
     """
     if not os.path.isdir(out.parent):
-        raise InputError(f"{out.parent}: no such folder", fix="make it, or name another --out")
+        raise InputError(f"{out.parent}: no such folder", fix="create it, or choose another --out")
     if len(os.fsencode(out.name)) > MAX_NAME_BYTES:
-        raise InputError(f"--out {out.name[:40]}…: a long name", wanted=f"at most {MAX_NAME_BYTES} bytes")
+        raise InputError(f"--out {out.name[:40]}…: the name is too long", wanted=f"at most {MAX_NAME_BYTES} bytes")
     if os.path.isdir(out):
         raise InputError(f"--out {out}: a folder", wanted="the name of the file to write")
     if os.path.exists(out) and not stat.S_ISREG(os.stat(out).st_mode):
-        raise InputError(f"--out {out}: a device, a pipe or a socket", wanted="a regular file, or a name that is free")
+        raise InputError(f"--out {out}: a device, a pipe or a socket", wanted="a regular file, or a name not in use yet")
     try:
         with tempfile.TemporaryFile(dir=out.parent):
             pass
     except OSError as error:
-        raise InputError(f"{out.parent}: cannot be written to ({error.strerror})", fix="name another --out") from None
+        raise InputError(f"{out.parent}: cannot be written to ({error.strerror})", fix="choose another --out") from None

@@ -1,4 +1,4 @@
-"""The artifacts of a run on Prefect's pages: progress of each stage, results, and the link to MLflow."""
+"""Show a run on Prefect's pages, as artifacts: the progress of each stage, results, and a link to MLflow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prefect.artifacts import (
 
 PICTURES = {
     "find_lr": ("learning-rate-curve", "reports/find_lr/curve.png", "the learning-rate range test of the head"),
-    "evaluate": ("confusion-matrix", "reports/pictures/confusion_matrix.png", "of the test images"),
+    "evaluate": ("confusion-matrix", "reports/pictures/confusion_matrix.png", "the confusion matrix of the test images"),
 }
 MODELS = {
     "head": "frozen head",
@@ -30,7 +30,7 @@ MODELS = {
     "fine_tuned": "fine-tuned",
     "fine_tuned_tta": "fine-tuned, TTA",
 }
-MLFLOW_URL = "HEADSTART_MLFLOW_URL"  # where the team's MLflow page is; `make ui` serves it at the default
+MLFLOW_URL = "HEADSTART_MLFLOW_URL"  # address of the team's MLflow; the default is where `make ui` serves it
 
 
 @contextmanager
@@ -54,16 +54,16 @@ def run_summary(root: Path, rows: Sequence[dict[str, Any]], mlflow_run: str | No
     """Show the outcome of each stage and, if anything ran, the accuracies and a link to the run in MLflow.
 
     Args:
-        rows: of the table of stages.
-        mlflow_run: where MLflow's pages show the run, relative to their root; None where nothing ran.
-        verdict: what became of the model.
+        rows: the rows of the table of stages.
+        mlflow_run: where MLflow's pages show the run, relative to their root; None if nothing ran.
+        verdict: the decision about the model.
     """
     if mlflow_run is None and verdict is None:
         create_markdown_artifact("Nothing to do: images, parameters and code are as before.", key="summary")
     if verdict is not None:
         create_markdown_artifact(f"Model: {verdict}", key="champion")
     if mlflow_run is not None:
-        create_table_artifact(list(rows), key="stages", description="what became of each stage")
+        create_table_artifact(list(rows), key="stages", description="outcome of each stage")
         create_table_artifact(accuracies(root), key="summary", description="accuracy on the test images")
         page = os.environ.get(MLFLOW_URL, "http://127.0.0.1:5000").rstrip("/")
         create_link_artifact(f"{page}/{mlflow_run}", key="mlflow", link_text="this run in MLflow (make ui)")

@@ -1,4 +1,4 @@
-"""`python -m flows.backbones NAME`: print a table of an architecture."""
+"""`python -m flows.backbones NAME`: show the parameters, layer groups and cost of an architecture."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def describe(backbone: Backbone) -> Table:
     body, classifier = backbone.body_parameters, backbone.classifier_parameters
     share = classifier / (body + classifier)
     table.add_row("parameters in the body", f"{body:,}")
-    table.add_row("parameters in fully connected layers", f"{classifier:,} ({share:.0%}; left behind by the cut)")
+    table.add_row("parameters in fully connected layers", f"{classifier:,} ({share:.0%}; cut off: the head replaces them)")
     for name, parameters in backbone.groups.items():
         count = sum(numbers[parameter].numel() for parameter in parameters)
         span = f"{_stage(parameters[0])} … {_stage(parameters[-1])}" if parameters else "empty"
         table.add_row(f"layer group {name}", f"{count:,} parameters, {span}")
-    table.add_row("layer group head", "what is trained on the activations")
+    table.add_row("layer group head", "the layers that train on the activations")
     table.add_row("activation width", f"{backbone.width:,}")
     table.add_row("GFLOPs of the body", f"{giga_flops(backbone.body, size):.2f} (multiply-adds) at {size} px")
     p = backbone.preprocessing
@@ -51,7 +51,7 @@ def _stage(parameter: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.backbones", description="Show backbones' architectures.")
     parser.add_argument("names", nargs="+", metavar="NAME", help="any torchvision classification or timm model")
-    parser.add_argument("--image-size", type=whole(16, 2048), default=224, help="pixels (default 224)")
+    parser.add_argument("--image-size", type=whole(16, 2048), default=224, help="side of the input in pixels (default 224)")
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
     for name in arguments.names:

@@ -1,4 +1,4 @@
-"""`python -m flows.cache {stat,verify,prune}`: look at the cache of activations, check it, free its space."""
+"""`python -m flows.cache {stat,verify,prune}`: show the cache of activations, check it, or free its disk space."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from flows.arguments import number
 
 @dataclass(frozen=True)
 class Namespace:
-    """A namespace on disk.
+    """A namespace of the cache: the rows of one backbone, cut, preprocessing and precision.
 
     Args:
-        description: what its rows depend on; empty where it cannot be read.
-        rows: entries, superseded ones included.
+        folder: where it is.
+        description: what its rows depend on; empty if it cannot be read.
+        rows: number of entries, including superseded ones.
         size: bytes on the disk.
-        used: when it was last opened, seconds since 1970.
-        projects: those whose current parameters use it.
+        used: when it was last opened, in seconds since 1970.
+        projects: the projects whose current parameters use it.
     """
 
     folder: Path
@@ -47,7 +48,7 @@ class Namespace:
 
 
 def namespaces(root: Path) -> list[Namespace]:
-    """Return all namespaces of a cache, the most recently used first."""
+    """Return all namespaces of a cache, most recently used first."""
     users = current_users(root)
     found = []
     for folder in (root / "rows").glob("[!.]*"):
@@ -65,13 +66,13 @@ def namespaces(root: Path) -> list[Namespace]:
 
 
 def current_users(root: Path) -> dict[str, list[str]]:
-    """Return projects by namespace: those whose params.yaml still is as it was when they used the namespace."""
+    """Return, by namespace, the projects whose params.yaml has not changed since they used it."""
     users: dict[str, list[str]] = {}
     for path in (root / "users").glob("*.json"):
         try:
             record = json.loads(path.read_bytes())
             params = load_params(Path(record["project"]) / "params.yaml")
-        except (OSError, ValueError):  # the project is gone, or its params.yaml is not what it was
+        except (OSError, ValueError):  # the project is gone, or its params.yaml is no longer valid
             continue
         if params_digest(params) == record["params"]:
             for name in record["namespaces"].values():
@@ -80,7 +81,7 @@ def current_users(root: Path) -> dict[str, list[str]]:
 
 
 def stat(root: Path, console: Console) -> int:
-    """Show namespaces, rows, bytes."""
+    """Show the namespaces with their rows and bytes."""
     table = Table(title=str(root), title_justify="left")
     for heading in ("namespace", "backbone", "cut", "px", "computed in", "rows", "MB", "last used", "used by"):
         table.add_column(heading, justify="right" if heading in ("px", "rows", "MB") else "left")
@@ -96,7 +97,7 @@ def stat(root: Path, console: Console) -> int:
             f"{one.rows:,}",
             f"{one.size / 1e6:,.1f}",
             datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M"),
-            ", ".join(one.projects) or "nothing now",
+            ", ".join(one.projects) or "no project",
         )
     console.print(table)
     total = sum(one.size for one in every)
@@ -133,9 +134,9 @@ def damaged_rows(cache: Cache) -> list[tuple[str, int]]:
 
 
 def prune(root: Path, console: Console, max_gb: float | None) -> int:
-    """Delete namespaces that no project's current parameters use, the least recently used first; all, or down to a size."""
+    """Delete namespaces that no project uses now, least recently used first: all, or until the cache is small enough."""
     for unfinished in (root / "rows").glob(".*"):
-        shutil.rmtree(unfinished, ignore_errors=True)  # a deletion that was cut off
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by a deletion that was interrupted
     every = namespaces(root)
     total = sum(one.size for one in every)
     for one in reversed(every):
@@ -143,24 +144,24 @@ def prune(root: Path, console: Console, max_gb: float | None) -> int:
             continue
         if drop(root, one.folder):
             total -= one.size
-            console.print(f"dropped {one.folder.name[:12]}: {one.rows:,} rows, {one.size:,} bytes")
+            console.print(f"deleted {one.folder.name[:12]}: {one.rows:,} rows, {one.size:,} bytes")
         else:
             console.print(f"kept {one.folder.name[:12]}: a process is writing into it")
     console.print(f"{total:,} bytes are left")
     if max_gb is not None and total > max_gb * 1e9:
-        console.print(f"more than {max_gb:g} GB: current parameters use the rest")
+        console.print(f"this is still more than {max_gb:g} GB: projects' current parameters use the rest")
     return 0
 
 
 def drop(root: Path, folder: Path) -> bool:
-    """Delete a namespace unless somebody is writing into it."""
+    """Delete a namespace, unless a process is writing into it. Return whether it was deleted."""
     with (root / "locks" / f"{folder.name}.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         aside = root / "rows" / f".{folder.name}.{os.getpid()}"
-        os.rename(folder, aside)  # from here on it is not there, even if the deletion is cut off
+        os.rename(folder, aside)  # from here on it is gone, even if the deletion is interrupted
         remove(aside)
     return True
 
@@ -169,7 +170,7 @@ def cache_root(project: Path, folder: str | None) -> Path:
     """Return the cache that `folder` or the project's params.yaml names.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder does not exist.
     """
     named = folder or load_params(project / "params.yaml").runtime.cache_dir
     root = project / os.path.expanduser(named)
@@ -180,14 +181,14 @@ def cache_root(project: Path, folder: str | None) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m flows.cache", description="Look at the cache of activations, check it, free its space."
+        prog="python -m flows.cache", description="Show the cache of activations, check it, or free its disk space."
     )
-    parser.add_argument("--cache-dir", help="the cache (default: params.yaml's runtime.cache_dir)")
+    parser.add_argument("--cache-dir", help="folder of the cache (default: runtime.cache_dir in params.yaml)")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("stat", help="show namespaces, rows, bytes")
+    commands.add_parser("stat", help="show the namespaces with their rows and bytes")
     commands.add_parser("verify", help="read and check every row")
-    pruning = commands.add_parser("prune", help="drop what no project's current params.yaml uses")
-    pruning.add_argument("--max-gb", type=number(0), help="only until the cache is this small, least recently used first")
+    pruning = commands.add_parser("prune", help="delete what no project's current params.yaml uses")
+    pruning.add_argument("--max-gb", type=number(0), help="stop once the cache is this small; least recently used first")
     given = parser.parse_args(arguments)
     root = cache_root(Path.cwd(), given.cache_dir)
     console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True)

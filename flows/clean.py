@@ -1,4 +1,4 @@
-"""`make clean`: list and delete what the stages wrote, and .headstart. Files of the user's stay."""
+"""`make clean`: list and delete what the stages wrote, and .headstart. The user's own files stay."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class Plan:
-    """Paths to delete, and paths that stay with the reason (empty if no stage writes there), relative to the project."""
+    """Paths to delete, and paths to keep with the reason (empty if no stage writes there), relative to the project."""
 
     delete: Sequence[str]
     keep: Sequence[tuple[str, str]]
 
 
 def plan(root: Path, params: Params) -> Plan:
-    """Plan to delete the outs of dvc.yaml, by name; a built-in set if nothing else is in its folder; and .headstart.
+    """Plan to delete the outs of dvc.yaml, each built-in set whose folder holds nothing else, and .headstart.
 
-    A link is a user's, unless it leads into DVC's cache.
+    A link belongs to the user, unless it leads into DVC's cache.
     """
     outs = [out for stage in load_graph(root, params).values() if stage.name != "fetch_data" for out in stage.outs]
     delete: list[str] = []
@@ -52,15 +52,15 @@ def plan(root: Path, params: Params) -> Plan:
 
 
 def why_kept(root: Path, path: str) -> str:
-    """Return why a path at an out's place is not the stage's own; empty if it is."""
-    place = root / path
-    if place.is_symlink():
-        return "" if is_dvcs_link(place) else f"a link, to {os.readlink(place)}"
-    if place.parent != root / "data" or place.name not in NAMES:
+    """Return why the path of an out is kept: it is not what the stage wrote. Return an empty text if it is."""
+    target = root / path
+    if target.is_symlink():
+        return "" if is_dvcs_link(target) else f"a link, to {os.readlink(target)}"
+    if target.parent != root / "data" or target.name not in NAMES:
         return ""
-    if place.with_name(f"{place.name}.dvc").exists():
+    if target.with_name(f"{target.name}.dvc").exists():
         return "a copy in DVC's care"
-    own = foreign(place, place.name)
+    own = foreign(target, target.name)
     return f"holds files that fetch_data did not write: {', '.join(own[:3])}{', …' if len(own) > 3 else ''}" if own else ""
 
 
@@ -71,7 +71,7 @@ def _beside(root: Path) -> Iterator[str]:
 
 
 def listing(found: Plan, dry_run: bool) -> str:
-    """Return what is deleted and what stays, in one screen."""
+    """Return what is deleted and what is kept, as text of at most one screen."""
     lines = [("would delete:" if dry_run else "deleting:") if found.delete else "nothing to delete"]
     lines += [f"  {printable(path)}" for path in found.delete]
     lines += [f"kept: {printable(path)}: {printable(reason)}" for path, reason in found.keep if reason]
@@ -84,10 +84,10 @@ def listing(found: Plan, dry_run: bool) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.clean", description="Delete what the stages wrote, and .headstart.")
-    parser.add_argument("--dry-run", action="store_true", help="only list it")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be deleted")
     dry_run = parser.parse_args(arguments).dry_run
     params = load_params(PROJECT / "params.yaml")
-    with nullcontext() if dry_run else workspace(PROJECT):  # nothing of ours runs meanwhile
+    with nullcontext() if dry_run else workspace(PROJECT):  # no other run meanwhile
         found = plan(PROJECT, params)
         print(listing(found, dry_run), flush=True)  # noqa: T201
         for path in () if dry_run else found.delete:

@@ -1,4 +1,4 @@
-"""Run every stage in order, in this process and without Prefect, unless DVC knows its outs; then record and register."""
+"""Run the stages in order, in this process and without Prefect, except those whose outs DVC has; then record and register."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from headstart.versioning import Workspace, cache_folders, workspace
 
 logger = logging.getLogger("headstart")
 MIN_FREE_BYTES = 300_000_000
-BEFORE_THE_NETWORK = ("fetch_data", "link_data", "precompute")  # stages that may take long before a wrong size would show
+BEFORE_THE_NETWORK = ("fetch_data", "link_data", "precompute")  # these may run for long before a wrong image size shows
 FRESH, RESTORED, RAN = "fresh", "restored", "ran"
 
 
@@ -47,13 +47,13 @@ def run_or_reuse(
     force: bool,
     watched: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Outcome:
-    """Run one stage unless DVC knows its outs already; commit them.
+    """Run one stage unless DVC already has its outs; commit them.
 
     Args:
-        watched: entered with the stage's name when it is to run.
+        watched: returns, for the stage's name, a context manager that is entered while the stage runs.
 
     Raises:
-        InputError: bad input, or code, params or inputs changed meanwhile.
+        InputError: bad input, or code, parameters or inputs changed while the stage ran.
     """
     if not force and space.is_fresh(stage.name):
         logger.info("%s: %s", stage.name, FRESH)
@@ -66,14 +66,14 @@ def run_or_reuse(
         start = time.monotonic()
         if stage.name in BEFORE_THE_NETWORK:
             check_network(params.backbone, params.seed, tuple(params.fine_tune.own_sizes().items()))
-        # torch and its like are imported by the first stage that needs them, and are its own time
+        # the first stage that needs torch imports it, and its seconds include that
         module = importlib.import_module(f"tasks.{stage.name}")
         with watched(stage.name):
             run_stage(stage, getattr(module, stage.name), root, params)
         gc.collect()
-        gc.freeze()  # what was imported stays: the collector need not walk it again (.5 s each time)
+        gc.freeze()  # imported modules stay: the collector need not visit them again (0.5 s each time)
         outcome = Outcome(stage.name, RAN, time.monotonic() - start)
-    pending.note(root, "record")  # before dvc.lock says that the stage is fresh: a death in between loses nothing
+    pending.note(root, "record")  # before dvc.lock says that the stage is fresh: a kill in between loses nothing
     space.commit(stage.name)
     if outcome.how == RAN:
         remove(checkpoints(root, stage.name))
@@ -82,13 +82,13 @@ def run_or_reuse(
 
 @functools.lru_cache(maxsize=1)
 def check_network(backbone: Backbone, seed: int, sizes: tuple[tuple[str, int], ...]) -> None:
-    """Refuse weights that cannot be loaded and image sizes that the network refuses, before any image is read.
+    """Refuse weights that cannot be loaded and image sizes that the network cannot take, before any image is read.
 
     Args:
-        sizes: (parameter, size) of phases with an image size of their own.
+        sizes: (parameter, image size) of each phase that sets its own.
 
     Raises:
-        InputError: naming the parameter.
+        InputError: weights or a size is refused; the message names the parameter.
     """
     from headstart.models.backbones import build_backbone
     from headstart.models.sizes import refuse_size
@@ -120,12 +120,12 @@ def execute(
 ) -> Execution:
     """Run every stage in order; then, if anything ran, record one MLflow run and register the model.
 
-    What an execution that died had still to record or register is done too.
+    It also records and registers what an earlier run that died left undone.
 
     Args:
         force: stages to run even if fresh, or "all".
-        runner: from a stage's name to what runs it, such as a Prefect task around `run_or_reuse`.
-        tags: for the MLflow run.
+        runner: returns what runs the stage of a name, such as a Prefect task around `run_or_reuse`.
+        tags: of the MLflow run.
 
     Raises:
         InputError: bad input; finished stages are kept.
@@ -155,11 +155,11 @@ def execute(
 
 
 def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
-    """Refuse a `--force` that names no stage, a full disk, a source folder that DVC would hang on or misread, and
-    files of the user's where the built-in set would be written.
+    """Check, before any stage runs, what would stop one later or lose files.
 
     Raises:
-        InputError: naming it.
+        InputError: `--force` names no stage, the disk is full, DVC would hang on the source folder or misread it, or files
+            of the user's lie where the built-in set would be written.
     """
     stages = list(load_graph(root, params))
     for name in force:
@@ -168,11 +168,11 @@ def check_inputs(root: Path, params: Params, force: Sequence[str]) -> None:
     free = free_bytes(root)
     if free < MIN_FREE_BYTES:
         raise InputError(
-            f"{root}: {free / 1e6:,.0f} MB free on this disk",
-            wanted=f"{MIN_FREE_BYTES / 1e6:,.0f} MB or more (the outs, DVC's copies of them, and the records)",
-            fix="free space (docs/operations.md, Free disk): `dvc gc -w`, or another disk",
+            f"{root}: only {free / 1e6:,.0f} MB free on this disk",
+            wanted=f"{MIN_FREE_BYTES / 1e6:,.0f} MB or more, for what the stages write, DVC's copies of it, and the records",
+            fix="free space, for example with `dvc gc -w` (docs/operations.md, Free disk), or use another disk",
         )
-    refuse_foreign(root, params.data.builtin)  # DVC, too, would put it aside when it restores the stage
+    refuse_foreign(root, params.data.builtin)  # DVC would move them aside, too, when it restores the stage
     if not is_source(root, params.data.source, params.data.builtin):
         preflight(
             root / params.data.source,

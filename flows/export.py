@@ -18,14 +18,19 @@ logger = logging.getLogger("headstart")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.export", description="Write the model as one .pt2 file.")
-    parser.add_argument("--out", required=True, type=path, metavar="FILE.pt2")
-    parser.add_argument("--model", default="champion", metavar="ALIAS|RUN|FILE")
+    parser.add_argument("--out", required=True, type=path, metavar="FILE.pt2", help="the file to write")
+    parser.add_argument(
+        "--model",
+        default="champion",
+        metavar="ALIAS|RUN|FILE",
+        help="champion, challenger, a version's number, a run's id, or a .safetensors file",
+    )
     options = parser.parse_args()
     check_out(options.out)
     if options.out.suffix != ".pt2":
         raise InputError(f"--out {options.out}", wanted="a file that ends in .pt2")
     about = export(model_of(options.model), options.out)
-    logger.info("%s: %s; checked against the model", options.out, about["input"])
+    logger.info("wrote %s, checked against the model; input: %s", options.out, about["input"])
     return 0
 
 

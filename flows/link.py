@@ -26,10 +26,10 @@ def link_source(root: Path, source: Path, name: str | None, *, relink: bool, cop
     """Make data/NAME a link to `source`, or a copy of it in DVC's care, and log what to do next.
 
     Args:
-        name: the folder's own where it is None.
+        name: the name below data/; None takes the folder's own name.
 
     Raises:
-        InputError: a folder or a name that will not do, or problems that no parameter accepts; the others are warned of.
+        InputError: the folder, its name or its layout is refused; a problem that a parameter accepts is only a warning.
     """
     params = load_params(root / "params.yaml")
     source = check_folder(source)
@@ -42,7 +42,7 @@ def link_source(root: Path, source: Path, name: str | None, *, relink: bool, cop
     if copy:
         record = copy_into_dvc(root, tree.root, name)
         logger.info("data/%s is a copy of %s in DVC's care", name, tree.root)
-        logger.info("  git add %s, and `dvc push` to share it", record.relative_to(root))
+        logger.info("  to share it: git add %s, commit, and `dvc push`", record.relative_to(root))
     else:
         link(root, source, name, relink)
         logger.info("data/%s -> %s", name, tree.root)
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m flows.link", description="Make data/NAME a link to a folder of images, or a copy in DVC's care."
     )
     parser.add_argument("--from", dest="source", type=path, metavar="PATH", required=True, help="the folder; it is only read")
-    parser.add_argument("--name", help="the link's name; PATH's own by default")
-    parser.add_argument("--relink", action="store_true", help="replace a link that leads elsewhere")
+    parser.add_argument("--name", help="its name below data/ (default: the name of PATH)")
+    parser.add_argument("--relink", action="store_true", help="replace a link that leads to another folder")
     parser.add_argument("--copy-into-dvc", action="store_true", help="make a copy in DVC's care instead of a link")
     options = parser.parse_args(arguments)
     link_source(Path.cwd(), options.source, options.name, relink=options.relink, copy=options.copy_into_dvc)

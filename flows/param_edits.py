@@ -14,18 +14,18 @@ from headstart.core.files import write_bytes
 from headstart.core.params import RENAMED, Params, check_params, is_text
 from headstart.core.yaml_text import dump_yaml, parse_yaml, read_yaml, text_value
 
-OF_A_HOME = ("data.source", "backbone.weights", "runtime.cache_dir")  # `~` is expanded: no shell does it after a `=`
+OF_A_HOME = ("data.source", "backbone.weights", "runtime.cache_dir")  # `~` is expanded here: no shell does so after a `=`
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of params.yaml that has been checked and not yet made.
+    """A change of params.yaml, checked but not written yet.
 
     Args:
         path: params.yaml.
-        params: as they will be.
-        before, after: the file's text, both as our own YAML writer puts it.
-        original: the file's bytes.
+        params: the parameters after the change.
+        before, after: the file's text before and after, both as our YAML writer formats it.
+        original: the file's bytes before the change.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class Edit:
         return self.params
 
     def undo(self) -> bool:
-        """Restore the file as it was before `make`, unless somebody has written it since. Return whether that was done."""
+        """Restore the file as it was before `make`, unless it was changed since. Return whether it was restored."""
         made = self.after != self.before and self.path.is_file() and self.path.read_bytes() == self.after.encode()
         if made:
             write_bytes(self.path, self.original)
@@ -54,16 +54,16 @@ class Edit:
 
 
 def edit_params(path: Path, assignments: Iterable[str], recipe: Path | None = None) -> Edit:
-    """Merge a recipe and then single values into params.yaml, as `dvc exp run -S` does: comments stay, all is checked first.
+    """Prepare an edit of params.yaml by a recipe and then single values. It keeps the comments and checks every value.
 
     Args:
         path: params.yaml.
-        assignments: `section.key=value` texts; the value of a parameter that is text is taken as it is written (or what
-            matching quotes enclose), that of another is read as YAML.
-        recipe: an overlay: some of params.yaml's keys.
+        assignments: `section.key=value` texts, as `dvc exp run -S` takes. A text parameter gets the value as written
+            (without quotes around all of it); any other value is read as YAML.
+        recipe: a YAML file with some of params.yaml's keys.
 
     Raises:
-        InputError: no such recipe, an assignment without `=`, an unknown key, or a bad value.
+        InputError: the recipe is missing, an assignment has no `=`, a key is unknown, or a value is bad.
     """
     document = read_yaml(path)
     before = dump_yaml(document)
@@ -86,10 +86,10 @@ def set_params(path: Path, assignments: Iterable[str]) -> Params:
 def _read_recipe(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
-        raise InputError(f"--recipe {path.stem}: there is no {path}", wanted=f"one of: {known}")
+        raise InputError(f"--recipe {path.stem}: {path} does not exist", wanted=f"one of: {known}")
     overlay = read_yaml(path)
     if not isinstance(overlay, Mapping):
-        raise InputError(f"{path}: no mapping of sections", wanted="keys of params.yaml")
+        raise InputError(f"{path}: not a mapping of sections", wanted="sections and keys as in params.yaml")
     return overlay
 
 
@@ -120,7 +120,7 @@ def _assign(document: Any, key: str, text: str, path: Path) -> None:
 
 
 def _as_written(key: str, text: str) -> str:
-    """Each character counts (` #`, `: `, `[`, a backslash), but for quotes around all of it and, in a path, a `~` before it."""
+    """Return the text as typed (` #`, `: `, `[`, backslashes), without quotes around all of it; a path's `~` is expanded."""
     try:
         text.encode()
     except UnicodeEncodeError:

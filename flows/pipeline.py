@@ -1,4 +1,4 @@
-"""The whole pipeline as one Prefect flow: `python -m flows.pipeline [--recipe NAME] [--set key=value …] [--force STAGE …]`.
+"""Run the whole pipeline as one Prefect flow: `python -m flows.pipeline [--recipe NAME] [--set key=value …] [--force STAGE …]`.
 
 The stages run in this process. DVC decides which of them are fresh, and records what they write.
 """
@@ -39,19 +39,19 @@ logger = logging.getLogger("headstart")
 
 
 def as_task(name: str, timeout: float) -> Runner:
-    """`run_or_reuse` as the Prefect task of one stage.
+    """Return `run_or_reuse` as the Prefect task of one stage.
 
-    How often a transient fault is tried again and how long it waits are Prefect's settings (prefect.yaml has them for
-    deployments); bad input is never tried again.
+    Prefect's settings say how often a task is tried again after a transient fault, and after how long (prefect.yaml sets
+    them for deployments). A task is never tried again after bad input.
     """
 
-    def worth_another_try(task: object, run: object, state: State[Any]) -> bool:
+    def should_retry(task: object, run: object, state: State[Any]) -> bool:
         return is_transient(state.result(raise_on_failure=False))
 
     @task(
         name=name,
         timeout_seconds=timeout,
-        retry_condition_fn=worth_another_try,
+        retry_condition_fn=should_retry,
         cache_policy=NO_CACHE,
         persist_result=False,
     )
@@ -84,8 +84,8 @@ def headstart(force: list[str] | None = None) -> Any:  # built-in types: Prefect
 def run_here(force: list[str]) -> list[Outcome]:
     """Run the flow in this process, now.
 
-    Where Prefect starts a server for this process alone, there is nobody to hear the flow's heartbeats, and
-    ending their thread would take a second.
+    If Prefect starts a server for this process alone, nobody listens to the flow's heartbeats, and ending their thread
+    would take a second.
     """
     alone = PREFECT_API_URL.value() is None
     if alone:
@@ -103,7 +103,7 @@ def main() -> int:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="edit params.yaml first",
+        help="set parameters in params.yaml before the run",
     )
     parser.add_argument(
         "--force",
@@ -111,15 +111,15 @@ def main() -> int:
         action="extend",
         default=[],
         metavar="STAGE",
-        help="run STAGE even if it is fresh, or `all`",
+        help="run STAGE (or `all` stages) even if nothing it depends on has changed",
     )
-    parser.add_argument("--recipe", metavar="NAME", help="merge recipes/NAME.yaml into params.yaml first, before --set")
+    parser.add_argument("--recipe", metavar="NAME", help="merge recipes/NAME.yaml into params.yaml before --set")
     arguments = parser.parse_args()
     start = time.monotonic()
     recipe = None if arguments.recipe is None else recipe_file(arguments.recipe)
     edit = edit_params(PROJECT / "params.yaml", arguments.set, recipe)
     if recipe is not None:
-        logger.info("%s", edit.diff() or f"params.yaml is as {recipe.name} says already")
+        logger.info("%s", edit.diff() or f"params.yaml already has the settings of {recipe.name}")
     check_inputs(PROJECT, edit.params, arguments.force)
     check_server()
     with undone_if_refused(edit, "--set" if arguments.set else "--recipe"), server_there():
@@ -130,10 +130,10 @@ def main() -> int:
 
 
 def make_alone(edit: Edit) -> Params:
-    """Edit params.yaml while no other run reads it; a run would otherwise be refused at the end of its stage.
+    """Edit params.yaml while no other run reads it: a stage fails at its end if params.yaml changed while it ran.
 
     Raises:
-        Unavailable: another run holds DVC's lock; params.yaml is as it was.
+        Unavailable: another run holds DVC's lock; params.yaml is unchanged.
     """
     if edit.after == edit.before:
         return edit.params
@@ -145,24 +145,24 @@ def recipe_file(name: str) -> Path:
     """Return the path of the recipe of this name.
 
     Raises:
-        InputError: a path instead of a name.
+        InputError: the name is a path or empty.
     """
     if not name or name != Path(name).name:
-        raise InputError(f"--recipe {name}: no name of a recipe", wanted="a name: that of a file in recipes/, without .yaml")
+        raise InputError(f"--recipe {name}: not a recipe's name", wanted="a name: that of a file in recipes/, without .yaml")
     return PROJECT / "recipes" / f"{name}.yaml"
 
 
 @contextlib.contextmanager
 def undone_if_refused(edit: Edit, by: str) -> Iterator[None]:
-    """Restore params.yaml if its new settings are refused on the way, but not for a fault of the machine.
+    """Restore params.yaml if the run refuses its new settings, but not after a fault of the machine.
 
     Raises:
-        InputError: what was raised inside, and that params.yaml was put back.
+        InputError: the error that was raised inside, and that params.yaml was restored.
     """
     try:
         yield
     except OfTheMachine:
-        raise  # the same command will do once that is over
+        raise  # the same command works once the fault is over
     except InputError as error:
         if edit.undo():
             raise InputError(f"{error}\n  {edit.path.name} is as it was before {by}") from None

@@ -38,7 +38,7 @@ def predict_images(
     """Classify the files below `images` and write `out`; see `flows.predict --help`.
 
     Raises:
-        InputError: no such folder, model or format, or a file that could not be written.
+        InputError: the folder, the model or the format does not exist, or `out` could not be written.
     """
     check_images(images)
     check_out(out)
@@ -71,10 +71,10 @@ def predict_images(
 
 
 def check_images(images: Path) -> None:
-    """Refuse a path that is no folder, in this command's words.
+    """Refuse a path that is not a readable folder, with a message about --images.
 
     Raises:
-        InputError: nothing there, or a file.
+        InputError: the path does not exist, is a file, or may not be read.
     """
     wanted = "a folder: every file in it and in its sub-folders gets a row"
     if not os.path.exists(images):
@@ -83,15 +83,15 @@ def check_images(images: Path) -> None:
     if not os.path.isdir(images):
         raise InputError(f"--images {printable(str(images))}: a file, not a folder", wanted=wanted)
     if not os.access(images, os.R_OK | os.X_OK):
-        raise InputError(f"--images {printable(str(images))}: may not be read", fix="change its permissions")
+        raise InputError(f"--images {printable(str(images))}: no permission to read this folder", fix="change its permissions")
 
 
 def model_of(name: str) -> Path:
-    """Return the model file of a name. The registry (and with it MLflow, 1 s) is asked only if the name is no file."""
+    """Return the model file of a name. Only an alias, a version or a run needs the registry, and with it MLflow (1 s)."""
     if name.endswith(".safetensors"):
         file = Path(os.path.expanduser(name))
         if not os.path.isfile(file):
-            raise InputError(f"{file}: no such file", wanted="a .safetensors file of this project's, an alias or a version")
+            raise InputError(f"{file}: no such file", wanted="this project's .safetensors file, an alias or a version")
         return file
     from headstart.tracking.registry import find_model
 
@@ -99,7 +99,7 @@ def model_of(name: str) -> Path:
 
 
 def table_rows(found: Predictions) -> list[dict[str, str | int]]:
-    """Return Prefect's table of a prediction: the outcomes of the files, then a row for each class."""
+    """Return the rows of Prefect's table: one for each outcome of a file, then one for each class."""
     summary = found.summary()
     names = {"files": "all", "errors": "with an error", "abstained": "abstained"}
     rows: list[dict[str, str | int]] = [{"what": text, "class": "", "files": summary[key]} for key, text in names.items()]
@@ -121,24 +121,24 @@ def predict(images: str, out: str, model: str = "champion", format: str = "", to
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.predict", description="Classify every file of a folder.")
     parser.add_argument("--images", required=True, type=path, metavar="PATH", help="a folder; files in its sub-folders too")
-    parser.add_argument("--out", required=True, type=path, metavar="FILE", help="a row per file")
+    parser.add_argument("--out", required=True, type=path, metavar="FILE", help="the table to write: one row per file")
     parser.add_argument(
         "--model",
         default="champion",
         metavar="ALIAS|RUN|FILE",
         help="champion, challenger, a version's number, a run's id, or a .safetensors file",
     )
-    parser.add_argument("--format", choices=FORMS, help="by default as FILE is named")
-    parser.add_argument("--top", type=whole(1), default=1, metavar="K", help="name the K likeliest classes")
+    parser.add_argument("--format", choices=FORMS, help="format of FILE (default: the one its name ends with)")
+    parser.add_argument("--top", type=whole(1), default=1, metavar="K", help="report the K most probable classes (default 1)")
     parser.add_argument(
-        "--abstain-below", type=number(0, most=1), default=0.0, metavar="P", help="predict nothing below this probability"
+        "--abstain-below", type=number(0, most=1), default=0.0, metavar="P", help="give no class below this probability"
     )
     options = parser.parse_args()
     found = predict_images(options.images, options.out, options.model, options.format, options.top, options.abstain_below)
     summary = found.summary()
     rate = f", {found.rate:,.0f} files/s" if found.rate else ""
     logger.info(
-        "%s files: %s classified now%s; %s with an error, %s abstained, %s of the system ignored; %s",
+        "%s files: %s classified in this run%s; %s with an error, %s abstained, %s system files ignored; written to %s",
         f"{summary['files']:,}", f"{found.computed:,}", rate, f"{summary['errors']:,}", f"{summary['abstained']:,}",
         f"{found.ignored:,}", options.out,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Talk to Prefect's server: start one, check that it answers, close the runs of dead processes."""
+"""Talk to Prefect's server: start one, check that it answers, and close the runs of processes that died."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECONDS_TO_ANSWER = 4.0
 
 
 def close_dead_flow_runs(root: Path) -> None:
-    """Mark the flow runs of this project whose process died as crashed. Without a worker, nothing else does."""
+    """Mark this project's flow runs as crashed if their process died. Without a worker, nothing else does so."""
     names = dead(root, "prefect")
     if not names:
         return
@@ -40,9 +40,9 @@ def close_dead_flow_runs(root: Path) -> None:
 
 
 def start_server() -> None:
-    """Start the server that Prefect would start for this process, and let it ignore Ctrl-C, which a terminal sends to both.
+    """Start the server that Prefect would start for this process, and make it ignore the Ctrl-C that a terminal sends to both.
 
-    A run that is interrupted reports so to the server; where that had ended too, it tried for a minute.
+    An interrupted run reports this to the server. If Ctrl-C ended the server too, the run would try for a minute.
     """
     from prefect.server.api.server import SubprocessASGIServer  # a second to import
 
@@ -57,7 +57,7 @@ def check_server() -> None:
     """Refuse to start if PREFECT_API_URL names a server and none answers there.
 
     Raises:
-        Unavailable: naming it.
+        Unavailable: none answers; the message names the address.
     """
     address = PREFECT_API_URL.value()
     if address is None:
@@ -74,29 +74,31 @@ def server_there() -> Iterator[None]:
     """Translate Prefect's errors about a server that went away, or did not start, into ours.
 
     Raises:
-        Unavailable: it did.
+        Unavailable: the server went away or did not start.
     """
     try:
         yield
     except httpx.TransportError as error:
-        raise _no_server(str(PREFECT_API_URL.value() or "the one of this run"), error) from None
+        raise _no_server(str(PREFECT_API_URL.value() or "of this run"), error) from None
     except RuntimeError as error:
         if "ephemeral" not in str(error):
             raise
-        raise Unavailable(f"Prefect's own server did not start: {error}", fix="run again; a busy machine may be slow") from None
+        raise Unavailable(
+            f"Prefect's own server did not start: {error}", fix="run again: a busy machine may be too slow to start it"
+        ) from None
 
 
 def _no_server(address: str, error: Exception) -> Unavailable:
-    parts = urlsplit(address)  # without the password that may be in it
+    parts = urlsplit(address)  # shown without a password that may be in it
     shown = (
         f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}" if parts.hostname else address
     )
     if isinstance(error, httpx.HTTPStatusError):
-        said = f"answers {error.response.status_code}: no API of Prefect's, or one that asks for a password"
+        problem = f"answers {error.response.status_code}: this is not Prefect's API, or it asks for a password"
     else:
-        said = f"does not answer: {(str(error) or type(error).__name__).splitlines()[0]}"
+        problem = f"does not answer: {(str(error) or type(error).__name__).splitlines()[0]}"
     return Unavailable(
-        f"Prefect's server {shown} (PREFECT_API_URL) {said}",
-        fix="start it (make schedule); or run without: unset PREFECT_API_URL, and where a profile sets it"
+        f"Prefect's server {shown} (PREFECT_API_URL) {problem}",
+        fix="start it (make schedule), or run without it: unset PREFECT_API_URL, and if a profile of Prefect's sets it,"
         " `prefect config unset PREFECT_API_URL`",
     )

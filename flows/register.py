@@ -1,7 +1,7 @@
-"""`python -m flows.register [--rollback | --champion VERSION]`: judge the model, or move the champion by hand.
+"""`python -m flows.register [--rollback | --champion VERSION]`: judge the new model, or choose the champion by hand.
 
-The fine-tuned model becomes the challenger, and the champion if it beats the champion on the same test images. This is no stage
-of the graph: the registry is no file of this project, and its decisions depend on which model was champion before.
+The fine-tuned model becomes the challenger, and the champion if it beats the present one on the same test images. This is not a
+stage: the registry is not a file of this project, and its decisions depend on which model was champion before.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ BATCH = 16
 def register(root: Path, params: Params) -> PromotionDecision:
     """Register models/fine_tuned.safetensors and decide whether it becomes champion.
 
-    Run again, even after a death at any point, it makes no second version and comes to the same end. Several at once
-    wait for each other.
+    A second call, even after a kill at any point, adds no second version and comes to the same decision. Calls in several
+    processes wait for each other.
 
     Raises:
-        InputError: no run has logged the model, an image changed, or what the registry keeps is damaged.
+        InputError: no run has logged the model, an image changed, or a file of the registry is damaged.
     """
     with locked(root / ".headstart" / "locks" / "register.lock", "the model registry"), full_disk_as_input_error(root):
         registry = Registry(root)
@@ -59,7 +59,7 @@ def register(root: Path, params: Params) -> PromotionDecision:
 
 
 def judge(root: Path, params: Params, registry: Registry, version: Version, champion: Version | None) -> PromotionDecision:
-    """Decide by `promotion.decide`, with answers computed now as `flows.predict` computes them."""
+    """Decide with `promotion.decide`. Both models classify the test images now, as `flows.predict` does."""
     device, workers = configure(params.runtime.threads, params.runtime.device), params.runtime.workers
 
     def answers_of(asked: Version, test: pd.DataFrame) -> Answers:
@@ -77,7 +77,7 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
 
 
 def promote(root: Path, number: int | None) -> PromotionDecision:
-    """Make a version the champion by hand: the given one, or (None) the one that the champion replaced.
+    """Make a version the champion by hand: the given one or, for None, the one that the champion replaced.
 
     Raises:
         InputError: there is no such version, or it is damaged.
@@ -93,10 +93,10 @@ def promote(root: Path, number: int | None) -> PromotionDecision:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m flows.register", description="Judge the model, or move the champion.")
+    parser = argparse.ArgumentParser(prog="python -m flows.register", description="Judge the new model, or name the champion.")
     by_hand = parser.add_mutually_exclusive_group()
-    by_hand.add_argument("--rollback", action="store_true", help="back to the champion before")
-    by_hand.add_argument("--champion", type=whole(1), metavar="VERSION", help="make this version the champion")
+    by_hand.add_argument("--rollback", action="store_true", help="make the previous champion the champion again")
+    by_hand.add_argument("--champion", type=whole(1), metavar="VERSION", help="make this version the champion by hand")
     options = parser.parse_args()
     root = Path.cwd()
     if options.rollback or options.champion is not None:

@@ -1,6 +1,7 @@
-"""`python -m flows.repair`: repair what a process that died left half written of DVC's own files, before a plain `dvc` command.
+"""`python -m flows.repair`: repair DVC's own files that a process left half written when it died.
 
-It also refuses, as the flow does, where `dvc repro` would delete files of the user's: DVC removes outs before a stage runs.
+Run it before a plain `dvc` command. Like the flow, it fails where `dvc repro` would delete the user's own files: DVC removes
+outs before a stage runs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from headstart.versioning import workspace
 
 def main() -> int:
     root = Path.cwd()
-    with workspace(root):  # the flow enters it too
+    with workspace(root):  # entering it repairs; the flow enters it too
         refuse_foreign(root, load_params(root / "params.yaml").data.builtin)
     return 0
 

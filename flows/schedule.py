@@ -15,14 +15,14 @@ from flows.prefect_client import close_dead_flow_runs
 from flows.servers import Servers, free_port, prefect_command
 
 POOL = "local"
-SECONDS = 180  # for a command of Prefect's
+SECONDS = 180  # that one command of Prefect's may take
 
 
 def prefect(*arguments: str) -> None:
-    """Run a command of Prefect's without its output.
+    """Run one of Prefect's commands and keep its output out of ours.
 
     Raises:
-        InputError: it failed, with what it said, or does not end.
+        InputError: it failed (the message has its output), or it did not end in time.
     """
     command = [f"{sys.exec_prefix}/bin/prefect", "--no-prompt", *arguments]
     try:
@@ -35,11 +35,13 @@ def prefect(*arguments: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m flows.schedule", description="Run the pipeline as prefect.yaml says.")
-    parser.add_argument("--port", type=arguments.port, default=4200, help="of Prefect's server and pages")
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.schedule", description="Run Prefect's server, a worker and the deployments of prefect.yaml."
+    )
+    parser.add_argument("--port", type=arguments.port, default=4200, help="port of Prefect's server and pages (default 4200)")
     port = free_port(parser.parse_args().port)
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-    os.environ["PWD"] = str(PROJECT)  # what prefect.yaml calls this folder; a shell sets it, other parents may not
+    os.environ["PWD"] = str(PROJECT)  # prefect.yaml reads it; a shell sets it, other parents may not
     password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
     if password:
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
@@ -47,7 +49,7 @@ def main() -> int:
         servers.start("prefect", prefect_command(port), port)
         prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
         prefect("deploy", "--all")
-        close_dead_flow_runs(PROJECT)  # a run that died with the server holds the deployment's one slot
+        close_dead_flow_runs(PROJECT)  # a run that died with the server still holds the deployment's only slot
         servers.start("worker", ["prefect", "worker", "start", "--pool", POOL])
         print(f"Prefect  http://127.0.0.1:{port}/deployments", flush=True)  # noqa: T201
         print("  run it now:  prefect deployment run headstart/pipeline   (see docs/operations.md)", flush=True)  # noqa: T201

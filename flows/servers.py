@@ -1,4 +1,4 @@
-"""Start servers on loopback, wait until they answer, end them together."""
+"""Start servers on loopback, wait until they answer, and end them together."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ SECONDS_TO_END = 30
 
 
 def free_port(wanted: int) -> int:
-    """Return `wanted`, or the first of the next nine ports that nobody listens on.
+    """Return `wanted`, or the first of the next nine ports that no process listens on.
 
     Raises:
-        InputError: all ten are taken.
+        InputError: all ten are in use.
     """
     for port in range(wanted, min(wanted + 10, 65536)):
         if not answers(port):
             return port
-    raise InputError(f"ports {wanted} to {wanted + 9} of 127.0.0.1 are all taken", fix="name another")
+    raise InputError(f"ports {wanted} to {wanted + 9} of 127.0.0.1 are all in use", fix="choose another port")
 
 
 def answers(port: int) -> bool:
-    """Return whether somebody listens on a port of 127.0.0.1."""
+    """Return whether a process listens on a port of 127.0.0.1."""
     with socket.socket() as probe:
         return not probe.connect_ex(("127.0.0.1", port))
 
@@ -49,7 +49,7 @@ class Servers:
         """Start a program of this environment; with a port, wait until it answers there.
 
         Raises:
-            InputError: it ended, or does not answer.
+            InputError: the program ended, or does not answer.
         """
         log = PROJECT / ".headstart" / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ class Servers:
                 env=os.environ | environment,
                 stdout=stream,
                 stderr=stream,
-                start_new_session=True,  # Ctrl-C is for us; they are ended in order
+                start_new_session=True,  # Ctrl-C reaches us alone, and we end them in order
             )
         if port is None:
             return
@@ -72,7 +72,7 @@ class Servers:
         raise InputError(f"{name} did not start", fix=f"see {log}")
 
     def wait(self) -> int:
-        """Wait until one of them ends (return 1), or until this process is to stop (return 0)."""
+        """Wait until one of them ends (return 1), or until this process is asked to stop (return 0)."""
         try:
             while all(process.poll() is None for process in self.processes.values()):
                 time.sleep(0.5)
@@ -81,7 +81,7 @@ class Servers:
         return 1
 
     def __exit__(self, *_: object) -> None:
-        for name, process in reversed(self.processes.items()):  # who depends on another ends first
+        for name, process in reversed(self.processes.items()):  # a server that depends on another ends first
             process.terminate()
             try:
                 process.wait(SECONDS_TO_END)
@@ -91,5 +91,5 @@ class Servers:
 
 
 def prefect_command(port: int) -> list[str]:
-    """The command line of Prefect's server on loopback, behind `headstart.web.Gate`."""
+    """Return the command line of Prefect's server on loopback, behind `headstart.web.Gate`."""
     return ["python", "-m", "flows.prefect_server", "--port", str(port)]

@@ -1,4 +1,4 @@
-"""The short summary that a run of the pipeline ends with."""
+"""Write the short summary at the end of a pipeline run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flows.execution import RAN, Outcome
 
 
 def summary_text(root: Path, params: Params, outcomes: Sequence[Outcome], total: float) -> str:
-    """Return the short summary of a run."""
+    """Return the summary of a run: seconds of each stage, speed, suggested rate, test accuracy, and where the reports are."""
     how = {outcome.stage: outcome.how for outcome in outcomes}
     results = json.loads((root / "reports/metrics.json").read_text())
     found = read_checked_json(root / "reports/find_lr/lr.json")
@@ -25,15 +25,15 @@ def summary_text(root: Path, params: Params, outcomes: Sequence[Outcome], total:
     own = sum(outcome.seconds for outcome in outcomes)
     lines = ["", f"  {'stage':<12}{'':<10}{'seconds':>8}"]
     lines += [f"  {o.stage:<12}{o.how:<10}{o.seconds:>8.1f}" for o in outcomes]
-    lines += [f"  {'all':<12}{'':<10}{total:>8.1f}   of which stages {own:.1f}", ""]
+    lines += [f"  {'all':<12}{'':<10}{total:>8.1f}   of which {own:.1f} in stages", ""]
     if computed and rate:
         views = computed.summary.get("views_per_second")
         when = "" if how["precompute"] == RAN else " (when they were computed)"
         lines.append(f"  activations     {rate:,.0f} images/s, {views:,.0f} views/s{when}")
-    abstained = " (default: the search abstained)" if found["abstained"] else ""
+    abstained = " (find_lr.default: the search found no clear rate)" if found["abstained"] else ""
     lines.append(f"  suggested LR    {found['lr']:.2g}{abstained}")
     lines.append(f"  fine-tuning     {json.loads((root / 'reports/fine_tune/kept.json').read_text())['sentence']}")
-    lines.append(f"  test accuracy   of {results['n_test']:,} images")
+    lines.append(f"  test accuracy   on {results['n_test']:,} images")
     for key, name in MODELS.items():
         lines.append(f"    {name:<17} {results[key]['accuracy']:.4f}   log-loss {results[key]['log_loss']:.4f}")
     lines += ["", "  report          reports/report.html", "  metrics         reports/metrics.json"]

@@ -62,14 +62,15 @@ def evaluate(context: StageContext) -> Summary:
         write_bytes(context.output(f"reports/pictures/{name}"), data)
     write_text(context.output("reports/report.html"), page(evaluation, root / "reports", drawn))
     if len(pairs):
-        logger.warning("  %s test images look much like a training image: reports/look_alikes.csv", len(pairs))
+        logger.warning("  %s test images look much like a training image; reports/look_alikes.csv lists them", len(pairs))
     for row in result_rows(results):
-        logger.info("  %s: %.4f (%.4f to %.4f)", row["name"], row["accuracy"], row["accuracy_low"], row["accuracy_high"])
+        figures = row["accuracy"], row["accuracy_low"], row["accuracy_high"]
+        logger.info("  %s: test accuracy %.4f (95 %% interval %.4f to %.4f)", row["name"], *figures)
     return {f"{name}_accuracy": results[name]["accuracy"] for name in p}
 
 
 def fine_tuned_logits(context: StageContext, images: ImageSource, files: list[tuple[str, str]]) -> torch.Tensor:
-    """Return the fine-tuned model's logits [v, n, c] of every view of the test images, by precompute's engine."""
+    """Return the fine-tuned model's logits [v, n, c] of every view of the test images, computed by precompute's engine."""
     runtime, how = context.params.runtime, context.params.precompute
     device = configure(runtime.threads, runtime.device)
     predictor = Predictor(

@@ -1,4 +1,4 @@
-"""fetch_data: write a built-in data set to data/NAME, if it is data.source."""
+"""fetch_data: write a built-in data set to data/NAME, if data.source is that folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def fetch_data(context: StageContext) -> Summary:
     """Write `data.builtin` as class folders to data/NAME, or an empty folder (DVC needs one) if data.source is another.
 
     Raises:
-        InputError: data/NAME holds what somebody else put there, or a download failed.
+        InputError: data/NAME holds files that this stage did not write, or a download failed.
     """
     name, source = context.params.data.builtin, context.params.data.source
     refuse_foreign(context.root, name)
     folder = context.output(f"data/{name}")
     if not is_source(context.root, source, name):
         folder.mkdir()
-        logger.info("  data.source is %s: the built-in set %s is not made", source, name)
+        logger.info("  data.source is %s: the built-in set %s is not needed", source, name)
         return {"images": 0}
     if name == "digits":
         return {"images": write_digits(folder)}

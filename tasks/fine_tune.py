@@ -1,4 +1,4 @@
-"""fine_tune: unfreeze the body and train it and the head, on augmented images or from a cached map."""
+"""fine_tune: unfreeze the body and train it with the head, on augmented images or from a cached map."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def link_data(context: StageContext, verify: bool = False) -> Summary:
 
     Args:
         context: the stage's parameters and folders.
-        verify: read every file again, also those that seem unchanged.
+        verify: read every file again, even if it seems unchanged.
     """
     data = context.params.data
     source = context.root / data.source
@@ -60,7 +60,7 @@ def link_data(context: StageContext, verify: bool = False) -> Summary:
 
 
 def _hashes(path: Path) -> dict[str, str]:
-    """Return the hashes of the present manifest's files, by path."""
+    """Return the hashes that the present manifest has, by path."""
     if not path.exists():
         return {}
     frame = read_manifest(path)

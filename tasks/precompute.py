@@ -1,4 +1,4 @@
-"""precompute: compute the frozen body's activations of every image, of the base view and K augmented views."""
+"""precompute: compute the frozen body's activations of every image: of its base view and K augmented views."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def precompute(context: StageContext) -> Summary:
     """Write data/activations/pooled/*.arrow, and data/activations/GROUP/*.arrow where cache_map_after names a layer group.
 
     Raises:
-        InputError: weights that cannot be had, a body whose activations cannot be cached, an image that changed,
-            not enough disk, a cache that cannot be used.
+        InputError: the weights cannot be loaded, the body's activations cannot be cached, an image changed, the disk
+            has no room, or the cache cannot be used.
     """
     params, settings = context.params, context.params.precompute
     device = configure(params.runtime.threads, params.runtime.device)
@@ -39,7 +39,7 @@ def precompute(context: StageContext) -> Summary:
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
     preprocessing = replace(backbone.preprocessing, whites=whites_of(listed))
     folder, augmentation = context.root / params.data.source, Augmentation(**settings.augment.model_dump())
-    cache = ResizedImageCache(RESIZED_CACHE_BYTES if settings.cache_map_after != "none" else 0)  # a second cut decodes nothing
+    cache = ResizedImageCache(RESIZED_CACHE_BYTES if settings.cache_map_after != "none" else 0)  # a second cut decodes no image
     images = ImageSource(folder, params.data.max_pixels, preprocessing, augmentation, settings.view_seed, cache)
     bodies = {"pooled": backbone.body}
     if settings.cache_map_after != "none":
@@ -51,7 +51,7 @@ def precompute(context: StageContext) -> Summary:
     needed = sum(len(files[cut]) * (1 + settings.views) * size for cut, size in sizes.items())
     refuse_too_large(context.root, root, needed, settings.max_gb)
     if not settings.views:
-        logger.info("  precompute.views is 0: with precomputed activations, data augmentation does nothing")
+        logger.info("  precompute.views is 0, so data augmentation does nothing: the head trains on the base views alone")
     how = Settings(
         settings.views,
         settings.engine,

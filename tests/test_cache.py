@@ -330,7 +330,7 @@ def test_stat_verify_and_prune(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(project)
     assert commands.main(["stat"]) == 0
     said = capsys.readouterr().out
-    assert "3 namespaces, 360 rows" in said and said.count("nothing now") == 2 and str(project) in said.replace("\n", "")
+    assert "3 namespaces, 360 rows" in said and said.count("no project") == 2 and str(project) in said.replace("\n", "")
     assert commands.main(["verify"]) == 0
     path = root / "rows" / namespaces[0] / "rows.bin"
     path.write_bytes(bits(path.read_bytes(), 99))

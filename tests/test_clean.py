@@ -79,7 +79,7 @@ def test_only_what_stages_write_goes(used, capsys):
 def test_a_folder_of_a_users_at_a_built_in_sets_place_stays(used, capsys):
     (used / "data/digits/3/mine.png").write_text("mine")
     write_shapes(used / "data/oxford-pets")
-    (used / "data/oxford-pets-breeds.dvc").write_text("a snapshot")
+    (used / "data/oxford-pets-breeds.dvc").write_text("a copy")
     (used / "data/oxford-pets-breeds").mkdir()
     cleaned()
     told = capsys.readouterr().out

@@ -70,7 +70,7 @@ OUT = {
     "nowhere/x{}": ["nowhere: no such folder"],
     "file/x{}": ["file: no such folder"],
     "/proc/x{}": ["/proc: cannot be written to"],
-    "x" * 260 + "{}": ["a long name", "200 bytes"],
+    "x" * 260 + "{}": ["the name is too long", "200 bytes"],
     "": ["wanted a path"],
 }
 SERVERS = {"flows.serve": "--port", "flows.schedule": "--port", "flows.prefect_server": "--port", "flows.ui": "--mlflow-port"}

@@ -69,7 +69,7 @@ def test_a_bad_recipe_is_refused_and_nothing_is_written(params, tmp_path):
         ("fine_tune: {epochs: {a: 1}}", "params.yaml has no such key"),
         ("fine_tune: 3", "fine_tune"),
         ("fine_tune: {epochs: 0}", "greater than or equal to 1"),
-        ("- a", "no mapping of sections"),
+        ("- a", "not a mapping of sections"),
         ("a: [", "cannot be read as YAML"),
     ):
         (tmp_path / "bad.yaml").write_text(text)
