@@ -1,5 +1,6 @@
 """Who is alive is told by a lock, which any death releases."""
 
+import shutil
 import subprocess
 import sys
 
@@ -43,6 +44,21 @@ def test_a_run_whose_end_could_not_be_recorded_counts_as_dead(tmp_path):
     with alive(tmp_path, "mlflow", "other", until_forgotten=True):
         forget(tmp_path, "mlflow", "other")
     assert dead(tmp_path, "mlflow") == ["abc"]
+
+
+def test_a_living_run_is_alive_in_a_copy_of_its_project_too(tmp_path):
+    """Whoever copies a project while it runs would else end the run's processes and close its records, from the copy."""
+    project, copy, moved = (tmp_path / name for name in ("project", "copy", "moved"))
+    with alive(project, "run", "abc"):
+        shutil.copytree(project, copy)
+        shutil.copytree(copy, tmp_path / "copy of the copy")
+        assert dead(copy, "run") == dead(tmp_path / "copy of the copy", "run") == []
+        project.rename(moved)
+        assert dead(moved, "run") == []
+        moved.rename(project)
+    assert dead(copy, "run") == ["abc"]
+    with alive(project, "run", "other"):
+        assert dead(copy, "run") == ["abc"]
 
 
 def test_what_is_pending_stays_so_until_it_is_settled(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,6 +199,16 @@ def test_who_has_started_nothing_of_it_is_left_alone(root):
         with parent(root, "pass") as process:
             nothing_outlives(process)
         assert all(map(is_alive, beside))
+
+
+def test_a_run_in_a_copy_of_the_project_leaves_the_originals_processes_alone(root, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("copy") / "project"
+    with parent(root, DEAF) as process:
+        there = below(process)
+        shutil.copytree(root, copy)
+        with parent(copy, "pass") as other:
+            nothing_outlives(other)
+        assert len(there) == 2 and all(map(is_alive, there))
 
 
 def test_the_next_start_ends_what_is_left_where_the_guardian_was_killed_too(root):

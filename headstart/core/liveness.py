@@ -1,4 +1,7 @@
-"""Which of a project's runs are alive: each holds an flock, which any kind of death releases."""
+"""Which of a project's runs are alive: each holds an flock, which any kind of death releases.
+
+A record names its own path. In a copy of the project it names the original's record, whose lock decides.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,10 @@ def alive(root: Path, kind: str, name: str, *, until_forgotten: bool = False) ->
     path = record(root, kind, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as stream:
+    with temporary.open("wb") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.write(os.fsencode(path.resolve()))
+        stream.flush()
         temporary.replace(path)  # the file gets its name only once it is locked
         try:
             yield
@@ -53,10 +58,11 @@ def _folder(root: Path) -> Path:
 
 def _locked(path: Path) -> bool:
     try:
-        with path.open() as stream:
+        with path.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            original = Path(os.fsdecode(stream.read()))
     except BlockingIOError:
         return True
     except FileNotFoundError:  # it has just ended
         return True
-    return False
+    return original != path.resolve() and original.is_file() and _locked(original)
