@@ -22,7 +22,7 @@ repro: install ## run the same pipeline with `dvc repro`
 	@python -m flows.repair && dvc repro $(ARGS)
 
 # The tests run in up to 4 processes, one a core; each process takes 2 to 4 GB.
-PYTEST := pytest -q -n logical --maxprocesses 4 --dist loadgroup
+PYTEST := pytest -q -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 test: install ## run the linter, the type checker and the tests
 	ruff check .

@@ -46,7 +46,7 @@ SMALL = {
     "train_head.epochs": "2",
     "fine_tune.epochs": "1",
     "fine_tune.batch_size": "8",
-    "runtime.threads": "2",
+    "runtime.threads": "1",
 }
 
 
@@ -144,17 +144,18 @@ def make_project(folder: Path, **settings: str) -> Path:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With xdist: what shares a module's fixture runs in one worker (`--dist loadgroup`), and what takes long begins first.
 
-    One test begins with `done`, which takes half a minute; the other workers do something else until it is there.
+    One test begins with `done`, which takes half a minute; the other workers do what needs no `done` until it is there.
     """
     if not hasattr(config, "workerinput"):
         return
     groups = [item for item in items if uses_a_module_fixture(item)]
     for item in groups:
         item.add_marker(pytest.mark.xdist_group(item.location[0]))
-    pipeline = [item for item in items if "done" in item.fixturenames and item not in groups]
-    first, then = pipeline[:1], [*groups, *pipeline[1:]]
-    ordered = {id(item): number for number, item in enumerate([*first, *then])}
-    items.sort(key=lambda item: ordered.get(id(item), len(ordered)))
+    pipeline = [item for item in items if "done" in item.fixturenames]
+    first = [item for item in pipeline if item not in groups][:1]
+    ahead = [*first, *(item for item in groups if item not in pipeline), *pipeline]
+    ordered = {id(item): number for number, item in reversed([*enumerate(ahead)])}
+    items.sort(key=lambda item: ordered.get(id(item), len(ahead)))
 
 
 def uses_a_module_fixture(item: pytest.Item) -> bool:

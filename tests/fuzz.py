@@ -7,8 +7,10 @@ Each target either returns or raises its documented error; anything else is a fi
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,6 +40,7 @@ with instrumented:
 ROOT = Path(__file__).resolve().parent.parent
 MAX_PIXELS = 200_000
 SCRATCH = Path(tempfile.mkdtemp(prefix="headstart-fuzz-"))
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 for name in ("a/1.png", "a/ü 2.png", "b/3.jpg"):
     (SCRATCH / "source" / name).parent.mkdir(parents=True, exist_ok=True)
     (SCRATCH / "source" / name).touch()
@@ -155,7 +158,9 @@ def fuzz(target: str, limits: list[str]) -> int:
         "-print_final_stats=1",
         f"-artifact_prefix={corpus.parent}/",
     ]
-    return subprocess.run([*command, *options], cwd=ROOT, env=os.environ | {"HEADSTART_FUZZ": "1"}, check=False).returncode
+    with tempfile.TemporaryDirectory(prefix="headstart-fuzz-") as scratch:  # Atheris ends without exit handlers
+        environment = os.environ | {"HEADSTART_FUZZ": "1", "TMPDIR": scratch}
+        return subprocess.run([*command, *options], cwd=ROOT, env=environment, check=False).returncode
 
 
 def main() -> int:

@@ -31,6 +31,7 @@ from headstart.tracking.registry import NAME, Registry
 from headstart.training import checkpoints
 from headstart.versioning import workspace
 from tasks.evaluate import evaluate
+from tests import forks
 from tests.conftest import make_project, write_shapes
 from tests.projects import ENVIRONMENT, dvc_here, flow, flow_here, forked_python, how, mlflow_runs, ran, run, run_here
 from tests.templates import add_mlflow
@@ -120,7 +121,7 @@ def test_two_fresh_clones_flow_and_repro_give_identical_outs(done, tmp_path, pyt
         ("find_lr.default=2e-3", ["find_lr", "evaluate"]),
         ("precompute.views=0", ["precompute", "find_lr", "train_head", "fine_tune", "evaluate"]),
         ("data.test_fraction=0.6", ORDER[1:]),
-        ("runtime.threads=1", []),
+        ("runtime.threads=2", []),
     ],
 )
 def test_one_changed_param_reruns_exactly_what_depends_on_it(copied, assignment, expected):
@@ -409,7 +410,8 @@ from flows import execution
 from headstart.core.params import load_params
 execution.execute(Path.cwd(), load_params(Path("params.yaml")), ["train_head"])
 """
-        run(copied, sys.executable, "-c", code, code=-9)
+        killed = forks.run("-c", code, cwd=copied, env=ENVIRONMENT)
+        assert killed.returncode == -9, killed.stdout + killed.stderr
     left = [one for one in mlflow_runs(copied) if one.info.status == "RUNNING"]
     assert len(left) == 1 and left[0].info.run_name.endswith("-test_efficientnet"), "the stage's run went on"
     assert set(how(copied).values()) == {FRESH}

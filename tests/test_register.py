@@ -15,7 +15,7 @@ from headstart.manifest import read_manifest, write_manifest
 from headstart.models.trained import Outdated
 from headstart.tracking.promotion import against_guess, aligned
 from headstart.tracking.registry import CHALLENGER, CHAMPION, NAME, Registry, find_model
-from tests import forks
+from tests import forks, templates
 from tests.projects import ENVIRONMENT, how
 
 # a head that has hardly trained
@@ -23,18 +23,21 @@ BAD = ("train_head.head=mlp", "train_head.lr=1e-7", "fine_tune.unfreeze_from=hea
 GOOD = ("train_head.head=linear", "train_head.lr=auto", "fine_tune.unfreeze_from=all", "fine_tune.lr=1e-3")
 
 
-@pytest.fixture(scope="module")
-def judged(done, tmp_path_factory) -> Path:
+@pytest.fixture(scope="session")
+def judged(done) -> Path:
     """A project with a registry of two versions: a poor one that was the first, and a good one that beat it."""
-    project = tmp_path_factory.mktemp("register") / "project"
-    shutil.copytree(done, project, symlinks=True)
-    shutil.rmtree(project / "mlartifacts")
-    (project / "mlflow.db").unlink()
-    how(project, *BAD)
-    assert verdict(project, 1).startswith("version 1 stays challenger: it is the first; of 34 test images it classifies")
-    assert promote(project, 1).reason == "by hand"
-    how(project, *GOOD)
-    return project
+
+    def judge_two(folder: Path) -> None:
+        project = folder / "project"
+        shutil.copytree(done, project, symlinks=True)
+        shutil.rmtree(project / "mlartifacts")
+        templates.add_mlflow(project)
+        how(project, *BAD)
+        assert verdict(project, 1).startswith("version 1 stays challenger: it is the first; of 34 test images it classifies")
+        assert promote(project, 1).reason == "by hand"
+        how(project, *GOOD)
+
+    return templates.made_once("judged", judge_two) / "project"
 
 
 @pytest.fixture
