@@ -4,8 +4,8 @@ Of every family also: a body that is cut in two is still the same function, and 
 """
 
 import copy
-import os
 import logging
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
