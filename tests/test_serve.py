@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,12 +39,18 @@ def served(done, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(served) -> Iterator[str]:
+    with serving(lambda *words: forks.start(*words, cwd=served, env=ENVIRONMENT)) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(start: Callable[..., forks.Forked | subprocess.Popen]) -> Iterator[str]:
+    """Serve the champion while the block runs; `start` gets what would follow `python`. The address."""
     port = free_port(5200 + os.getpid() % 400)  # a server of another test must not answer in its place
-    command = ["-m", "flows.serve", "--port", str(port), "--max-mb", str(MAX_MB)]
-    process = forks.start(*command, cwd=served, env=ENVIRONMENT)
+    process = start("-m", "flows.serve", "--port", str(port), "--max-mb", str(MAX_MB))
     try:
         while not answers(port):
-            assert process.poll() is None, process.said(1)
+            assert process.poll() is None, process.communicate()[1]
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -79,6 +88,18 @@ def test_answers_are_the_models(address, done):
         assert row["probabilities"] == pytest.approx(p, abs=1e-6)
         assert row["confidence"] == pytest.approx(max(p), abs=1e-6) and row["predicted"] in "abc"
     assert ask(address, [text(IMAGES[3])])[1][0]["probabilities"] == pytest.approx(expected[3].tolist(), abs=1e-6)
+
+
+@pytest.mark.e2e
+def test_the_real_command_serves_and_ends_on_a_signal(served):
+    """The server of the other tests is a fork (tests/forks.py)."""
+
+    def start(*words: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, *words], cwd=served, env=ENVIRONMENT)
+
+    with serving(start) as address:
+        status, rows = ask(address, [text(IMAGES[0])])
+        assert status == 200 and rows[0]["predicted"] in "abc"
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,8 @@ def against_guess(answers: Answers, labels: pd.Series, guess: str, alpha: float)
     right, guessed = (labels == predicted).to_numpy(), (labels == guess).to_numpy()
     p_value = mcnemar(int((guessed & ~right).sum()), int((right & ~guessed).sum()))
     sentence = (
-        f"of {len(labels):,} test images it classifies {int(right.sum()):,} correctly, and always answering {guess!r} does"
-        f" {int(guessed.sum()):,} (McNemar p = {p_value:.2g}; promotion needs p below {alpha:g})"
+        f"of {len(labels):,} test images it classifies {int(right.sum()):,} correctly; always answering {guess!r} would be"
+        f" correct for {int(guessed.sum()):,} (McNemar p = {p_value:.2g}; promotion needs p below {alpha:g})"
     )
     return bool(right.sum() > guessed.sum()) and p_value < alpha, sentence
 
