@@ -33,7 +33,7 @@ def summary_text(root: Path, params: Params, outcomes: Sequence[Outcome], total:
     abstained = " (find_lr.default: the search found no clear rate)" if found["abstained"] else ""
     lines.append(f"  suggested LR    {found['lr']:.2g}{abstained}")
     lines.append(f"  fine-tuning     {json.loads((root / 'reports/fine_tune/kept.json').read_text())['sentence']}")
-    lines.append(f"  test accuracy   on {results['n_test']:,} images")
+    lines.append(f"  test accuracy   on {results['n_test']:,} images (log-loss without temperature scaling)")
     for key, name in MODELS.items():
         lines.append(f"    {name:<17} {results[key]['accuracy']:.4f}   log-loss {results[key]['log_loss']:.4f}")
     lines += ["", "  report          reports/report.html", "  metrics         reports/metrics.json"]
