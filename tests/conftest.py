@@ -153,7 +153,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group(item.location[0]))
     pipeline = [item for item in items if "done" in item.fixturenames]
     first = [item for item in pipeline if item not in groups][:1]
-    ahead = [*first, *(item for item in groups if item not in pipeline), *pipeline]
+    longest = [item for item in items if item.location[0] == "tests/test_soak.py"]  # ten minutes, of `make test-all`
+    ahead = [*longest, *first, *(item for item in groups if item not in pipeline), *pipeline]
     ordered = {id(item): number for number, item in reversed([*enumerate(ahead)])}
     items.sort(key=lambda item: ordered.get(id(item), len(ahead)))
 
