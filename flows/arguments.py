@@ -1,4 +1,4 @@
-"""Types for argparse's `type=`. They refuse a wrong value before any work begins."""
+"""Types for argparse's `type=`, which refuse a wrong value before any work begins, and options that commands share."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ from pathlib import Path
 from headstart.core.errors import InputError
 
 MAX_NAME_BYTES = 200  # file systems allow 255, and temporary names are longer
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add `--model` to a command that uses a trained model; `flows.predict.model_of` finds it."""
+    parser.add_argument(
+        "--model",
+        default="champion",
+        metavar="ALIAS|RUN|FILE",
+        help="champion, challenger, a version's number, a run's id, or a .safetensors file",
+    )
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -10,7 +10,7 @@ from headstart.core.command_line import command_line, guarded
 from headstart.core.errors import InputError
 from headstart.prediction.export import export
 
-from flows.arguments import check_out, path
+from flows.arguments import add_model, check_out, path
 from flows.predict import model_of
 
 logger = logging.getLogger("headstart")
@@ -19,12 +19,7 @@ logger = logging.getLogger("headstart")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.export", description="Write the model as one .pt2 file.")
     parser.add_argument("--out", required=True, type=path, metavar="FILE.pt2", help="the file to write")
-    parser.add_argument(
-        "--model",
-        default="champion",
-        metavar="ALIAS|RUN|FILE",
-        help="champion, challenger, a version's number, a run's id, or a .safetensors file",
-    )
+    add_model(parser)
     options = parser.parse_args()
     check_out(options.out)
     if options.out.suffix != ".pt2":

@@ -25,7 +25,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
 from flows import PROJECT
-from flows.arguments import check_out, number, path, whole
+from flows.arguments import add_model, check_out, number, path, whole
 from flows.prefect_client import close_dead_flow_runs
 
 logger = logging.getLogger("headstart")
@@ -122,12 +122,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.predict", description="Classify every file of a folder.")
     parser.add_argument("--images", required=True, type=path, metavar="PATH", help="a folder; files in its sub-folders too")
     parser.add_argument("--out", required=True, type=path, metavar="FILE", help="the table to write: one row per file")
-    parser.add_argument(
-        "--model",
-        default="champion",
-        metavar="ALIAS|RUN|FILE",
-        help="champion, challenger, a version's number, a run's id, or a .safetensors file",
-    )
+    add_model(parser)
     parser.add_argument("--format", choices=FORMS, help="format of FILE (default: the one its name ends with)")
     parser.add_argument("--top", type=whole(1), default=1, metavar="K", help="report the K most probable classes (default 1)")
     parser.add_argument(

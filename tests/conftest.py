@@ -154,9 +154,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     pipeline = [item for item in items if "done" in item.fixturenames]
     first = [item for item in pipeline if item not in groups][:1]
     longest = [item for item in items if item.location[0] == "tests/test_soak.py"]  # ten minutes, of `make test-all`
-    ahead = [*longest, *first, *(item for item in groups if item not in pipeline), *pipeline]
-    ordered = {id(item): number for number, item in reversed([*enumerate(ahead)])}
-    items.sort(key=lambda item: ordered.get(id(item), len(ahead)))
+    without_done = [item for item in groups if item not in pipeline]
+    items[:] = dict.fromkeys([*longest, *first, *without_done, *pipeline, *items])
 
 
 def uses_a_module_fixture(item: pytest.Item) -> bool:

@@ -9,10 +9,13 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from unittest import mock
+
+import psutil
 
 import flows
 from flows.execution import RAN, execute
@@ -126,3 +129,26 @@ def mlflow_runs(project: Path) -> list:
 
 def ran(outcome: dict[str, str]) -> list[str]:
     return [stage for stage, what in outcome.items() if what == RAN]
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """The words a process was started with; for a moment after exec the kernel has none of them to read."""
+    deadline = time.monotonic() + 10
+    while not (words := _command_line_now(process)) and is_alive(process) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return words
+
+
+def _command_line_now(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process has not ended."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

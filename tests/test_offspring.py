@@ -20,7 +20,7 @@ from headstart.core import guardian
 from headstart.core.liveness import dead
 from headstart.core.offspring import KIND
 from tests.conftest import REPOSITORY
-from tests.projects import ENVIRONMENT
+from tests.projects import ENVIRONMENT, command_line, is_alive
 
 SECONDS = 10
 WITHOUT_TOKEN = {name: value for name, value in ENVIRONMENT.items() if name != guardian.NAME}
@@ -73,29 +73,7 @@ def below(process: subprocess.Popen) -> list[psutil.Process]:
 
 def find(process: subprocess.Popen, *words: str) -> list[psutil.Process]:
     """What is below a process and was started with these words last."""
-    return [one for one in below(process) if is_alive(one) and tuple(_words(one)[-len(words) :]) == words]
-
-
-def _words(process: psutil.Process) -> list[str]:
-    """The words a process was started with; for a moment after exec the kernel has none of them to read."""
-    deadline = time.monotonic() + SECONDS
-    while not (words := _words_now(process)) and is_alive(process) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return words
-
-
-def _words_now(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return [one for one in below(process) if is_alive(one) and tuple(command_line(one)[-len(words) :]) == words]
 
 
 def until(happened: Callable[[], object], seconds: float = 60) -> None:
@@ -117,7 +95,7 @@ def gone(processes: list[psutil.Process], seconds: float = SECONDS) -> bool:
 def nothing_outlives(process: subprocess.Popen, *names: str) -> None:
     """Kill a process; nothing below it lives on. `names` are of what must have been there."""
     there = below(process)
-    lines = [" ".join(_words(one)) for one in there]
+    lines = [" ".join(command_line(one)) for one in there]
     assert all(any(name in line for line in lines) for name in (*names, "guardian.py")), lines
     process.kill()
     process.wait()
@@ -125,7 +103,7 @@ def nothing_outlives(process: subprocess.Popen, *names: str) -> None:
 
 
 def guardians(process: subprocess.Popen) -> list[psutil.Process]:
-    return [one for one in below(process) if any("guardian.py" in word for word in _words(one))]
+    return [one for one in below(process) if any("guardian.py" in word for word in command_line(one))]
 
 
 @pytest.mark.parametrize("child", ["import time; time.sleep(600)", DEAF])
@@ -151,7 +129,7 @@ def test_a_child_ends_with_a_parent_that_ends_by_itself(root, how):
                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # fmt: skip
         assert process.stdout.readline() == "started\n"
         there = below(process)
-        assert any("sleep(600)" in " ".join(_words(one)) for one in there)
+        assert any("sleep(600)" in " ".join(command_line(one)) for one in there)
         process.stdin.write("\n")
         process.stdin.close()
         process.wait(30)
@@ -171,7 +149,7 @@ def test_a_grandchild_of_a_child_that_died_before_ends_too(root):
     with parent(root, ENDLESS, str(root), DEAF) as process:
         until(lambda: find(process, "-c", DEAF))
         there = below(process)
-        (deaf,), child = find(process, "-c", DEAF), next(one for one in there if ENDLESS in _words(one))
+        (deaf,), child = find(process, "-c", DEAF), next(one for one in there if ENDLESS in command_line(one))
         (guard,) = [one for one in guardians(process) if one.ppid() == child.pid]
         guard.kill()
         child.kill()
@@ -274,7 +252,7 @@ sys.exit(guarded(main))
 
 def test_the_workers_of_a_scan_end_with_it(project):
     with started(sys.executable, "-c", SCAN, WORKER, cwd=project, stderr=subprocess.DEVNULL) as process:
-        until(lambda: any(WORKER in _words(one) for one in below(process)))
+        until(lambda: any(WORKER in command_line(one) for one in below(process)))
         nothing_outlives(process, "ready")
 
 
@@ -282,7 +260,7 @@ def test_the_classifier_of_a_prediction_ends_with_it(done, shapes, tmp_path):
     arguments = ("--images", str(shapes), "--out", str(tmp_path / "p.csv"), "--model", "models/fine_tuned.safetensors")
     command = (sys.executable, "-c", PREDICTION, DEAF, *arguments)
     with started(*command, cwd=done, stderr=subprocess.DEVNULL) as process:
-        until(lambda: any(DEAF in _words(one) for one in below(process)))
+        until(lambda: any(DEAF in command_line(one) for one in below(process)))
         nothing_outlives(process, "sleep(600)")
 
 
@@ -296,7 +274,7 @@ def listens(process: subprocess.Popen, word: str) -> bool:
     """Whether something below a process that has a word in its command line listens on a port."""
     for one in below(process):
         with contextlib.suppress(psutil.Error):
-            if word in " ".join(_words(one)) and any(c.status == psutil.CONN_LISTEN for c in one.net_connections()):
+            if word in " ".join(command_line(one)) and any(c.status == psutil.CONN_LISTEN for c in one.net_connections()):
                 return True
     return False
 
@@ -320,7 +298,7 @@ def test_servers_end_with_the_ui(project):
 @pytest.mark.e2e
 def test_server_and_worker_end_with_the_schedule(project):
     with started(sys.executable, "-m", "flows.schedule", "--port", str(free_port(4500)), cwd=project) as process:
-        until(lambda: any("worker" in _words(one) for one in below(process)), 180)
+        until(lambda: any("worker" in command_line(one) for one in below(process)), 180)
         nothing_outlives(process, "flows.prefect_server", "worker")
 
 
@@ -340,9 +318,9 @@ def test_a_stage_of_dvc_and_its_workers_end_with_it_and_with_dvc(project, victim
     hanging(project)
     dvc = Path(sys.executable).with_name("dvc")
     with started(str(dvc), "repro", "link_data", cwd=project) as process:
-        until(lambda: process.poll() is not None or any(WORKER in _words(one) for one in below(process)), 120)
+        until(lambda: process.poll() is not None or any(WORKER in command_line(one) for one in below(process)), 120)
         there = below(process)
-        (stage,) = [one for one in there if _words(one)[1:3] == ["-m", "tasks.link_data"]]
+        (stage,) = [one for one in there if command_line(one)[1:3] == ["-m", "tasks.link_data"]]
         own = stage.children(recursive=True)
         if victim == "dvc":
             process.kill()

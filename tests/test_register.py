@@ -203,7 +203,8 @@ def test_whoever_replaces_a_champion_must_beat_the_most_frequent_class_too():
     assert against_guess((poor, ("ok", "defect")), labels, "ok", 0.05)[0] is False
     perfect = torch.tensor([[0.9, 0.1]] * 65)
     found, sentence = against_guess((perfect, ("ok", "defect")), labels, "ok", 0.05)
-    assert found is False and "it classifies 65 correctly; always answering 'ok' would be correct for 65" in sentence
+    assert found is False, "no better than that"
+    assert "it classifies 65 correctly; always answering 'ok' would be correct for 65" in sentence
     labels = pd.Series(["ok"] * 35 + ["defect"] * 30)
     good = torch.tensor([[0.9, 0.1]] * 35 + [[0.1, 0.9]] * 30)
     assert against_guess((good, ("ok", "defect")), labels, "ok", 0.05)[0] is True

@@ -21,7 +21,7 @@ import pytest
 from flows.servers import free_port
 from headstart.core.yaml_text import read_yaml
 from tests.conftest import make_project, write_shapes
-from tests.projects import CANARY, ENVIRONMENT, mlflow_runs
+from tests.projects import CANARY, ENVIRONMENT, command_line, mlflow_runs
 from tests.test_security import holding
 
 pytestmark = pytest.mark.e2e
@@ -54,7 +54,7 @@ class Scheduled:
         command = [sys.executable, "-m", "flows.schedule", "--port", str(self.port)]
         self.process = subprocess.Popen(command, cwd=self.project, env=environment)
         deadline = time.monotonic() + 120
-        while not any("worker" in process.cmdline() for process in psutil.Process(self.process.pid).children()):
+        while not any("worker" in command_line(process) for process in psutil.Process(self.process.pid).children()):
             assert self.process.poll() is None and time.monotonic() < deadline
             time.sleep(0.5)
 
@@ -113,10 +113,10 @@ class Scheduled:
 
     def flow_process(self) -> int:
         """The process that runs a flow: the youngest below the worker, but for its guardian."""
-        (worker,) = (p for p in psutil.Process(self.process.pid).children() if "worker" in p.cmdline())
+        (worker,) = (p for p in psutil.Process(self.process.pid).children() if "worker" in command_line(p))
 
         def flows() -> list[psutil.Process]:
-            return [p for p in worker.children(recursive=True) if not any("guardian.py" in word for word in p.cmdline())]
+            return [p for p in worker.children(recursive=True) if not any("guardian.py" in word for word in command_line(p))]
 
         self.until(lambda: bool(flows()))
         return max(flows(), key=lambda p: p.create_time()).pid
