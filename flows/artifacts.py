@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.core.progress import observed
+from headstart.targets.tables import METRICS, PICTURE
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
@@ -22,13 +23,14 @@ from prefect.artifacts import (
 
 PICTURES = {
     "find_lr": ("learning-rate-curve", "reports/find_lr/curve.png", "the learning-rate range test of the head"),
-    "evaluate": ("confusion-matrix", "reports/pictures/confusion_matrix.png", "the confusion matrix of the test images"),
 }
 MODELS = {
     "head": "frozen head",
     "head_tta": "frozen head, TTA",
     "fine_tuned": "fine-tuned",
     "fine_tuned_tta": "fine-tuned, TTA",
+    "boosting": "gradient boosting",
+    "network": "network",
 }
 MLFLOW_URL = "HEADSTART_MLFLOW_URL"  # address of the team's MLflow; the default is where `make ui` serves it
 
@@ -44,14 +46,25 @@ def stage(root: Path, name: str) -> Iterator[None]:
     with observed(move):
         yield
     update_progress_artifact(bar, 100.0, description=f"{name}: done")
-    if name in PICTURES:
-        key, path, description = PICTURES[name]
+    shown = _picture(root) if name == "evaluate" else PICTURES.get(name)
+    if shown:
+        key, path, description = shown
         picture = base64.b64encode((root / path).read_bytes()).decode()
         create_image_artifact(f"data:image/png;base64,{picture}", key=key, description=description)
 
 
+def _picture(root: Path) -> tuple[str, str, str]:
+    """Return key, path and description of the picture that best shows the test results."""
+    name, description = PICTURE[_kind(root)]
+    return name.removesuffix(".png").replace("_", "-"), f"reports/pictures/{name}", description
+
+
+def _kind(root: Path) -> str:
+    return str(json.loads((root / "data/target.json").read_text())["kind"])
+
+
 def run_summary(root: Path, rows: Sequence[dict[str, Any]], mlflow_run: str | None, verdict: str | None) -> None:
-    """Show the outcome of each stage and, if anything ran, the accuracies and a link to the run in MLflow.
+    """Show the outcome of each stage and, if anything ran, the test results and a link to the run in MLflow.
 
     Args:
         rows: the rows of the table of stages.
@@ -64,20 +77,19 @@ def run_summary(root: Path, rows: Sequence[dict[str, Any]], mlflow_run: str | No
         create_markdown_artifact(f"Model: {verdict}", key="champion")
     if mlflow_run is not None:
         create_table_artifact(list(rows), key="stages", description="outcome of each stage")
-        create_table_artifact(accuracies(root), key="summary", description="accuracy on the test images")
+        create_table_artifact(test_results(root), key="summary", description="results on the test images")
         page = os.environ.get(MLFLOW_URL, "http://127.0.0.1:5000").rstrip("/")
         create_link_artifact(f"{page}/{mlflow_run}", key="mlflow", link_text="this run in MLflow (make ui)")
 
 
-def accuracies(root: Path) -> list[dict[str, str]]:
-    """Return a row for each model of reports/metrics.json: its accuracy, the interval, its log-loss."""
-    results = json.loads((root / "reports/metrics.json").read_text())
-    return [
-        {
-            "model": name,
-            "accuracy": f"{results[key]['accuracy']:.4f}",
-            "95 % interval": f"{results[key]['accuracy_low']:.4f} to {results[key]['accuracy_high']:.4f}",
-            "log-loss": f"{results[key]['log_loss']:.4f}",
-        }
-        for key, name in MODELS.items()
-    ]
+def test_results(root: Path) -> list[dict[str, str]]:
+    """Return a row for each model of reports/metrics.json, with the metrics that summaries show."""
+    results, words = json.loads((root / "reports/metrics.json").read_text()), METRICS[_kind(root)]
+    rows = []
+    for key, name in MODELS.items():
+        if key in results:
+            found = results[key]
+            rows.append({"model": name} | {text: f"{found[metric]:.4f}" for metric, text in words.items() if metric in found})
+            if "accuracy_low" in found:
+                rows[-1]["95 % interval"] = f"{found['accuracy_low']:.4f} to {found['accuracy_high']:.4f}"
+    return rows

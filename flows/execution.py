@@ -17,7 +17,7 @@ from headstart.core.errors import InputError
 from headstart.core.files import free_bytes, remove
 from headstart.core.graph import Stage, load_graph
 from headstart.core.liveness import dead
-from headstart.core.params import Backbone, Params
+from headstart.core.params import NO_BACKBONE, Backbone, Params
 from headstart.core.stages import checkpoints, run_stage
 from headstart.datasets.builtin import is_source, refuse_foreign
 from headstart.ingest.tree import preflight
@@ -64,7 +64,7 @@ def run_or_reuse(
     else:
         logger.info("%s: running", stage.name)
         start = time.monotonic()
-        if stage.name in BEFORE_THE_NETWORK:
+        if stage.name in BEFORE_THE_NETWORK and params.backbone.name != NO_BACKBONE:
             check_network(params.backbone, params.seed, tuple(params.fine_tune.own_sizes().items()))
         # the first stage that needs torch imports it, and its seconds include that
         module = importlib.import_module(f"tasks.{stage.name}")

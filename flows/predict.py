@@ -52,7 +52,7 @@ def predict_images(
     params = load_params(PROJECT / "params.yaml")
     data, runtime = params.data, params.runtime
     file = model_of(model)
-    unknown = unknown_classes(file, PROJECT / "data/manifest.parquet")
+    unknown = unknown_classes(file, PROJECT / "data/target.json")
     if unknown:
         logger.warning("  %s", printable(warning(unknown)))
     job = ScoringJob(
@@ -66,7 +66,7 @@ def predict_images(
     )
     found = predict_folder(images, job, state=PROJECT / ".headstart" / "predictions.sqlite", abstain_below=abstain_below)
     about = {"model": str(model), "sha256": job.digest, "abstain_below": abstain_below}
-    write_predictions(out, found.rows, form, about)
+    write_predictions(out, found, form, about)
     return found
 
 

@@ -19,11 +19,13 @@ from headstart.core.files import locked, sha256_file
 from headstart.core.params import Params, load_params
 from headstart.images.loader import ImageSource
 from headstart.images.transforms import NO_AUGMENTATION
-from headstart.manifest import read_manifest
+from headstart.manifest import own_columns, read_manifest
 from headstart.prediction.predictor import Predictor
 from headstart.runtime import configure
+from headstart.targets.kinds import read_target
+from headstart.targets.target import Answered
 from headstart.tracking import pending
-from headstart.tracking.promotion import Answers, PromotionDecision, PromotionRule, decide
+from headstart.tracking.promotion import PromotionDecision, PromotionRule, TestData, decide
 from headstart.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
 from headstart.tracking.store import full_disk_as_input_error
 
@@ -62,18 +64,22 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
     """Decide with `promotion.decide`. Both models classify the test images now, as `flows.predict` does."""
     device, workers = configure(params.runtime.threads, params.runtime.device), params.runtime.workers
 
-    def answers_of(asked: Version, test: pd.DataFrame) -> Answers:
+    def answers_of(asked: Version, test: pd.DataFrame) -> Answered:
         predictor = Predictor(asked.file, device, BATCH, workers)
+        target, columns = predictor.card.target, predictor.encode(own_columns(test))
+        if predictor.card.preprocessing is None:
+            return Answered(target.answers(predictor.logits(columns=columns)), target)
         images = ImageSource(
-            root / params.data.source, params.data.max_pixels, predictor.card.preprocessing, NO_AUGMENTATION, seed=0
+            root / params.data.source, params.data.max_pixels, predictor.card.for_images, NO_AUGMENTATION, seed=0
         )
         files = list(zip(test["path"], test["key"], strict=True))
-        logits_vnc = predictor.logits_of_files(images, files, what=f"classifying with version {asked.number}")
-        return logits_vnc[0].softmax(1), predictor.card.classes
+        what = f"classifying with version {asked.number}"
+        logits_vnc = predictor.logits_of_files(images, files, what=what, columns=columns)
+        return Answered(target.answers(logits_vnc[0]), target)
 
     rule = PromotionRule(params.promote.alpha, params.promote.margin, params.seed)
-    manifest = read_manifest(root / "data/manifest.parquet")
-    return decide(registry, version, champion, manifest, rule, answers_of)
+    data = TestData(read_manifest(root / "data/manifest.parquet"), read_target(root / "data/target.json"))
+    return decide(registry, version, champion, data, rule, answers_of)
 
 
 def promote(root: Path, number: int | None) -> PromotionDecision:

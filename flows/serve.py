@@ -30,7 +30,7 @@ def main() -> int:
     import uvicorn
 
     application, version = scoring_application(PROJECT, options.model)
-    unknown = unknown_classes(version.file, PROJECT / "data/manifest.parquet")
+    unknown = unknown_classes(version.file, PROJECT / "data/target.json")
     if unknown:
         logger.warning("  %s", printable(warning(unknown)))
     free = free_port(options.port)

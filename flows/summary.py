@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from headstart.core.files import read_checked_json
 from headstart.core.graph import load_graph
 from headstart.core.params import Params
 from headstart.core.stages import last_record
+from headstart.targets.tables import METRICS
 
 from flows.artifacts import MODELS
 from flows.execution import RAN, Outcome
@@ -33,9 +35,19 @@ def summary_text(root: Path, params: Params, outcomes: Sequence[Outcome], total:
     abstained = " (find_lr.default: the search found no clear rate)" if found["abstained"] else ""
     lines.append(f"  suggested LR    {found['lr']:.2g}{abstained}")
     lines.append(f"  fine-tuning     {json.loads((root / 'reports/fine_tune/kept.json').read_text())['sentence']}")
-    lines.append(f"  test accuracy   on {results['n_test']:,} images (log-loss without temperature scaling)")
-    for key, name in MODELS.items():
-        lines.append(f"    {name:<17} {results[key]['accuracy']:.4f}   log-loss {results[key]['log_loss']:.4f}")
+    lines += _test_results(results, METRICS[json.loads((root / "data/target.json").read_text())["kind"]])
     lines += ["", "  report          reports/report.html", "  metrics         reports/metrics.json"]
     lines += ["  compare runs    make ui     (MLflow on http://127.0.0.1:5000, Prefect on http://127.0.0.1:4200)"]
     return "\n".join(lines)
+
+
+def _test_results(results: Mapping[str, Any], words: Mapping[str, str]) -> list[str]:
+    """Return a title with the first metric, and a line for each model."""
+    (first, title), *further = words.items()
+    note = " (log-loss without temperature scaling)" if "log_loss" in words else ""
+    lines = [f"  {f'test {title}':<15} on {results['n_test']:,} images{note}"]
+    for key, name in MODELS.items():
+        if key in results:
+            more = "".join(f"   {text} {results[key][metric]:.4f}" for metric, text in further if metric in results[key])
+            lines.append(f"    {name:<17} {results[key][first]:.4f}{more}")
+    return lines

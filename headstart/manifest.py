@@ -1,4 +1,4 @@
-"""The manifest: one row per readable file, with its content's hash, label and split."""
+"""The manifest: one row per readable file, or per row of a table, with its content's hash, label and split."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow as pa
@@ -16,13 +15,9 @@ import pyarrow.parquet as pq
 from headstart.core.errors import InputError
 from headstart.core.files import write_bytes
 
-if TYPE_CHECKING:
-    import torch
-
-COLUMNS = (
-    "key", "path", "label", "class_index", "split", "group", "fold", "width", "height", "format", "mode", "orientation",
-    "bytes", "phash", "peak",
-)  # fmt: skip
+ROW_COLUMNS = ("key", "path", "label", "split", "group", "fold")
+IMAGE_COLUMNS = ("width", "height", "format", "mode", "orientation", "bytes", "phash", "peak")
+COLUMNS = (*ROW_COLUMNS, *IMAGE_COLUMNS)
 SPLITS = ("train", "valid", "test")
 CHECKSUM = b"headstart.checksum"
 RELINK = "python -m flows.pipeline --force link_data"
@@ -38,13 +33,6 @@ def rows_of(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
     return manifest[manifest["split"] == split].reset_index(drop=True)
 
 
-def class_indices(rows: pd.DataFrame) -> torch.Tensor:
-    """Return the rows' class indices [n] int64."""
-    import torch  # the scan starts without it
-
-    return torch.tensor(rows["class_index"].to_numpy(), dtype=torch.int64)
-
-
 def class_order(labels: pd.Series) -> list[str]:
     """Return the classes in the order that every file uses: by name, as text."""
     return sorted(set(labels))
@@ -58,16 +46,27 @@ def write_manifest(path: Path, frame: pd.DataFrame) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read_manifest(path: Path, wanted: Sequence[str] = COLUMNS) -> pd.DataFrame:
+def has_images(manifest: pd.DataFrame) -> bool:
+    """Return whether a manifest's rows are images; else they are the rows of a table."""
+    return set(IMAGE_COLUMNS) <= set(manifest.columns)
+
+
+def own_columns(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Return the source's own columns: everything but the label, and what the manifest adds."""
+    return manifest.drop(columns=[name for name in COLUMNS if name in manifest] if has_images(manifest) else [*ROW_COLUMNS])
+
+
+def read_manifest(path: Path, wanted: Sequence[str] = ROW_COLUMNS) -> pd.DataFrame:
     """Read a manifest written by `write_manifest` and check that it is complete.
 
     Args:
         wanted: required columns; fewer for a manifest that an earlier version may have written.
 
     Returns:
-        Columns `COLUMNS`, then the source's own: key is the SHA-256 of the file's bytes, path is relative to
-        the source, split is train, valid, test or excluded, fold is -1 for test images, width and height
-        are those of the upright image, mode is the file's, peak is its largest raw value if it has more than 8 bits (else 0).
+        Columns `COLUMNS` (`ROW_COLUMNS` for rows without images), then the source's own: key is the SHA-256 of the file's
+        bytes or of the row, path is relative to the source or names the row, split is train, valid, test or excluded, fold
+        is -1 for test images, width and height are those of the upright image, mode is the file's, peak is its largest raw
+        value if it has more than 8 bits (else 0).
 
     Raises:
         InputError: the file is missing, damaged or not a manifest.

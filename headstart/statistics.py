@@ -1,4 +1,7 @@
-"""Tests and intervals for proportions and for two models on the same images. Shape legend: n images, c classes."""
+"""Tests and intervals for proportions and for two models on the same images. Shape legend: n images, c classes.
+
+Functions that need scipy.stats import it: it takes 0.6 s, and what only predicts needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest, bootstrap
 
 RESAMPLES = 10_000
+MOST_DRAWN = 200_000_000  # numbers: for more than 20,000 images there are fewer resamples, but at least 1,000
 FEWEST = 30  # with fewer images nothing is decided: a percentile interval would be too narrow
 CHUNK = 2_000_000  # drawn numbers in memory at a time
 
@@ -46,6 +49,109 @@ class Comparison:
         found = {by_loss, by_hits} - {""}
         return found.pop() if len(found) == 1 else "undecided"
 
+    @property
+    def gain(self) -> float:
+        """Return how much higher B's accuracy is."""
+        return (self.only_b - self.only_a) / self.images
+
+    @property
+    def test(self) -> str:
+        """Return the name of the test."""
+        return "McNemar"
+
+    def versus(self, a: str) -> str:
+        """Say what B gains over A, which is called `a`."""
+        return f"it alone is right on {self.only_b}, {a} alone on {self.only_a}: accuracy {self.gain:+.2%}"
+
+    def words(self, a: str, b: str, images: str) -> str:
+        """Return the figures in words, where A and B are called `a` and `b`, and the images `images`."""
+        return (
+            f"log-loss of {b} minus {a} {self.log_loss:+.4f} (95 % {self.low:+.4f} to {self.high:+.4f}); "
+            f"only {a} is right on {self.only_a:,} {images}, only {b} on {self.only_b:,} (McNemar p = {self.p_value:.3f})"
+        )
+
+
+@dataclass(frozen=True)
+class ScoreComparison:
+    """Model B compared with model A by a score of each image, of which more is better.
+
+    Args:
+        images: how many were compared.
+        score: what the score is, such as "F2".
+        difference: mean of B's score minus A's.
+        low, high: its 95 % bootstrap interval over images.
+        p_value: paired permutation test of the hypothesis that the two models are interchangeable.
+        gain: the difference in the unit of `promote.margin`: itself, or as a share of A's mean error.
+    """
+
+    images: int
+    score: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    gain: float
+
+    def better(self) -> str:
+        """Return "a", "b" or "undecided": test and interval must agree, and with fewer than 30 images nothing is decided."""
+        if self.images < FEWEST or self.p_value >= 0.05 or self.low <= 0 <= self.high:
+            return "undecided"
+        return "b" if self.difference > 0 else "a"
+
+    @property
+    def test(self) -> str:
+        """Return the name of the test."""
+        return "permutation"
+
+    def versus(self, a: str) -> str:
+        """Say what B gains over A, which is called `a`."""
+        return f"its {self.score} is better than that of {a} by {self.difference:+.4g}, a gain of {self.gain:+.2%}"
+
+    def words(self, a: str, b: str, images: str) -> str:
+        """Return the figures in words, where A and B are called `a` and `b`, and the images `images`."""
+        better = "higher" if self.score != "error" else "smaller"
+        return (
+            f"{self.score} of {b} is {self.difference:+.4g} {better} than of {a} on {self.images:,} {images}"
+            f" (95 % {self.low:+.4g} to {self.high:+.4g}; permutation p = {self.p_value:.3f})"
+        )
+
+
+def compare_scores(
+    a_n: NDArray[np.float64], b_n: NDArray[np.float64], score: str, seed: int = 0, share_of: float = 1.0
+) -> ScoreComparison:
+    """Compare two models' scores [n] of the same images; more is better.
+
+    Args:
+        score: what the score is.
+        share_of: the gain is the difference divided by this.
+        seed: of the bootstrap and of the permutations.
+    """
+    difference_n = b_n - a_n
+    low, high = bootstrap_interval(difference_n, seed)
+    mean = float(difference_n.mean())
+    return ScoreComparison(len(a_n), score, mean, low, high, permutation(difference_n, seed), mean / (share_of or 1.0))
+
+
+def permutation(difference_n: NDArray[np.float64], seed: int) -> float:
+    """Return the two-sided p-value of a mean difference, if each image's two scores could be exchanged.
+
+    Source: Fisher 1935, The Design of Experiments, section 21.
+    """
+    from scipy.stats import permutation_test
+
+    if not difference_n.any():
+        return 1.0
+    found = permutation_test(
+        (difference_n,),
+        lambda values, axis: values.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=_resamples(len(difference_n)) - 1,
+        batch=max(1, CHUNK // len(difference_n)),
+        rng=np.random.Generator(np.random.PCG64(seed)),
+    )
+    return float(found.pvalue)
+
 
 def compare(a_nc: torch.Tensor, b_nc: torch.Tensor, y_n: torch.Tensor, seed: int = 0) -> Comparison:
     """Compare the probabilities [n, c] of two models on the same n images.
@@ -66,17 +172,21 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
     Source: McNemar 1947, Psychometrika 12:153-157; exact as in Edwards 1948: binomial with p = 1/2.
     """
+    from scipy.stats import binomtest
+
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def bootstrap_interval(values_n: NDArray[np.float64], seed: int, share: float = 0.95) -> tuple[float, float]:
     """Return the percentile interval of the mean, resampling images. Source: Efron 1979, Annals of Statistics 7:1-26."""
+    from scipy.stats import bootstrap
+
     if np.ptp(values_n) == 0:  # scipy divides by the spread
         return float(values_n[0]), float(values_n[0])
     found = bootstrap(
         (values_n,),
         np.mean,
-        n_resamples=RESAMPLES,
+        n_resamples=_resamples(len(values_n)),
         batch=max(1, CHUNK // len(values_n)),
         confidence_level=share,
         method="percentile",
@@ -85,7 +195,13 @@ def bootstrap_interval(values_n: NDArray[np.float64], seed: int, share: float = 
     return float(found.low), float(found.high)
 
 
+def _resamples(images: int) -> int:
+    return min(RESAMPLES, max(RESAMPLES // 10, MOST_DRAWN // images))
+
+
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
     """Return the 95 % interval of a proportion. Source: Wilson 1927, JASA 22:209-212."""
+    from scipy.stats import binomtest
+
     found = binomtest(right, total).proportion_ci(method="wilson")
     return float(found.low), float(found.high)

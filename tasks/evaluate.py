@@ -1,27 +1,32 @@
-"""evaluate: classify the test split, on the base view and with test-time augmentation; write metrics, predictions, report."""
+"""evaluate: answer for the test split, on the base view and with test-time augmentation; write metrics, predictions, report."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
+import pandas as pd
 import torch
-from headstart.activations.store import Activations
+from headstart.activations.inputs import HeadInputs
 from headstart.core.command_line import main
 from headstart.core.files import sha256_file, write_bytes, write_json, write_text
 from headstart.core.stages import StageContext, Summary
-from headstart.evaluation import galleries, metrics
 from headstart.evaluation.comparisons import compare_models, result_rows
-from headstart.evaluation.look_alikes import look_alike_pairs
+from headstart.evaluation.galleries import Gallery
+from headstart.evaluation.look_alikes import NO_PAIRS, look_alike_pairs
 from headstart.evaluation.page import Evaluation, page, pictures
 from headstart.evaluation.predictions import predictions_file
 from headstart.evaluation.sections import flat_params
+from headstart.evaluation.table import table_answers
 from headstart.images.loader import RESIZED_CACHE_BYTES, ImageSource, ResizedImageCache
 from headstart.images.transforms import Augmentation
-from headstart.manifest import class_indices, read_manifest, rows_of, without_copies, write_csv
-from headstart.models.trained import load_head
+from headstart.manifest import read_manifest, rows_of, without_copies, write_csv
+from headstart.models.trained import ModelCard, load_card, load_head
 from headstart.prediction.predictor import Predictor
 from headstart.runtime import configure
+from headstart.targets.reports.judged import Judged
+from headstart.targets.reports.kinds import report_of
+from headstart.targets.target import Answered, DecisionRule, tta
 from headstart.training.validation import collect_logits
 
 logger = logging.getLogger("headstart")
@@ -32,31 +37,31 @@ def evaluate(context: StageContext) -> Summary:
     """Write reports/{metrics.json, predictions.parquet, look_alikes.csv, report.html} and reports/pictures/."""
     root, params = context.root, context.params
     manifest = read_manifest(root / "data/manifest.parquet")
-    test, files = without_copies(manifest, "test"), rows_of(manifest, "test")
-    y_n = class_indices(test)
-    head, card = load_head(root / HEAD)
-    activations = Activations(root / "data/activations/pooled")
-    augmentation = Augmentation(**params.precompute.augment.model_dump())
-    folder, cache = context.root / params.data.source, ResizedImageCache(RESIZED_CACHE_BYTES)
-    images = ImageSource(folder, params.data.max_pixels, card.preprocessing, augmentation, params.precompute.view_seed, cache)
-    head_vnc = torch.stack([collect_logits(head, [x_nd]) for x_nd in activations.all_views(list(test["key"]))])
-    tuned_vnc = fine_tuned_logits(context, images, list(zip(test["path"], test["key"], strict=True)))
-    p = {
-        "head": head_vnc[0].double().softmax(1),
-        "head_tta": metrics.tta_probabilities(head_vnc, params.evaluate.tta),
-        "fine_tuned": tuned_vnc[0].double().softmax(1),
-        "fine_tuned_tta": metrics.tta_probabilities(tuned_vnc, params.evaluate.tta),
-    }
+    test, files, train = without_copies(manifest, "test"), rows_of(manifest, "test"), rows_of(manifest, "train")
+    card, inputs = load_card(root / FINE_TUNED), HeadInputs(root / "data/activations")
+    if card.preprocessing is None:
+        device = configure(params.runtime.threads, "cpu")
+        splits = {"train": train, "valid": without_copies(manifest, "valid"), "test": test}
+        rule = DecisionRule(params.evaluate.beta, params.evaluate.thresholds)
+        head, _ = load_head(root / FINE_TUNED)
+        answered, images = table_answers(inputs, head.to(device), card.target, splits, rule, params.seed), None
+        pairs = NO_PAIRS
+    else:
+        answered, images = image_answers(context, card, inputs, test)
+        assert inputs.pooled is not None
+        pairs = look_alike_pairs(inputs.pooled, train.drop_duplicates("key", ignore_index=True), test)
+    truth, report = card.target.truth(test["label"]), report_of(card.target)
     results: dict[str, Any] = {"n_test": len(test), "n_test_files": len(files)}
-    results |= {name: metrics.summarise(p_nc, y_n) for name, p_nc in p.items()}
-    results["comparisons"] = compare_models(p, y_n, params.seed)
+    results |= {name: report.summarise(one.answers, truth, one.target) for name, one in answered.items()}
+    results["comparisons"] = compare_models(answered, truth, params.seed)
     write_json(context.output("reports/metrics.json"), results)
-    found = galleries.TestPredictions(images, test, p["fine_tuned_tta"], card.classes)
-    write_bytes(context.output("reports/predictions.parquet"), predictions_file(files, found))
-    pairs = look_alike_pairs(activations, rows_of(manifest, "train").drop_duplicates("key", ignore_index=True), test)
+    judged = Judged(test, list(answered.values())[-1].answers, truth, card.target)
+    write_bytes(context.output("reports/predictions.parquet"), predictions_file(files, judged))
     write_csv(context.output("reports/look_alikes.csv"), pairs)
     digests = {name: sha256_file(root / name) for name in ("data/manifest.parquet", HEAD, FINE_TUNED)}
-    evaluation = Evaluation(results, found, y_n, manifest, card, pairs, params.data.source, flat_params(params), digests)
+    gallery, by_class = Gallery(judged, report, images), card.target.format.exploded(manifest)
+    source, flat = params.data.source, flat_params(params)
+    evaluation = Evaluation(results, gallery, manifest, by_class, card, pairs, source, flat, digests)
     drawn = pictures(evaluation, root / "reports")
     for name, data in drawn.items():
         write_bytes(context.output(f"reports/pictures/{name}"), data)
@@ -64,21 +69,36 @@ def evaluate(context: StageContext) -> Summary:
     if len(pairs):
         logger.warning("  %s test images look much like a training image; reports/look_alikes.csv lists them", len(pairs))
     for row in result_rows(results):
-        figures = row["accuracy"], row["accuracy_low"], row["accuracy_high"]
-        logger.info("  %s: test accuracy %.4f (95 %% interval %.4f to %.4f)", row["name"], *figures)
-    return {f"{name}_accuracy": results[name]["accuracy"] for name in p}
+        logger.info("  %s: %s", row["name"], report.in_words(row))
+    return {f"{name}_{report.headline}": results[name][report.headline] for name in answered}
 
 
-def fine_tuned_logits(context: StageContext, images: ImageSource, files: list[tuple[str, str]]) -> torch.Tensor:
-    """Return the fine-tuned model's logits [v, n, c] of every view of the test images, computed by precompute's engine."""
-    runtime, how = context.params.runtime, context.params.precompute
+def image_answers(
+    context: StageContext, card: ModelCard, inputs: HeadInputs, test: pd.DataFrame
+) -> tuple[dict[str, Answered], ImageSource]:
+    """Return the answers of the head and of the fine-tuned model, on the base view and with TTA, and what reads the images.
+
+    The fine-tuned model's answers are computed by precompute's engine.
+    """
+    root, runtime, how = context.root, context.params.runtime, context.params.precompute
     device = configure(runtime.threads, runtime.device)
-    predictor = Predictor(
-        context.root / FINE_TUNED, device, how.batch_size, runtime.workers, engine=how.engine, precision=how.precision
-    )
-    plan = predictor.engine.plan
+    head, head_card = load_head(root / HEAD)
+    tuned = Predictor(root / FINE_TUNED, device, how.batch_size, runtime.workers, engine=how.engine, precision=how.precision)
+    plan = tuned.engine.plan
     logger.info("  classifying with %s in %s (%s)", plan.engine, plan.precision, plan.reason)
-    return predictor.logits_of_files(images, files, 1 + how.views, "classifying test images")
+    folder, cache = root / context.params.data.source, ResizedImageCache(RESIZED_CACHE_BYTES)
+    augmentation, most = Augmentation(**how.augment.model_dump()), context.params.data.max_pixels
+    images = ImageSource(folder, most, card.for_images, augmentation, how.view_seed, cache)
+    head_vnc = torch.stack([collect_logits(head, [x_nd]) for x_nd in inputs.all_views(list(test["key"]))])
+    files = list(zip(test["path"], test["key"], strict=True))
+    columns = inputs.columns.rows(list(test["key"])) if inputs.columns else None
+    tuned_vnc = tuned.logits_of_files(images, files, 1 + how.views, "classifying test images", columns)
+    answered: dict[str, Answered] = {}
+    for name, logits_vnc, target in (("head", head_vnc, head_card.target), ("fine_tuned", tuned_vnc, card.target)):
+        views = target.answers(logits_vnc)
+        combined = tta(views, context.params.evaluate.tta)
+        answered |= {name: Answered(views[0], target), f"{name}_tta": Answered(combined, target)}
+    return answered, images
 
 
 if __name__ == "__main__":

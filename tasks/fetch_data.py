@@ -6,13 +6,13 @@ import logging
 
 from headstart.core.command_line import main
 from headstart.core.stages import StageContext, Summary
-from headstart.datasets.builtin import is_source, refuse_foreign, write_digits, write_oxford_pets
+from headstart.datasets.builtin import WRITERS, is_source, refuse_foreign
 
 logger = logging.getLogger("headstart")
 
 
 def fetch_data(context: StageContext) -> Summary:
-    """Write `data.builtin` as class folders to data/NAME, or an empty folder (DVC needs one) if data.source is another.
+    """Write `data.builtin` to data/NAME, or an empty folder (DVC needs one) if data.source is another.
 
     Raises:
         InputError: data/NAME holds files that this stage did not write, or a download failed.
@@ -24,10 +24,7 @@ def fetch_data(context: StageContext) -> Summary:
         folder.mkdir()
         logger.info("  data.source is %s: the built-in set %s is not needed", source, name)
         return {"images": 0}
-    if name == "digits":
-        return {"images": write_digits(folder)}
-    downloads = context.root / ".headstart" / "downloads"
-    return {"images": write_oxford_pets(folder, downloads, by_breed=name.endswith("breeds"))}
+    return {"images": WRITERS[name](folder, context.root / ".headstart" / "downloads")}
 
 
 if __name__ == "__main__":

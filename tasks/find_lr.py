@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-from headstart.activations.store import Activations
+from headstart.activations.inputs import HeadInputs
 from headstart.core.command_line import main
 from headstart.core.stages import StageContext, Summary
 from headstart.manifest import read_manifest
 from headstart.models.heads import build_head, fit_standardiser
 from headstart.runtime import configure
 from headstart.seeds import derive_seed
+from headstart.targets.kinds import read_target
 from headstart.tracking.runs import stage_run
-from headstart.training.activation_dataset import activations_of, endless
+from headstart.training.activation_dataset import endless, inputs_of
 from headstart.training.head import head_prepare
+from headstart.training.head_spec import head_spec
 from headstart.training.lr_report import write_search
 from headstart.training.lr_search import Curve, range_test, suggest
 from headstart.training.options import Options
@@ -23,25 +24,30 @@ def find_lr(context: StageContext) -> Summary:
     params, settings, training = context.params, context.params.find_lr, context.params.train_head
     configure(params.runtime.threads, "cpu")
     manifest = read_manifest(context.root / "data/manifest.parquet")
-    activations = Activations(context.root / "data/activations/pooled")
-    train = activations_of(activations, manifest[manifest["split"] == "train"])
+    inputs = HeadInputs(context.root / "data/activations")
+    target, rows = read_target(context.root / "data/target.json"), manifest[manifest["split"] == "train"]
+    y = target.encode(rows["label"])
     options = Options(
         batch_size=training.batch_size,
         optimizer=training.optimizer,
         weight_decay=training.weight_decay,
+        loss=training.loss,
         label_smoothing=training.label_smoothing,
         balance=training.balance,
     )
+    train = inputs_of(inputs, rows["key"], y, options.sampling(target, y))
+
+    spec = head_spec(inputs, training.head, target.outputs, training.columns, rows["key"])
 
     def curve(number: int) -> Curve:
         seed = derive_seed(params.seed, "find_lr", number)
-        head = build_head(training.head, activations.width, manifest["class_index"].max() + 1, seed)
+        head = build_head(spec, seed)
         fit_standardiser(head, train.base_views())
         return range_test(
             head,
             head_prepare(options, settings.lr_min),
             endless(train, options, seed),
-            loss=options.loss(train.y_n, torch.device("cpu")),
+            loss=options.objective(target, y).loss,
             lr_min=settings.lr_min,
             lr_max=settings.lr_max,
             steps=settings.steps,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from dataclasses import replace
 
 from headstart.activations.engine import probe_images
+from headstart.activations.inputs import HeadInputs
 from headstart.core.command_line import main
 from headstart.core.files import read_checked_json, sha256_file, write_bytes, write_json
 from headstart.core.stages import StageContext, Summary
@@ -15,23 +17,27 @@ from headstart.images.loader import RESIZED_CACHE_BYTES, ImageSource, ResizedIma
 from headstart.images.transforms import Augmentation
 from headstart.manifest import read_manifest, rows_of, without_copies
 from headstart.models.backbones import build_backbone
-from headstart.models.trained import load_head, refuse_another, save_model
+from headstart.models.trained import load_card, load_head, refuse_another, save_model
 from headstart.runtime import configure
 from headstart.seeds import derive_seed
+from headstart.targets.target import DecisionRule
 from headstart.tracking.runs import stage_run
 from headstart.training.checkpoints import open_checkpoint
 from headstart.training.loop import history_files
 from headstart.training.lr_report import write_search
-from headstart.training.tuning import VARIANTS, Tuner, TuningData, open_network, what_was_kept
+from headstart.training.tuning import NOTHING_TO_UNFREEZE, VARIANTS, Tuner, TuningData, open_network, what_was_kept
 
 logger = logging.getLogger("headstart")
-FOUND, REPORTS = "reports/find_lr/lr.json", "reports/fine_tune"
+FOUND, REPORTS, HEAD = "reports/find_lr/lr.json", "reports/fine_tune", "models/head.safetensors"
+TUNED = "models/fine_tuned.safetensors"
 
 
 def fine_tune(context: StageContext) -> Summary:
     """Write models/fine_tuned.safetensors and reports/fine_tune/{history,trace}.csv, lr.json, curve.*, bn_freeze.json."""
-    settings = context.params.fine_tune
-    tuner = build_tuner(context)
+    if load_card(context.root / HEAD).preprocessing is None:
+        return keep_head(context)
+    settings, evaluate = context.params.fine_tune, context.params.evaluate
+    tuner, rule = build_tuner(context), DecisionRule(evaluate.beta, evaluate.thresholds)
     lr = settings.lr
     if lr == "auto":
         head_lr = float(read_checked_json(context.root / FOUND)["lr"])
@@ -42,38 +48,50 @@ def fine_tune(context: StageContext) -> Summary:
     tuned = {one: tuner.train(one, lr, f"fine_tune {VARIANTS[one]}" if len(variants) > 1 else "fine_tune") for one in variants}
     kept, summary = variants[0], dict[str, str | float](training_seconds=round(time.monotonic() - start, 3))
     if len(variants) > 1:
-        choice = tuner.choose({one: model for one, (model, _) in tuned.items()})
+        choice = tuner.choose({one: model for one, (model, _) in tuned.items()}, rule)
         write_json(context.output(f"{REPORTS}/bn_freeze.json"), choice.as_json())
         logger.info("  bn_freeze: %s", choice.sentence())
         kept, summary = choice.bn_freeze, summary | {"bn_freeze": choice.sentence()}
     model, history = tuned[kept]
-    best, found = history.best_epoch(), what_was_kept(history)
+    target = tuner.valid_answers(model, kept, rule).target
+    best, found = history.best_epoch(), what_was_kept(history, target)
     logger.info("  %s", found["sentence"])
-    _, card = load_head(context.root / "models/head.safetensors")
-    save_model(file := context.output("models/fine_tuned.safetensors"), model, card)
-    refuse_another(file, model, probe_images(card.preprocessing.image_size, 2))
+    card = replace(load_card(context.root / HEAD), target=target)
+    save_model(file := context.output(TUNED), model, card)
+    refuse_another(file, model, probe_images(card.for_images.image_size, 2))
     write_json(context.output(f"{REPORTS}/kept.json"), found)
     for name, data in history_files(history).items():
         write_bytes(context.output(f"{REPORTS}/{name}"), data)
-    facts = {"valid_accuracy": best["valid_accuracy"], "epoch_kept": best["epoch"], "kept": found["sentence"]}
+    score = f"valid_{target.headline}"
+    facts = {score: best[score], "epoch_kept": best["epoch"], "kept": found["sentence"]}
     return {"lr": lr if isinstance(lr, float) else ", ".join(f"{one:g}" for one in lr), **facts, **summary}
+
+
+def keep_head(context: StageContext) -> Summary:
+    """Write the trained network of a table as it is: without images there is nothing to unfreeze."""
+    logger.info("  %s", NOTHING_TO_UNFREEZE)
+    head, card = load_head(context.root / HEAD)
+    save_model(context.output(TUNED), head, card)
+    write_json(context.output(f"{REPORTS}/kept.json"), {"epoch": 0, "rate_scale": 1.0, "sentence": NOTHING_TO_UNFREEZE})
+    return {"kept": NOTHING_TO_UNFREEZE}
 
 
 def build_tuner(context: StageContext) -> Tuner:
     """Build the network with the trained head, its data, and the identity of its checkpoints."""
     params, settings = context.params, context.params.fine_tune
     device = configure(params.runtime.threads, params.runtime.device)
-    head, card = load_head(context.root / "models/head.safetensors")
+    head, card = load_head(context.root / HEAD)
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
     network = open_network(backbone, head, card, device, settings)
-    paths = {name: context.root / name for name in ("data/manifest.parquet", "models/head.safetensors", FOUND)}
+    paths = {name: context.root / name for name in ("data/manifest.parquet", HEAD, FOUND)}
     manifest, after = read_manifest(paths["data/manifest.parquet"]), params.precompute.cache_map_after
     folder, augmentation = context.root / params.data.source, Augmentation(**params.precompute.augment.model_dump())
     seed, cache = derive_seed(params.seed, "fine_tune"), ResizedImageCache(RESIZED_CACHE_BYTES)
-    images = ImageSource(folder, params.data.max_pixels, card.preprocessing, augmentation, seed, cache)
+    images = ImageSource(folder, params.data.max_pixels, card.for_images, augmentation, seed, cache)
     maps = None if after == "none" else (context.root / f"data/activations/{after}", after)
     rows, workers = (rows_of(manifest, "train"), without_copies(manifest, "valid")), resolve_workers(params.runtime.workers)
-    data = TuningData(images, *rows, maps, workers)
+    columns = HeadInputs(context.root / "data/activations").columns
+    data = TuningData(images, card.target, *rows, settings.balance == "sampling", maps, workers, columns)
     sources = [data.source(network, one, device) for one in settings.phases()]
     identity = {
         "code": context.code,

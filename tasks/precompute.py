@@ -9,8 +9,10 @@ from pathlib import Path
 import pandas as pd
 from headstart.activations.build import Settings, build, refuse_too_large
 from headstart.activations.cache import open_root, record_use, row_bytes
+from headstart.activations.columns import AskedColumns, write_columns
 from headstart.activations.compute import File
 from headstart.core.command_line import main
+from headstart.core.params import NO_BACKBONE
 from headstart.core.stages import StageContext, Summary
 from headstart.hardware import resolve_workers
 from headstart.images.loader import RESIZED_CACHE_BYTES, ImageSource, ResizedImageCache
@@ -25,7 +27,7 @@ logger = logging.getLogger("headstart")
 
 
 def precompute(context: StageContext) -> Summary:
-    """Write data/activations/pooled/*.arrow, and data/activations/GROUP/*.arrow where cache_map_after names a layer group.
+    """Write data/activations/{pooled,columns,GROUP}/*.arrow: of images, of columns, and where cache_map_after names a group.
 
     Raises:
         InputError: the weights cannot be loaded, the body's activations cannot be cached, an image changed, the disk
@@ -34,6 +36,9 @@ def precompute(context: StageContext) -> Summary:
     params, settings = context.params, context.params.precompute
     device = configure(params.runtime.threads, params.runtime.device)
     listed = read_manifest(context.root / "data/manifest.parquet")
+    encoded = _columns(context, listed)
+    if params.backbone.name == NO_BACKBONE:
+        return encoded
     manifest = listed.drop_duplicates("key").sort_values("key")
     files = {"pooled": files_of(manifest)}
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
@@ -75,7 +80,18 @@ def precompute(context: StageContext) -> Summary:
         for cut, body in bodies.items()
     }
     record_use(root, context.root, {cut: one.namespace for cut, one in built.items()}, params)
-    return built["pooled"].summary()
+    return built["pooled"].summary() | encoded
+
+
+def _columns(context: StageContext, manifest: pd.DataFrame) -> dict[str, int]:
+    """Write data/activations/columns/*.arrow, if there are columns to learn from."""
+    data = context.params.data
+    asked = AskedColumns(**data.columns.model_dump())
+    if not asked.any():
+        return {}
+    about = {"joins": [one.model_dump() for one in data.joins], "elapsed": [one.model_dump() for one in data.elapsed]}
+    folder = context.output("data/activations/columns/x").parent
+    return write_columns(folder, manifest, asked, about | {"split_by": data.split_by})
 
 
 def files_of(images: pd.DataFrame) -> list[File]:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from headstart.core.errors import InputError
 from headstart.core.yaml_text import read_yaml
 
+NO_BACKBONE = "none"  # the value of backbone.name for columns alone
 MAX_SHOWN = 200  # characters of a wrong value
 MAX_LINES = 15  # of an error message: one screen
 # Names of earlier versions. They are refused, and the message gives the new name.
@@ -63,9 +64,49 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+Names = Literal["auto"] | list[Annotated[str, Field(min_length=1)]]
+
+
+class Columns(Section):
+    """Columns to learn from, beside images or alone; `auto` takes those of the role's type that are named nowhere."""
+
+    categorical: Names
+    continuous: Names
+    date: Names
+
+
+class Join(Section):
+    """A further table of the source, whose columns are added by keys that both tables have."""
+
+    file: Annotated[str, Field(min_length=1)]
+    on: Annotated[list[str], Field(min_length=1)]
+    columns: list[str] = []
+
+
+class Elapsed(Section):
+    """Days since and until the last and the next event of an entity; `date` is auto if there is one column of dates."""
+
+    event: Annotated[str, Field(min_length=1)]
+    by: Annotated[str, Field(min_length=1)]
+    date: Annotated[str, Field(min_length=1)] = "auto"
+
+
 class Data(Section):
-    builtin: Literal["digits", "oxford-pets", "oxford-pets-breeds"]
+    builtin: Literal["digits", "digit-pages", "turned-digits", "two-notations", "flights", "oxford-pets", "oxford-pets-breeds"]
     source: Annotated[PathText, AfterValidator(_on_this_machine)]
+    labels_file: Annotated[str, Field(min_length=1)]
+    path_column: Annotated[str, Field(min_length=1)]
+    label_column: Annotated[str, Field(min_length=1)]
+    group_column: Annotated[str, Field(min_length=1)]
+    target: Literal["auto", "single_label", "multi_label", "number"]
+    label_separator: Annotated[str, Field(min_length=1, max_length=10)]
+    label_columns: list[Annotated[str, Field(min_length=1)]]
+    log_target: bool
+    bound_target: bool
+    columns: Columns
+    joins: list[Join]
+    elapsed: list[Elapsed]
+    split_by: Annotated[str, Field(min_length=1)]
     valid_fraction: Fraction
     test_fraction: Fraction
     folds: Annotated[int, Field(ge=2, le=100)]
@@ -88,6 +129,20 @@ class Data(Section):
             raise ValueError("valid_fraction + test_fraction must stay below 0.95: the rest is the training set")
         if not self.valid_fraction or not self.test_fraction:
             raise ValueError("valid_fraction and test_fraction must be above 0: one chooses the model, the other judges it")
+        return self
+
+    @model_validator(mode="after")
+    def several_labels_only_where_they_are_learned(self) -> Data:
+        if self.target not in ("auto", "multi_label") and (self.label_columns or self.label_separator != "none"):
+            raise ValueError(f"label_separator and label_columns give several labels, but target is {self.target}")
+        if self.target in ("single_label", "multi_label") and (self.log_target or self.bound_target):
+            raise ValueError(f"log_target and bound_target are for numbers, but target is {self.target}")
+        return self
+
+    @model_validator(mode="after")
+    def one_rule_for_splits(self) -> Data:
+        if self.split_by != "none" and (self.fold != "none" or self.group_column != "none" or self.group_pattern != "none"):
+            raise ValueError("split_by splits by time: fold, group_column and group_pattern must be none with it")
         return self
 
     @model_validator(mode="after")
@@ -155,6 +210,7 @@ class Training(Section):
     cycle_mult: PositiveInt
     optimizer: Literal["adamw", "sgd"]
     weight_decay: Annotated[float, Field(ge=0, le=1)]
+    loss: Literal["auto", "mse", "l1", "huber"]
     label_smoothing: Annotated[float, Field(ge=0, le=0.5)]
     balance: Literal["none", "weights", "sampling"]
     patience: PositiveInt | Literal["none"]
@@ -173,9 +229,28 @@ class Training(Section):
             raise ValueError(f"with sgdr, epochs must end a cycle: {', '.join(map(str, near))}, not {epochs}")
 
 
+class ColumnHead(Section):
+    """The layers of a head that takes columns."""
+
+    layers: list[PositiveInt]
+    dropouts: list[Fraction]
+    embedding: Literal["lesson", "fastai"]
+    embedding_dropout: Fraction
+    bins: Annotated[int, Field(ge=1, le=4096)]
+    time_bins: Annotated[int, Field(ge=1, le=4096)]
+    members: Annotated[int, Field(ge=1, le=64)]
+
+    @model_validator(mode="after")
+    def a_dropout_each(self) -> Self:
+        if len(self.layers) != len(self.dropouts):
+            raise ValueError(f"{len(self.layers)} layers, but {len(self.dropouts)} dropouts: one for each layer")
+        return self
+
+
 class TrainHead(Training):
     lr: LearningRate
     head: Literal["linear", "mlp"]
+    columns: ColumnHead
 
 
 UnfreezeFrom = Annotated[str, Field(pattern="^(all|early|late|head|last-[0-9]+)$")]
@@ -218,6 +293,8 @@ class FineTune(Training):
 
 class Evaluate(Section):
     tta: Literal["mean", "blend"]
+    beta: Annotated[float, Field(gt=0, le=100)]
+    thresholds: Literal["one", "per_class"]
 
 
 class Promote(Section):
@@ -246,6 +323,16 @@ class Params(Section):
     evaluate: Evaluate
     promote: Promote
     runtime: Runtime
+
+    @model_validator(mode="after")
+    def something_to_learn_from(self) -> Params:
+        rows, no_backbone = self.data.path_column == "none", self.backbone.name == NO_BACKBONE
+        columns = self.data.columns
+        if rows and not no_backbone:
+            raise ValueError("data.path_column is none (rows without images), so backbone.name must be none")
+        if no_backbone and not (columns.categorical or columns.continuous or columns.date):
+            raise ValueError("backbone.name is none, so data.columns must name columns to learn from, or be auto")
+        return self
 
 
 def load_params(path: Path) -> Params:

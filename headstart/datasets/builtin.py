@@ -1,4 +1,4 @@
-"""Write the built-in data sets as class folders, and distinguish their files from a user's."""
+"""Write the built-in data sets, and distinguish their files from a user's."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from headstart.core.errors import InputError
 from headstart.core.files import remove
 from headstart.core.text import printable
+from headstart.datasets.digits import write_digit_pages, write_digits, write_turned_digits, write_two_notations
 from headstart.datasets.downloads import Archive, download, unpack
+from headstart.datasets.flights import write_flights
 
 SHOWN = 3
 OF_THE_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini")  # file managers leave these in any folder
@@ -80,29 +79,24 @@ def _is_pet_of_a_breed(path: str) -> bool:
     return match is not None and match[1] == _breed(match[2])
 
 
+def _is_table_with_images(path: str) -> bool:
+    return path == "labels.csv" or re.fullmatch(r"(images|pages)/[0-9]{4,5}\.png", path) is not None
+
+
+def _is_table(path: str) -> bool:
+    return path in ("labels.parquet", "weather.parquet", "planes.parquet")
+
+
 _KNOWN: dict[str, Callable[[str], bool]] = {
     "digits": _is_digit,
+    "digit-pages": _is_table_with_images,
+    "turned-digits": _is_table_with_images,
+    "two-notations": _is_table_with_images,
+    "flights": _is_table,
     "oxford-pets": _is_pet,
     "oxford-pets-breeds": _is_pet_of_a_breed,
 }
 NAMES = tuple(_KNOWN)
-
-
-def write_digits(folder: Path) -> int:
-    """Write scikit-learn's handwritten digits (UCI, 1,797 images of 8 x 8 pixels, 17 grays) as PNG class folders.
-
-    Returns:
-        The number of images written.
-    """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    for label in range(10):
-        (folder / str(label)).mkdir(parents=True)
-    for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        pixels = np.round(image * (255 / 16)).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / str(label) / f"{number:04}.png")
-    return len(digits.target)
 
 
 # The checksums of torchvision.datasets.OxfordIIITPet; the publisher gives no stronger ones.
@@ -160,3 +154,14 @@ def _pets(path: Path, by_breed: bool) -> Iterator[tuple[str, str]]:
 
 def _breed(name: str) -> str:
     return "_".join(part.title() for part in name.split("_"))
+
+
+WRITERS: dict[str, Callable[[Path, Path], int]] = {  # each takes the new folder, and one that keeps downloads
+    "digits": lambda folder, downloads: write_digits(folder),
+    "digit-pages": lambda folder, downloads: write_digit_pages(folder),
+    "turned-digits": lambda folder, downloads: write_turned_digits(folder),
+    "two-notations": lambda folder, downloads: write_two_notations(folder),
+    "flights": lambda folder, downloads: write_flights(folder),
+    "oxford-pets": lambda folder, downloads: write_oxford_pets(folder, downloads, by_breed=False),
+    "oxford-pets-breeds": lambda folder, downloads: write_oxford_pets(folder, downloads, by_breed=True),
+}

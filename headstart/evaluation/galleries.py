@@ -1,7 +1,4 @@
-"""Galleries of test images, as in fast.ai's lesson 3: most wrong, most right, most uncertain, per class, and look-alikes.
-
-Shape legend: n test images, c classes.
-"""
+"""Galleries of test images, as in fast.ai's lesson 3: the rankings of the kind of target, and look-alikes."""
 
 from __future__ import annotations
 
@@ -16,82 +13,40 @@ from PIL import Image
 
 from headstart.evaluation.encoding import base64_text, encoded
 from headstart.images.loader import ImageSource
-from headstart.plotting import label as short
+from headstart.targets.reports.judged import SHOWN, Judged, KindOfReport
 
-SHOWN = 12
-PER_CLASS = 4
-CLASSES_SHOWN = 40
 ALIKE_SHOWN = 6
 TILE, COLUMNS = 128, 6
 
 
 @dataclass(frozen=True)
-class TestPredictions:
-    """The test images and a model's predictions for them.
+class Gallery:
+    """The test images, and what a model says of them.
 
     Args:
-        images: reads the images.
-        table: the manifest's rows of the test split.
-        p_nc: probabilities.
-        classes: in the order of the columns of `p_nc`.
+        judged: the answers beside the truth.
+        report: what the kind of target shows.
+        images: reads the images; None for rows without images.
     """
 
-    images: ImageSource
-    table: pd.DataFrame
-    p_nc: torch.Tensor
-    classes: Sequence[str]
-
-    def true_class(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the true class, its probability, and whether it was predicted, [n] each."""
-        y_n = torch.tensor(self.table["class_index"].to_numpy(), dtype=torch.int64)
-        return y_n, self.p_nc[torch.arange(len(y_n)), y_n], self.p_nc.argmax(1) == y_n
+    judged: Judged
+    report: KindOfReport
+    images: ImageSource | None
 
     def picture(self, i: int) -> torch.Tensor:
         """Return the base view of test image i, [3, s, s] uint8."""
-        return self.images.base_view(self.table["path"][i], self.table["key"][i])
+        assert self.images is not None
+        return self.images.base_view(self.judged.table["path"][i], self.judged.table["key"][i])
 
     def item(self, i: int) -> dict[str, Any]:
-        """Return the facts about test image i and its picture, for the report."""
-        return self.facts(i) | {"image": thumbnail(self.picture(i))}
+        """Return what the report shows of test image i."""
+        caption = self.report.caption(self.judged, i)
+        facts = {"path": self.judged.table["path"][i], "html": caption.html, "alt": caption.alt, "mark": caption.mark}
+        return facts | {"image": thumbnail(self.picture(i)) if self.images is not None else ""}
 
-    def facts(self, i: int) -> dict[str, Any]:
-        """Return the path, true and predicted label of test image i, and the probabilities of both."""
-        confidence, said = (float(part) for part in self.p_nc[i].max(0))
-        return {
-            "path": self.table["path"][i],
-            "label": self.table["label"][i],
-            "predicted": self.classes[int(said)],
-            "confidence": confidence,
-            "true": float(self.p_nc[i, int(self.table["class_index"][i])]),
-        }
-
-
-def rankings(judged: TestPredictions) -> dict[str, list[int]]:
-    """Rank test images: most wrong (errors by lowest probability of the true class), most right, most uncertain."""
-    _, true_n, hit_n = judged.true_class()
-    ascending = true_n.argsort(stable=True).tolist()
-    top = judged.p_nc.topk(min(2, judged.p_nc.shape[1]), dim=1).values
-    margin_n = top[:, 0] - top[:, -1]
-    return {
-        "most wrong": [i for i in ascending if not hit_n[i]],
-        "most right": [i for i in true_n.argsort(stable=True, descending=True).tolist() if hit_n[i]],
-        "most uncertain": margin_n.argsort(stable=True).tolist(),
-    }
-
-
-def by_class(judged: TestPredictions) -> dict[str, list[int]]:
-    """Choose each class's most wrong and most right images, for up to 40 classes, those with the lowest accuracy."""
-    y_n, true_n, hit_n = judged.true_class()
-    present = [c for c in range(len(judged.classes)) if bool((y_n == c).any())]
-    worst = sorted(present, key=lambda c: (float(hit_n[y_n == c].double().mean()), c))[:CLASSES_SHOWN]
-    chosen: dict[str, list[int]] = {}
-    for c in sorted(worst):
-        rows = torch.nonzero(y_n == c).flatten()
-        order = rows[true_n[rows].argsort(stable=True)].tolist()
-        wrong = [i for i in order if not hit_n[i]][:PER_CLASS]
-        right = [i for i in reversed(order) if hit_n[i]][:PER_CLASS]
-        chosen[judged.classes[c]] = wrong + right
-    return chosen
+    def items(self, rankings: Mapping[str, Sequence[int]]) -> dict[str, list[dict[str, Any]]]:
+        """Return `item` of each image that is ranked, by the ranking's name."""
+        return {name: [self.item(i) for i in rows] for name, rows in rankings.items()}
 
 
 def thumbnail(image: torch.Tensor) -> str:
@@ -105,8 +60,8 @@ def _tile(image: torch.Tensor) -> Image.Image:
     return picture
 
 
-def contact_sheet(judged: TestPredictions, rows: Sequence[int]) -> bytes:
-    """Draw test images side by side as one PNG, each with its true and its predicted class."""
+def contact_sheet(gallery: Gallery, rows: Sequence[int]) -> bytes:
+    """Draw test images side by side as one PNG, each with the truth and the answer."""
     from matplotlib.figure import Figure
 
     from headstart.plotting import png
@@ -117,18 +72,21 @@ def contact_sheet(judged: TestPredictions, rows: Sequence[int]) -> bytes:
     axes.set_axis_off()
     for cell, i in enumerate(rows):
         left, bottom = cell % COLUMNS, height * (cell // COLUMNS + 1)
-        item = judged.facts(i)
         extent = (left + 0.03, left + 0.97, bottom - 0.03, bottom - 0.97)
-        axes.imshow(np.asarray(_tile(judged.picture(i))), extent=extent, aspect="auto")
-        caption = f"{short(item['label'])}\nas {short(item['predicted'])} {100 * item['confidence']:.0f} %"
-        axes.text(left + 0.5, bottom - 0.98, caption, ha="center", va="bottom", fontsize=6.5)
+        axes.imshow(np.asarray(_tile(gallery.picture(i))), extent=extent, aspect="auto")
+        axes.text(
+            left + 0.5, bottom - 0.98, gallery.report.caption(gallery.judged, i).sheet, ha="center", va="bottom", fontsize=6.5
+        )
     axes.set(xlim=(0, COLUMNS), ylim=(height * lines, 0))
     return png(figure)
 
 
-def sheets(judged: TestPredictions) -> Mapping[str, bytes]:
-    """Draw most_wrong.png, most_right.png and most_uncertain.png."""
-    return {f"{name.replace(' ', '_')}.png": contact_sheet(judged, rows[:SHOWN]) for name, rows in rankings(judged).items()}
+def sheets(gallery: Gallery) -> dict[str, bytes]:
+    """Draw each ranking as a contact sheet, such as most_wrong.png; none for rows without images."""
+    if gallery.images is None:
+        return {}
+    rankings = gallery.report.rankings(gallery.judged)
+    return {f"{name.replace(' ', '_')}.png": contact_sheet(gallery, rows[:SHOWN]) for name, rows in rankings.items()}
 
 
 def look_alike_pictures(images: ImageSource, pairs: pd.DataFrame, manifest: pd.DataFrame) -> list[dict[str, Any]]:

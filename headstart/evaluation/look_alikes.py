@@ -16,6 +16,7 @@ from headstart.activations.store import Activations
 
 COSINE = 0.93  # no two digits reach it; half of all recompressed photos do, and a fifth of rotated and cropped ones
 BLOCK = 4096
+NO_PAIRS = pd.DataFrame(columns=["path", "label", "like", "like_label", "cosine"])
 
 
 def look_alikes(test_md: torch.Tensor, train_blocks: Callable[[], Iterator[torch.Tensor]]) -> list[tuple[int, int, float]]:
@@ -59,4 +60,4 @@ def look_alike_pairs(activations: Activations, train: pd.DataFrame, test: pd.Dat
         (test["path"][i], test["label"][i], train["path"][j], train["label"][j], cosine)
         for i, j, cosine in look_alikes(activations.rows(list(test["key"])), blocks)
     ]
-    return pd.DataFrame(rows, columns=["path", "label", "like", "like_label", "cosine"])
+    return pd.DataFrame(rows, columns=list(NO_PAIRS.columns))

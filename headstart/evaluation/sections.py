@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from headstart.columns.encoders import Encoders
 from headstart.core.files import read_checked_json
 from headstart.core.params import Params
+from headstart.evaluation.curves import TrainingCurves
 from headstart.evaluation.encoding import base64_text
-from headstart.evaluation.plots import TrainingCurves
 from headstart.manifest import SPLITS
 
 NEAR_SHOWN = 20
-
-
-def class_rows(measured: Sequence[Mapping[str, float]], manifest: pd.DataFrame) -> list[dict[str, Any]]:
-    """Join per-class metrics with the number of images in each split; copies count once."""
-    counts = manifest.drop_duplicates(["split", "key"]).groupby(["class_index", "split"]).size()
-    names = manifest.groupby("class_index")["label"].first()
-    return [
-        {"name": names[i], **row, **{split: int(counts.get((i, split), 0)) for split in SPLITS}}
-        for i, row in enumerate(measured)
-    ]
 
 
 def search_section(folder: Path, title: str) -> dict[str, Any] | None:
@@ -45,11 +36,12 @@ def search_section(folder: Path, title: str) -> dict[str, Any] | None:
     }
 
 
-def training_curves(folder: Path) -> TrainingCurves:
-    """Read a stage's training curves from its history.csv and trace.csv."""
+def training_curves(folder: Path, score: str) -> TrainingCurves:
+    """Read a stage's training curves from its history.csv and trace.csv; `score` is shown beside the loss."""
     history, trace = pd.read_csv(folder / "history.csv"), pd.read_csv(folder / "trace.csv")
     ends = trace["step"].max() / max(history["epoch"].max(), 1) * history["epoch"]
-    scores = history[["valid_log_loss", "valid_accuracy"]]
+    loss = next(name for name in map(str, history) if name.startswith("valid_"))
+    scores = history[[loss, f"valid_{score}"]]
     return TrainingCurves(trace.to_numpy(float), np.column_stack([ends, scores]))
 
 
@@ -67,13 +59,36 @@ def data_section(folder: Path) -> dict[str, Any]:
         "rows": [(kind, f"{number:,}") for kind, number in (*rows, ("files in the folder", found["files"]), *notes)],
         "near": copies.head(NEAR_SHOWN).to_dict("records"),
         "near_total": len(copies),
-        "pictures": {name: base64_text((folder / f"{name}.png").read_bytes()) for name in ("classes", "sizes", "samples")},
+        "pictures": {
+            name: base64_text((folder / f"{name}.png").read_bytes())
+            for name in ("labels", "sizes", "samples")
+            if (folder / f"{name}.png").is_file()
+        },
     }
+
+
+def columns_section(columns: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """Return a row for each column that the model takes: its role, and what the training rows say of it."""
+    if columns is None:
+        return []
+    encoders = Encoders.from_dict(columns["encoders"])
+    unknown = dict(zip(encoders.categorical_names, columns["unknown"], strict=True))
+    rows = []
+    for name, codes in zip(encoders.categorical_names, encoders.cardinalities, strict=True):
+        about = f"{codes - 2:,} categories; unknown in {100 * unknown[name]:.1f} % of the validation rows"
+        rows.append({"name": name, "role": "category", "about": about})
+    for name in encoders.continuous_names:
+        scale = encoders.scales.get(name)
+        about = f"median {scale.median:.4g}, mean {scale.mean:.4g}, deviation {scale.std:.4g}" if scale else "0 or 1"
+        rows.append({"name": name, "role": "number", "about": about})
+    return rows
 
 
 def data_sentence(found: Mapping[str, Any]) -> str:
     """Say in words how many images are in each split, and how many are excluded."""
     parts = [f"{found['splits'][split]:,} {split}" for split in SPLITS]
+    if not found["of_images"]:
+        return f"{found['images']:,} rows: {', '.join(parts)}; {found['exact_copies']:,} are equal to another in every cell."
     return (
         f"{found['images']:,} images: {', '.join(parts)}; {found['splits']['excluded']:,} excluded from training to avoid leaks"
         f" ({found['excluded_exact']:,} exact copies of validation or test images,"

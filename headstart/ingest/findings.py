@@ -10,7 +10,8 @@ from typing import Any
 
 from headstart.core.text import printable
 from headstart.images.kinds import why_sidecar
-from headstart.ingest.layouts import Listing, extensions, shown_kinds
+from headstart.ingest.layouts import extensions, shown_kinds
+from headstart.ingest.listing import Listing
 from headstart.ingest.problems import Problem, described
 from headstart.ingest.scan import Scan
 from headstart.ingest.tree import Tree
@@ -25,9 +26,9 @@ def log_scan(result: Scan, report: Mapping[str, Any]) -> None:
     """Log what a scan found."""
     counts = Counter(result.manifest["split"])
     logger.info(
-        "  %s images of %s classes: %s%s",
+        "  %s images%s: %s%s",
         f"{len(result.manifest):,}",
-        f"{report['classes']:,}",
+        f" of {report['classes']:,} classes" if report["classes"] else "",
         ", ".join(f"{number:,} {split.replace('_', ' ')}" for split, number in sorted(counts.items())),
         f"; {result.reread:,} files read, {result.unchanged:,} known from an earlier scan" if result.unchanged else "",
     )

@@ -1,4 +1,4 @@
-"""Read labels.csv or labels.parquet: path, label and other columns for each image."""
+"""Read labels.csv or labels.parquet, or another table of the source: path, label and other columns for each image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import csv
 import io
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from posixpath import normpath
@@ -18,21 +18,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headstart.core.errors import InputError
-from headstart.core.text import listing
+from headstart.core.text import listing, printable
 from headstart.ingest.label_paths import BadCell, Paths
 from headstart.ingest.spelling import clean
 from headstart.ingest.tree import Tree
 from headstart.manifest import SPLITS
+from headstart.targets.labels import AS_SHOWN, NONE, BadLabel, LabelFormat
 
 NAMES = ("labels.csv", "labels.parquet")
-REQUIRED = ("path", "label")
-OWN = (*REQUIRED, "split", "group")
+OWN = ("path", "label", "split", "group")
 RESERVED = (
-    "key", "class_index", "fold", "width", "height", "format", "mode", "orientation", "bytes", "phash", "peak", "declared",
+    "key", "fold", "width", "height", "format", "mode", "orientation", "bytes", "phash", "peak", "declared",
 )  # fmt: skip
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 MANY = 1_000  # the search stops after so many bad rows
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Which table of a source has the labels, and what its columns are called; see params.yaml, section data."""
+
+    file: str = "auto"
+    path: str = "path"
+    label: str = "label"
+    group: str = NONE
+
+
+USUAL_NAMES = TableColumns()
 
 
 @dataclass(frozen=True)
@@ -52,44 +65,66 @@ class Labels:
     Args:
         name: its path relative to the source.
         rows: its images.
+        format: how its labels are written.
         extra: other columns (text from CSV, any scalar type from Parquet) indexed by path.
         remarks: (name, kind, text) of what was accepted although its spelling differs.
     """
 
     name: str
     rows: list[Row]
+    format: LabelFormat
     extra: pd.DataFrame
     remarks: list[tuple[str, str, str]]
 
 
-def labels_file(tree: Tree, base: str = "") -> Path | None:
+def labels_file(tree: Tree, base: str = "", asked: str = "auto") -> Path | None:
     """Return the labels file in a source's folder `base` (with a slash, or empty), or None.
 
+    Args:
+        asked: its name relative to the source; "auto" looks for labels.csv and labels.parquet.
+
     Raises:
-        InputError: the folder has two.
+        InputError: the folder has two, or not the one that is asked for.
     """
+    if asked != "auto":
+        if asked not in tree.files or not asked.endswith((".csv", ".parquet")):
+            tables = [path for path in sorted(tree.files) if path.endswith((".csv", ".parquet"))]
+            raise InputError(
+                f"data.labels_file {asked!r}: no such table in {tree.root}",
+                wanted=f"one of its .csv or .parquet files: {', '.join(map(printable, tables[:10])) or 'it has none'}",
+            )
+        return tree.root / asked
     found = [name for name in NAMES if base + name in tree.files]
     if len(found) > 1:
         raise InputError(f"{tree.root / base}: both {' and '.join(found)}", fix="keep one of them")
     return tree.root / base / found[0] if found else None
 
 
-def read_labels(path: Path, tree: Tree, base: str = "") -> Labels:
+def read_labels(
+    path: Path, tree: Tree, base: str = "", labels: LabelFormat = AS_SHOWN, names: TableColumns = USUAL_NAMES
+) -> Labels:
     """Read and check a labels file; its paths are relative to the source's folder `base`.
+
+    Args:
+        labels: how labels are written, as far as it is known.
+        names: what its columns are called.
 
     Raises:
         InputError: the file has faults; the message names row and column of up to ten. They are a missing, reserved or
             repeated column, text that is not UTF-8, a path that is empty, unknown, ambiguous, repeated or outside the
-            folder, an empty label, or an unknown split.
+            folder, a label that its kind of target cannot use, or an unknown split.
     """
-    frame, formats = _read_csv(path, tree, base) if path.suffix == ".csv" else (_read_parquet(path), [])
+    shape = _Shape(labels, names)
+    frame, formats = _read_csv(path, tree, base, shape) if path.suffix == ".csv" else (_read_parquet(path, shape), [])
+    frame, shown = _with_labels(path, frame, labels)
+    labels = labels.settled(shown, map(_loose_text, frame["label"]))
     paths = Paths(tree, base)
     rows: list[Row] = []
     seen: dict[str, int] = {}
     bad: list[tuple[int, BadCell]] = []
     for number, cells in zip(frame.index, _records(frame), strict=True):
         try:
-            row = _row(paths, cells)
+            row = _row(paths, cells, labels)
             if row.path in seen:
                 raise BadCell("path", f"{row.path!r} is already in row {seen[row.path]}")
         except BadCell as error:
@@ -106,7 +141,30 @@ def read_labels(path: Path, tree: Tree, base: str = "") -> Labels:
         remarks.append(("labels path", f"{kind} in {number:,} paths: {cell!r} is read as {file!r}"))
     name = base + path.name
     index = pd.Index(seen, dtype=object)
-    return Labels(name, rows, extra.set_axis(index, axis=0), [(name, *remark) for remark in remarks])
+    remarks += [("labels format", text)] if (text := labels.remark(row.label for row in rows)) else []
+    return Labels(name, rows, labels, extra.set_axis(index, axis=0), [(name, *remark) for remark in remarks])
+
+
+def _with_labels(path: Path, frame: pd.DataFrame, labels: LabelFormat) -> tuple[pd.DataFrame, str]:
+    """Return the table with a column label, made from 0/1 columns if those give it, and what the column is called there."""
+    if not labels.columns:
+        shown = "label" if "label" in frame else "tags"
+        return frame.rename(columns={"tags": "label"}) if shown == "tags" else frame, shown
+    found: list[str] = []
+    bad: list[tuple[int, BadCell]] = []
+    for number, cells in zip(frame.index, zip(*(frame[name].tolist() for name in labels.columns), strict=True), strict=True):
+        try:
+            found.append(labels.flagged(dict(zip(labels.columns, cells, strict=True))))
+        except BadLabel as error:
+            column, _, value = error.found.partition("\0")
+            bad.append((number, BadCell(column, value, error.wanted)))
+            found.append("")
+    _refuse(path, bad[:MANY])
+    return frame.drop(columns=list(labels.columns)).assign(label=pd.Series(found, frame.index, dtype=object)), "label"
+
+
+def _loose_text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def _refuse(path: Path, bad: list[tuple[int, BadCell]]) -> None:
@@ -126,52 +184,83 @@ def _records(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield dict(zip(columns, values, strict=True))
 
 
-def _row(paths: Paths, cells: Mapping[str, Any]) -> Row:
-    texts = {name: _text(value, name) for name, value in cells.items()}
-    path, label, split = paths.find(texts["path"]), texts["label"], clean(texts.get("split", ""))
-    if not clean(label):
-        raise BadCell("label", "empty")
+def _row(paths: Paths, cells: Mapping[str, Any], labels: LabelFormat) -> Row:
+    texts = {name: _text(value, name, name == "label" and labels.kind == "number") for name, value in cells.items()}
+    path, split = paths.find(texts["path"]), clean(texts.get("split", ""))
+    try:
+        label = labels.read(texts["label"] if clean(texts["label"]) else "")
+    except BadLabel as error:
+        raise BadCell("label", error.found, error.wanted) from None
     if split not in ("", *SPLITS):
         raise BadCell("split", repr(split), "train, valid, test or empty")
     return Row(path, label, split, texts.get("group", ""))
 
 
-def _text(value: Any, column: str) -> str:
+def _text(value: Any, column: str, number: bool = False) -> str:
     if value is None or (isinstance(value, float) and value != value):
         return ""
+    if number and isinstance(value, float):
+        return repr(value)
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise BadCell(column, f"{value!r} of type {type(value).__name__}", "text or a whole number")
     return str(value)
 
 
-def _check_columns(path: Path, columns: list[str]) -> None:
-    missing = [name for name in REQUIRED if name not in columns]
+@dataclass(frozen=True)
+class _Shape:
+    """Which columns a labels file needs, and what they are called."""
+
+    labels: LabelFormat
+    names: TableColumns
+
+    def required(self, columns: Collection[str]) -> tuple[str, ...]:
+        """Return the names of the columns that must be there; tags may stand for label."""
+        if self.labels.columns:
+            return (self.names.path, *self.labels.columns)
+        tags = self.names.label == "label" and "label" not in columns and "tags" in columns
+        return (self.names.path, "tags" if tags and self.labels.kind in ("auto", "multi_label") else self.names.label)
+
+    def own(self, columns: Sequence[str]) -> list[str]:
+        """Return the columns' names with those that have a role called path, label and group."""
+        roles = {self.names.path: "path", self.names.label: "tags" if self.names.label == "tags" else "label"}
+        roles |= {self.names.group: "group"} if self.names.group != NONE else {}
+        return [roles.get(name, name) for name in columns]
+
+
+def _check_columns(path: Path, columns: list[str], shape: _Shape) -> None:
+    missing = [name for name in shape.required(columns) if name not in columns]
+    missing += [name for name in (shape.names.group,) if name != NONE and name not in columns]
     if missing:
         raise InputError(
             f"{path} row 1: no column {', '.join(missing)}; columns found: {', '.join(columns) or 'none'}",
             wanted="path,label[,split][,group][,more], separated by commas, semicolons or tabs",
         )
+    if shape.labels.columns and shape.names.label in columns:
+        text = f"{path} row 1: a column {shape.names.label}, but data.label_columns gives the labels too"
+        raise InputError(text, fix="remove or rename one of them")
+    columns = shape.own(columns)
     for name in columns:
         if name in RESERVED or columns.count(name) > 1 or not name:
             what = "reserved by the manifest" if name in RESERVED else "this name occurs twice" if name else "without a name"
             raise InputError(f"{path} row 1, column {name or columns.index(name) + 1}: {what}", fix="rename it")
 
 
-def _read_csv(path: Path, tree: Tree, base: str) -> tuple[pd.DataFrame, list[str]]:
+def _read_csv(path: Path, tree: Tree, base: str, shape: _Shape) -> tuple[pd.DataFrame, list[str]]:
     """Return the table, by row number, and notes about the file's format."""
     data = path.read_bytes()
     formats = ["it begins with a byte order mark (BOM)"] if data.startswith(codecs.BOM_UTF8) else []
-    text = _decoded(path, data)
-    delimiter = _delimiter(text)
+    text = as_text(path, data)
+    delimiter = _delimiter(text, shape)
     formats += [f"its columns are separated by {DELIMITERS[delimiter]}"] if delimiter != "," else []
     rows, exact = _csv_tables(path, text, delimiter)
     trimmed = sum(one != other for one, other in zip(rows, exact, strict=False))
     formats += [f"blank space after {DELIMITERS[delimiter]} in {trimmed:,} rows"] if trimmed else []
     numbered = ((number, cells) for number, cells in enumerate(rows, start=1) if cells)  # a row may be blank
-    header = _header([clean(name) for name in next(numbered, (1, []))[1]], formats)
+    header = _header([clean(name) for name in next(numbered, (1, []))[1]], formats, shape)
     if trimmed:
         _keep_blanks(header, rows, exact, lambda cell: normpath(base + cell) in tree.files)
-    _check_columns(path, header)
+    _check_columns(path, header, shape)
+    header = shape.own(header)
     body = dict(numbered)
     bad = []
     for number, cells in body.items():
@@ -182,9 +271,9 @@ def _read_csv(path: Path, tree: Tree, base: str) -> tuple[pd.DataFrame, list[str
     return pd.DataFrame([*body.values()], index=[*body], columns=header, dtype=object), formats
 
 
-def _header(names: list[str], formats: list[str]) -> list[str]:
+def _header(names: list[str], formats: list[str], shape: _Shape) -> list[str]:
     """Return the columns' names. Ours may have capital letters if path or label has."""
-    in_capitals = not set(REQUIRED) <= set(names)
+    in_capitals = not set(shape.required(names)) <= set(names)
     for name in OWN:
         same = [index for index, other in enumerate(names) if other.lower() == name]
         if name not in names and len(same) == 1:
@@ -194,7 +283,7 @@ def _header(names: list[str], formats: list[str]) -> list[str]:
     return names
 
 
-def _decoded(path: Path, data: bytes) -> str:
+def as_text(path: Path, data: bytes) -> str:
     if data.startswith(UTF_16) or b"\0\0\0\0" in (data[:8:2], data[1:8:2]):
         raise InputError(
             f"{path} row 1: UTF-16 text",
@@ -208,14 +297,20 @@ def _decoded(path: Path, data: bytes) -> str:
         raise InputError(f"{path} row {row}: not UTF-8 text", fix="save the file as UTF-8") from None
 
 
-def _delimiter(text: str) -> str:
-    """Return the delimiter: a comma, unless the header has path and label only with another one."""
+def _delimiter(text: str, shape: _Shape) -> str:
+    """Return the delimiter: a comma, unless the header has the columns that must be there only with another one."""
     first = text.lstrip("\r\n").partition("\n")[0]
     for delimiter in DELIMITERS:
         names = [clean(name).strip('"').lower() for name in first.split(delimiter)]
-        if set(REQUIRED) <= set(names):
+        if {name.lower() for name in shape.required(names)} <= set(names):
             return delimiter
     return ","
+
+
+def delimiter_of(text: str) -> str:
+    """Return the delimiter of a table: the one that its first row has most often."""
+    first = text.lstrip("\r\n").partition("\n")[0]
+    return max(DELIMITERS, key=first.count)
 
 
 def _csv_tables(path: Path, text: str, delimiter: str) -> tuple[list[list[str]], list[list[str]]]:
@@ -249,15 +344,16 @@ def _csv_rows(path: Path, text: str, delimiter: str, trim: bool) -> Iterator[lis
         raise InputError(f"{path} row {reader.line_num}: {error}", wanted=wanted) from None
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def _read_parquet(path: Path, shape: _Shape) -> pd.DataFrame:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         table.validate(full=True)  # it finds text that is not UTF-8, and other damage
-        _check_columns(path, table.column_names)
+        _check_columns(path, table.column_names, shape)
+        table = table.rename_columns(shape.own(table.column_names))
         nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
         if nested:
             raise InputError(f"{path}, column {nested[0]}: nested values", wanted="text, numbers, dates, true or false")
-        frame: pd.DataFrame = _plain(table).to_pandas(integer_object_nulls=True)
+        frame: pd.DataFrame = plain_table(table).to_pandas(integer_object_nulls=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -265,7 +361,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return frame.set_axis(range(1, len(frame) + 1), axis=0)
 
 
-def _plain(table: pa.Table) -> pa.Table:
+def plain_table(table: pa.Table) -> pa.Table:
     """Return the table without pandas's metadata and with categories as values, as the manifest holds it."""
     for index, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):

@@ -6,62 +6,31 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from posixpath import basename
 
 import pandas as pd
 
+from headstart.core.params import Data
 from headstart.core.text import SHOWN, listing, printable
 from headstart.images.kinds import extension, is_named_as_image, why_ignored, why_sidecar
-from headstart.ingest.labels import NAMES, Labels, labels_file, read_labels
+from headstart.ingest.label_checks import check_classes, clean_groups, clean_labels
+from headstart.ingest.labels import NAMES, USUAL_NAMES, Labels, TableColumns, labels_file, read_labels
+from headstart.ingest.listing import Entry, Listing
 from headstart.ingest.problems import Problem
-from headstart.ingest.spelling import clean, fold, spellings
+from headstart.ingest.spelling import clean
+from headstart.ingest.tables import add_columns
+from headstart.ingest.time_order import by_time
 from headstart.ingest.tree import Tree
+from headstart.targets.labels import AS_SHOWN, NONE, BadLabel, LabelFormat
 
 SPLIT_FOLDERS = {
     "train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
     "test": "test", "testing": "test",
 }  # fmt: skip
 SET = re.compile(r"[ _-]?(set|images|imgs|data)$")  # training_set, testset, train-images
-NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
-NONE = "none"
 LEADING_WORD = r"^.+?(?=[._ -]?\d)"  # cat.123.jpg, american_bulldog_12.jpg
 OUTSIDE_CLASSES = "a file outside the class folders"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One file to learn from. Split and group are empty if the source names none."""
-
-    path: str
-    label: str
-    split: str = ""
-    group: str = ""
-
-
-@dataclass
-class Listing:
-    """What every file of a source is.
-
-    Args:
-        entries: images, in path order.
-        stray: (path, reason) of files to quarantine without reading them.
-        ignored: (path, reason) of files that are no part of the data set.
-        warned: (path, kind, text) of notes about single files.
-        remarks: (path, kind, text) of notes about the source, its folders or its labels file.
-        problems: the reasons to refuse the source.
-        uncounted: files that are not named like images. If they are none, they do not count as unusable.
-        extra: other columns of a labels file, indexed by path.
-    """
-
-    entries: list[Entry] = field(default_factory=list)
-    stray: list[tuple[str, str]] = field(default_factory=list)
-    ignored: list[tuple[str, str]] = field(default_factory=list)
-    warned: list[tuple[str, str, str]] = field(default_factory=list)
-    remarks: list[tuple[str, str, str]] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    uncounted: frozenset[str] = frozenset()
-    extra: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass(frozen=True)
@@ -87,7 +56,15 @@ class Layout:
         return self.base.count("/") + bool(self.splits)
 
 
-def list_source(tree: Tree, *, label_pattern: str = NONE, group_pattern: str = NONE, nested_folders: bool = False) -> Listing:
+def list_source(
+    tree: Tree,
+    *,
+    label_pattern: str = NONE,
+    group_pattern: str = NONE,
+    nested_folders: bool = False,
+    labels: LabelFormat = AS_SHOWN,
+    names: TableColumns = USUAL_NAMES,
+) -> Listing:
     """Recognise a source's layout and list its files. All faults of the layout are in `problems`.
 
     With a label pattern, each file's name gives its label. Otherwise labels.csv or labels.parquet is used if it exists.
@@ -100,36 +77,64 @@ def list_source(tree: Tree, *, label_pattern: str = NONE, group_pattern: str = N
         label_pattern: a regular expression to search for in the file's name; its first group, or the whole match, is the label.
         group_pattern: the same for the path relative to the source; images of one group stay in one split.
         nested_folders: whether folders inside a class folder belong to its class; otherwise they are a problem.
+        labels: how labels are written, as far as it is known.
+        names: which table has the labels, and what its columns are called.
 
     Raises:
         InputError: the labels file is faulty.
     """
     found = Listing()
     base = _entered(tree)
-    labels = labels_file(tree, base)
-    if labels is not None and label_pattern != NONE:
-        text = f"{labels} gives the labels, but data.label_pattern {label_pattern!r} is set too"
+    table = labels_file(tree, base, names.file)
+    if table is not None and label_pattern != NONE:
+        text = f"{table} gives the labels, but data.label_pattern {label_pattern!r} is set too"
         found.problems.append(Problem(text, fix="keep one of the two", accept="data.label_pattern=none"))
-    if labels is not None:
-        _by_labels_file(tree, found, read_labels(labels, tree, base))
+    if table is not None:
+        inside = table.relative_to(tree.root).as_posix()
+        _by_labels_file(tree, found, read_labels(table, tree, inside.rpartition("/")[0] + "/" * ("/" in inside), labels, names))
     elif label_pattern != NONE:
         _by_pattern(tree, found, _layout(tree, found, base), label_pattern)
     else:
         _by_folders(tree, found, _layout(tree, found, base), nested_folders)
+    if table is None:
+        _read_entries(found, labels)
     if group_pattern != NONE:
         _group(tree, found, group_pattern)
-    _clean_groups(found)
+    clean_groups(found)
     found.entries.sort(key=lambda entry: entry.path)
     if base:
         found.remarks.append((base, "layout", f"it is the only folder and holds the classes: {base} was entered"))
-    _clean_labels(tree, found, folders=labels is None and label_pattern == NONE)
-    _check_classes(tree, found, folders=labels is None and label_pattern == NONE)
-    if labels is None:
-        _check_number_of_classes(tree, found, base, label_pattern)
-    elif len({entry.label for entry in found.entries}) < 2:
-        _refuse_number_of_classes(tree, found, "", "")
+    clean_labels(tree, found, folders=table is None and label_pattern == NONE)
+    check_classes(tree, found, folders=table is None and label_pattern == NONE)
+    if too_few := found.format.too_few(entry.label for entry in found.entries):
+        _refuse_labels(tree, found, too_few, *_other_way(tree, found, base, label_pattern, table is not None))
     _warn_of_twins(found)
     assert len(found.entries) + len(found.stray) + len(found.ignored) == len(tree.files)
+    return found
+
+
+def list_as_set(tree: Tree, data: Data) -> Listing:
+    """List a source as params.yaml, section data, says; see `list_source`.
+
+    Raises:
+        InputError: the labels file is faulty, a further table cannot be joined, or a date cannot be used.
+    """
+    found = list_source(
+        tree,
+        label_pattern=data.label_pattern,
+        group_pattern=data.group_pattern,
+        nested_folders=data.nested_folders,
+        labels=LabelFormat(data.target, data.label_separator, tuple(data.label_columns)),
+        names=TableColumns(data.labels_file, data.path_column, data.label_column, data.group_column),
+    )
+    if data.joins or data.elapsed:
+        found.extra, remarks = add_columns(found.extra, tree, data.joins, data.elapsed, data.split_by)
+        found.remarks += remarks
+    if data.split_by != NONE:
+        table = found.extra.loc[[entry.path for entry in found.entries]]
+        declared = pd.Series([entry.split for entry in found.entries], table.index)
+        assigned = by_time(table, data.split_by, declared, data.valid_fraction, data.test_fraction)
+        found.entries = [replace(entry, split=split) for entry, split in zip(found.entries, assigned, strict=True)]
     return found
 
 
@@ -186,7 +191,7 @@ def _layout(tree: Tree, found: Listing, base: str) -> Layout:
 
 
 def _by_labels_file(tree: Tree, found: Listing, labels: Labels) -> None:
-    found.extra, found.remarks = labels.extra, [*found.remarks, *labels.remarks]
+    found.extra, found.remarks, found.format = labels.extra, [*found.remarks, *labels.remarks], labels.format
     found.entries = [Entry(row.path, row.label, row.split, row.group) for row in labels.rows]
     listed = {row.path for row in labels.rows}
     for path in tree.files:
@@ -304,80 +309,39 @@ def _group(tree: Tree, found: Listing, pattern: str) -> None:
             found.warned.append((entry.path, "no group", f"data.group_pattern {pattern!r} matches nothing in its path"))
 
 
-def _clean_groups(found: Listing) -> None:
-    """Treat all spellings of a group as one group: keeping images together can never leak."""
-    spelled = spellings(entry.group for entry in found.entries)
-    found.remarks += [("", "group spelling", f"{was!r} is read as {name!r} ({n:,} files)") for was, name, n in spelled.changed]
-    if spelled.changed:
-        found.entries = [replace(entry, group=clean(entry.group)) for entry in found.entries]
+def _read_entries(found: Listing, labels: LabelFormat) -> None:
+    """Read the labels that folders or names give, which are classes unless another kind is asked for."""
+    found.format = labels.settled("", ()) if labels.kind != "auto" or labels.separator != NONE else found.format
+    read: list[Entry] = []
+    for entry in found.entries:
+        try:
+            read.append(replace(entry, label=found.format.read(entry.label)))
+        except BadLabel as error:
+            found.stray.append((entry.path, f"its label is {error.found}, not {error.wanted or 'usable'}"))
+    found.entries = read
 
 
-def _clean_labels(tree: Tree, found: Listing, folders: bool) -> None:
-    """Make each label its clean name, and refuse two spellings of one."""
-    spelled = spellings(entry.label for entry in found.entries)
-    what = "class folders" if folders else "labels"
-    for name, several in spelled.clashes:
-        both = " and ".join(map(repr, several))
-        text = f"{tree.root}: {what} {both} differ only in white space or invisible characters"
-        found.problems.append(Problem(text, wanted=f"one spelling of {name!r}", fix="rename one, or put their images together"))
-    if folders and any(not name for _, name, _ in spelled.changed):
-        text = f"{tree.root}: the name of a class folder is only white space or invisible characters"
-        found.problems.append(Problem(text, fix="rename it"))
-    found.remarks += [("", "label spelling", f"{was!r} is read as {name!r} ({n:,} files)") for was, name, n in spelled.changed]
-    if spelled.changed:
-        found.entries = [replace(entry, label=clean(entry.label)) for entry in found.entries]
-
-
-def _check_classes(tree: Tree, found: Listing, folders: bool) -> None:
-    first = {entry.label: entry.path for entry in reversed(found.entries)}
-    folded: dict[str, str] = {}
-    for label in sorted(first):
-        twin = folded.setdefault(fold(label), label)
-        if twin == label:
-            continue
-        how = "differ only in case, inner white space or Unicode's normal form"
-        if folders:
-            text = f"{tree.root}: classes {_distinct(twin, label)} {how}"
-            found.problems.append(Problem(text, fix="rename one, or put their images together"))
-        else:
-            found.warned.append((first[label], "label twin", f"its label and another one, {_distinct(label, twin)}, {how}"))
-    numbers: dict[float, str] = {}
-    for label in sorted(label for label in first if NUMBER.fullmatch(label)):
-        twin = numbers.setdefault(float(label), label)
-        if twin != label:
-            text = f"its label and another one, {label!r} and {twin!r}, are the same number"
-            found.warned.append((first[label], "label twin", text))
-
-
-def _distinct(one: str, other: str) -> str:
-    """Return two names so that their difference is visible."""
-    shown = repr if unicodedata.normalize("NFC", one) != unicodedata.normalize("NFC", other) else ascii
-    return f"{shown(one)} and {shown(other)}"
-
-
-def _check_number_of_classes(tree: Tree, found: Listing, base: str, label_pattern: str) -> None:
-    """Refuse fewer than two classes, and name a setting that gives more of them."""
-    if len({entry.label for entry in found.entries}) > 1:
-        return
+def _other_way(tree: Tree, found: Listing, base: str, label_pattern: str, table: bool) -> tuple[str, str]:
+    """Return how the labels were found, in words, and a setting that gives more of them; both may be empty."""
+    if table:
+        return "", ""
     if label_pattern != NONE:
         other = Listing()
         _by_folders(tree, other, _layout(tree, other, base), True)
         accept = "data.label_pattern=none" if len({entry.label for entry in other.entries}) > 1 else ""
-        _refuse_number_of_classes(tree, found, f" by data.label_pattern {label_pattern!r}", accept)
-        return
+        return f" by data.label_pattern {label_pattern!r}", accept
     paths = [entry.path for entry in found.entries] + [path for path, _ in found.stray]
     labels = [_match(LEADING_WORD, basename(path)) for path in paths if is_named_as_image(path)]
-    accept = f"data.label_pattern={LEADING_WORD}" if "" not in labels and 1 < len(set(labels)) <= len(labels) / 2 else ""
-    _refuse_number_of_classes(tree, found, "", accept)
+    found_in_names = "" not in labels and 1 < len(set(labels)) <= len(labels) / 2
+    return "", f"data.label_pattern={LEADING_WORD}" if found_in_names else ""
 
 
-def _refuse_number_of_classes(tree: Tree, found: Listing, how: str, accept: str) -> None:
-    label = found.entries[0].label if found.entries else ""
-    what = f"only one class ({label!r}){how}" if found.entries else f"no images in class folders{how}"
+def _refuse_labels(tree: Tree, found: Listing, what: str, how: str, accept: str) -> None:
+    """Refuse labels that give nothing to learn, and name a setting that gives more of them."""
     stray = f" (the first of {len(found.stray):,} files without a class: {found.stray[0][0]!r})" if found.stray else ""
     found.problems.append(
         Problem(
-            f"data.source {tree.root}: {what}{_ignored_in(found, '') if not found.entries else ''}",
+            f"data.source {tree.root}: {what}{how}{_ignored_in(found, '') if not found.entries else ''}",
             wanted="a folder per class (two or more), or train/ valid/ test/ of them, or labels.csv,"
             " or data.label_pattern if the files' names contain the class",
             fix=f"sort the images into class folders, or list them in a labels.csv{stray}",

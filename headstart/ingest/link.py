@@ -10,7 +10,8 @@ from headstart.core.errors import InputError
 from headstart.core.files import fsync
 from headstart.core.params import Data
 from headstart.ingest.conflicts import Labelled, as_problems, conflicts, seen_as_images
-from headstart.ingest.layouts import Listing, list_source
+from headstart.ingest.layouts import list_as_set
+from headstart.ingest.listing import Listing
 from headstart.ingest.problems import Problem, refuse
 from headstart.ingest.tree import Tree
 
@@ -85,9 +86,9 @@ def inspect_source(tree: Tree, data: Data, source: str) -> tuple[Listing, list[P
     Raises:
         InputError: the folder has problems that no parameter accepts.
     """
-    found = list_source(
-        tree, label_pattern=data.label_pattern, group_pattern=data.group_pattern, nested_folders=data.nested_folders
-    )
+    if data.path_column == "none":
+        return Listing(), []  # the table is checked when it is read
+    found = list_as_set(tree, data)
     groups: list[Sequence[Labelled]] = []
     if data.on_label_conflict == "refuse":
         files = [Labelled(entry.path, entry.label, tree.files[entry.path].status.st_size) for entry in found.entries]

@@ -100,6 +100,10 @@ def _contrast(thumb_nd: NDArray[np.uint8]) -> NDArray[np.float32]:
     return contrast
 
 
+LEAK_COLUMNS = ["path", "label", "split", "of", "of_label", "of_split", "bits", "difference"]
+NO_LEAKS = pd.DataFrame(columns=LEAK_COLUMNS)
+
+
 def leaks(frame: pd.DataFrame, thumb_nd: NDArray[np.uint8], workers: int = 1) -> pd.DataFrame:
     """Find training images that nearly copy a validation or test image, and validation images that copy a test image.
 

@@ -27,13 +27,14 @@ from headstart.images.limits import Limits
 from headstart.images.whites import Whites, floating_white, integer_white, whites_of
 from headstart.ingest import splits
 from headstart.ingest.conflicts import Labelled, as_problems, conflicts
-from headstart.ingest.layouts import Listing
+from headstart.ingest.listing import Listing
 from headstart.ingest.near_duplicates import leaks
 from headstart.ingest.problems import Problem, refuse
 from headstart.ingest.scan_state import ScanState, scan_state
 from headstart.ingest.tree import Tree
 from headstart.ingest.workers import examine_all
-from headstart.manifest import COLUMNS, class_order
+from headstart.manifest import COLUMNS
+from headstart.targets.labels import LabelFormat
 
 REMEMBER = 2_000  # answers kept in one transaction, which a killed scan need not repeat
 FIELDS = ("key", "width", "height", "bytes", "format", "mode", "orientation", "phash", "peak")
@@ -50,6 +51,7 @@ class Scan:
         notes: path (empty for the source as a whole), kind ("ignored" or a kind of warning), text.
         leaks: near copies across splits, see `near_duplicates.leaks`.
         rescued: classes that got an image back into train.
+        format: how the labels are written.
         files: files in the folder.
         reread: files that this scan read.
         unchanged: files that it did not read, because an earlier scan did.
@@ -60,6 +62,7 @@ class Scan:
     notes: pd.DataFrame
     leaks: pd.DataFrame
     rescued: list[str]
+    format: LabelFormat
     files: int
     reread: int
     unchanged: int
@@ -118,10 +121,10 @@ def scan(tree: Tree, found: Listing, settings: ScanSettings, expected: Mapping[s
     notes += _range_notes(frame)
     frame, clashes, problems = _settle_labels(frame, settings.on_label_conflict)
     quarantine += clashes
-    usable = set(frame["label"].unique())
+    usable = set(found.format.exploded(frame)["label"])
     refuse(tree.root, [*problems, *_unusable(tree, found, quarantine, settings.max_quarantined, usable)])
-    frame, copies, rescued, apart = _split(frame, settings)
-    splits.check(tree.root, frame)
+    frame, copies, rescued, apart = _split(frame, settings, found.format)
+    splits.check(tree.root, frame, found.format)
     notes += [(path, "group", "excluded: its group also has images in a split that takes precedence") for path in apart]
     kept = set(frame["path"])
     noted = [note for note in notes if note[1] == "ignored" or note[0] in kept]
@@ -131,15 +134,18 @@ def scan(tree: Tree, found: Listing, settings: ScanSettings, expected: Mapping[s
         _table([*found.remarks, *noted], ["path", "kind", "text"]),
         copies,
         rescued,
+        found.format,
         len(tree.files),
         reread,
         len(found.entries) - reread,
     )
 
 
-def _split(frame: pd.DataFrame, settings: ScanSettings) -> tuple[pd.DataFrame, pd.DataFrame, list[str], list[str]]:
+def _split(
+    frame: pd.DataFrame, settings: ScanSettings, labels: LabelFormat
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str], list[str]]:
     """Return the frame with splits and folds, near copies, classes that got an image back, paths excluded by group."""
-    assigned, folds, rescued = splits.assign(frame, **settings.rule.__dict__)
+    assigned, folds, rescued = splits.assign(frame, labels, **settings.rule.__dict__)
     frame = frame.assign(split=assigned, fold=np.array(folds, np.int16))
     apart = list(frame.loc[splits.split_by_group(frame), "path"])
     copies = leaks(frame, _thumbs(frame), settings.workers)
@@ -205,8 +211,6 @@ def _table(rows: list[Any], columns: list[str]) -> pd.DataFrame:
 
 def _finish(frame: pd.DataFrame, extra: pd.DataFrame) -> pd.DataFrame:
     """Return the manifest's columns in order, then the source's own."""
-    classes = {label: i for i, label in enumerate(class_order(frame["label"]))}
-    frame = frame.assign(class_index=frame["label"].map(classes).astype("int32"))
     frame = frame.astype({"width": "int32", "height": "int32", "orientation": "int8", "bytes": "int64", "peak": "float32"})
     ours = frame[list(COLUMNS)].sort_values("path", ignore_index=True)
     if extra.empty:
@@ -327,7 +331,7 @@ def _unusable(tree: Tree, found: Listing, quarantine: list[tuple[str, str]], lim
                 fix="repair or remove these files, or raise data.max_quarantined",
             )
         )
-    emptied = sorted({entry.label for entry in found.entries} - usable)
+    emptied = sorted({name for entry in found.entries for name in found.format.classes(entry.label)} - usable)
     if emptied:
         text = f"no usable file is left of class {', '.join(map(printable, emptied[:SHOWN]))} in {tree.root}"
         more = "" if problems else f":\n    {listing(lines)}"

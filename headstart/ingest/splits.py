@@ -12,6 +12,7 @@ from headstart.core.errors import InputError
 from headstart.core.text import listing
 from headstart.manifest import SPLITS
 from headstart.seeds import share_and_fold
+from headstart.targets.labels import LabelFormat
 
 EXCLUDED = "excluded"
 _RANK = {split: i for i, split in enumerate(SPLITS)}
@@ -19,6 +20,7 @@ _RANK = {split: i for i, split in enumerate(SPLITS)}
 
 def assign(
     frame: pd.DataFrame,
+    labels: LabelFormat,
     *,
     seed: int,
     valid_fraction: float,
@@ -35,6 +37,7 @@ def assign(
 
     Args:
         frame: columns key, group, label, declared (the source's own split, or "").
+        labels: how the labels are written.
         folds: number of folds; test images are in fold -1.
         fold: the fold that is the validation split, instead of `valid_fraction`.
 
@@ -67,21 +70,28 @@ def assign(
     splits = pd.Series(
         [split_of(*pair) for pair in zip(units.tolist(), frame["declared"].tolist(), strict=True)], index=frame.index
     )
-    rescued = _rescue(frame, units, splits, shares)
+    movable = ~frame["declared"].isin(["valid", "test"])
+    rescued = _rescue(labels.exploded(frame[["label"]])["label"], units, splits, shares, movable)
     splits = _one_split_each(frame["key"], _one_split_each(units, splits))
     number = np.where(splits == "test", -1, units.map(numbers)).astype(int)
     return list(splits), list(number), rescued
 
 
-def _rescue(frame: pd.DataFrame, units: pd.Series, splits: pd.Series, shares: dict[str, float]) -> list[str]:
-    """Move one image (and its group) of each class without training images to train. Return the classes."""
-    rescued = sorted(set(frame["label"].unique()) - set(frame.loc[splits == "train", "label"].unique()))
+def _rescue(classes: pd.Series, units: pd.Series, splits: pd.Series, shares: dict[str, float], movable: pd.Series) -> list[str]:
+    """Move one image (and its group) of each class without training images to train. Return the classes.
+
+    Args:
+        classes: each class of each image; the index is the image's.
+        movable: which images the source itself did not put into valid or test.
+    """
+    rescued = sorted(set(classes) - set(classes[splits.loc[classes.index] == "train"]))
+    free = classes[movable.loc[classes.index]]
     moved = []
     for label in rescued:
-        candidates = units[(frame["label"] == label) & ~frame["declared"].isin(["valid", "test"])]
+        candidates = units.loc[free.index[free == label]]
         if len(candidates):
             unit = max(candidates.unique(), key=lambda one: (shares[one], one))
-            splits[(units == unit) & ~frame["declared"].isin(["valid", "test"])] = "train"
+            splits[(units == unit) & movable] = "train"
             moved.append(label)
     return moved
 
@@ -98,7 +108,7 @@ def split_by_group(frame: pd.DataFrame) -> pd.Series:
     return (frame["split"] == EXCLUDED) & frame["group"].isin(set(used["group"]) - {""}) & ~frame["key"].isin(used["key"])
 
 
-def check(source: object, frame: pd.DataFrame) -> None:
+def check(source: object, frame: pd.DataFrame, labels: LabelFormat) -> None:
     """Refuse a manifest that cannot be used to train or to test.
 
     Raises:
@@ -113,7 +123,8 @@ def check(source: object, frame: pd.DataFrame) -> None:
                 wanted="at least one in each of train, valid, test",
                 fix="add images that are no copies of others" if split == "train" else more,
             )
-    missing = sorted(set(frame["label"].unique()) - set(frame.loc[frame["split"] == "train", "label"].unique()))
+    by_class = labels.exploded(frame)
+    missing = sorted(set(by_class["label"]) - set(by_class.loc[by_class["split"] == "train", "label"]))
     if missing:
         raise InputError(
             f"{source}: no training image of {len(missing)} class(es):\n    {listing(missing)}",
@@ -129,8 +140,10 @@ def unusual_shares(frame: pd.DataFrame) -> list[dict[str, Any]]:
     of them (Bonferroni). Groups, and a source's own splits, make such differences likely.
 
     Returns:
-        Dictionaries of class, split, images, expected (a float).
+        Dictionaries of class, split, images, expected (a float); none if there are no classes.
     """
+    if frame.empty:
+        return []
     counts = pd.crosstab(frame["label"], frame["split"]).reindex(columns=list(SPLITS), fill_value=0)
     sizes = counts.sum(axis=1)
     shares = counts.sum() / counts.to_numpy().sum()

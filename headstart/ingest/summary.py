@@ -20,7 +20,7 @@ from headstart.images.whites import Whites, whites_of
 from headstart.ingest.layouts import extensions
 from headstart.ingest.scan import Scan
 from headstart.ingest.splits import EXCLUDED, unusual_shares
-from headstart.manifest import SPLITS
+from headstart.manifest import SPLITS, has_images
 from headstart.plotting import ACCENT, QUIET, label, plain_frame, png
 
 NORMALISED = {
@@ -45,18 +45,21 @@ def summarise(scan: Scan) -> dict[str, Any]:
     manifest, kinds = scan.manifest, Counter(scan.notes["kind"])
     ignored = kinds.pop("ignored", 0)
     assert scan.files == len(manifest) + len(scan.quarantine) + ignored
-    unusual = unusual_shares(manifest)
+    by_class = scan.format.exploded(manifest)
+    unusual = unusual_shares(by_class)
     near = scan.leaks[scan.leaks["split"] == "train"]
     excluded = int((manifest["split"] == EXCLUDED).sum())
     return {
         "files": scan.files,
         "images": len(manifest),
+        "of_images": has_images(manifest),
         "quarantined": len(scan.quarantine),
         "ignored": ignored,
         "ignored_by_extension": _sidecars(scan.notes),
         "warned": dict(sorted(kinds.items())),
         "normalised": _normalised(manifest),
-        "classes": int(manifest["label"].nunique()),
+        "target": scan.format.kind,
+        "classes": int(by_class["label"].nunique()),
         "groups": int(manifest.loc[manifest["group"] != "", "group"].nunique()),
         "splits": {split: int((manifest["split"] == split).sum()) for split in (*SPLITS, EXCLUDED)},
         "folds": {str(fold): int((manifest["fold"] == fold).sum()) for fold in sorted(set(manifest["fold"]) - {-1})},
@@ -68,7 +71,7 @@ def summarise(scan: Scan) -> dict[str, Any]:
         "near_copies_in_train": len(near),
         "near_copies_in_valid": len(scan.leaks) - len(near),
         "near_copies_with_another_label": int((scan.leaks["label"] != scan.leaks["of_label"]).sum()),
-        **{f"classes_without_{split}": without(manifest, split) for split in ("valid", "test")},
+        **{f"classes_without_{split}": without(by_class, split) for split in ("valid", "test")},
         "classes_kept_in_train": scan.rescued[:LISTED],
         "unusual_shares": unusual[:LISTED],
     }
@@ -81,13 +84,15 @@ def _sidecars(notes: pd.DataFrame) -> dict[str, int]:
     return dict(sorted(extensions(path for path, text in pairs if text == why_sidecar(basename(path))).items()))
 
 
-def without(manifest: pd.DataFrame, split: str) -> list[str]:
+def without(by_class: pd.DataFrame, split: str) -> list[str]:
     """Return the classes without an image in a split, which therefore says nothing about them."""
-    return sorted(set(manifest["label"]) - set(manifest.loc[manifest["split"] == split, "label"]))
+    return sorted(set(by_class["label"]) - set(by_class.loc[by_class["split"] == split, "label"]))
 
 
 def _normalised(manifest: pd.DataFrame) -> dict[str, int]:
     counts: Counter[str] = Counter()
+    if not has_images(manifest):
+        return {}
     for mode, number in manifest["mode"].value_counts().items():
         if mode != "RGB":
             kind = "I" if str(mode).startswith("I;16") else str(mode)
@@ -97,12 +102,29 @@ def _normalised(manifest: pd.DataFrame) -> dict[str, int]:
 
 
 def pictures(scan: Scan, source: Path, max_pixels: int) -> dict[str, bytes]:
-    """Draw classes.png, sizes.png and samples.png."""
+    """Draw labels.png and, where there are images, sizes.png and samples.png."""
+    by_label = scan.format.banded(scan.manifest)
+    balance = class_balance(by_label) if scan.format.has_classes else number_histogram(scan.manifest)
+    if not has_images(scan.manifest):
+        return {"labels.png": balance}
     return {
-        "classes.png": class_balance(scan.manifest),
+        "labels.png": balance,
         "sizes.png": size_histogram(scan.manifest),
-        "samples.png": sample_grid(scan.manifest, source, max_pixels),
+        "samples.png": sample_grid(by_label, source, max_pixels),
     }
+
+
+def number_histogram(manifest: pd.DataFrame) -> bytes:
+    """Draw the histogram of the labels' numbers, by split."""
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    axes = figure.subplots()
+    values = manifest["label"].astype(float)
+    parts = {split: values[manifest["split"] == split] for split in COLOURS if (manifest["split"] == split).any()}
+    axes.hist([*parts.values()], bins=40, stacked=True, color=[COLOURS[split] for split in parts], label=[*parts])
+    axes.set(xlabel="label", ylabel="rows")
+    axes.legend(fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    plain_frame(axes)
+    return png(figure)
 
 
 def class_balance(manifest: pd.DataFrame) -> bytes:
@@ -152,7 +174,7 @@ def size_histogram(manifest: pd.DataFrame) -> bytes:
 
 def sample_grid(manifest: pd.DataFrame, source: Path, max_pixels: int) -> bytes:
     """Draw up to eight images of each of up to ten classes as the pipeline sees them, chosen by their hash."""
-    names = sorted(set(manifest["label"]))
+    names = list(dict.fromkeys(manifest.sort_values("label", kind="stable")["label"]))
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(ROWS, len(names))).round().astype(int))]
     whites = whites_of(manifest)
     rows = [_sample_row(manifest[manifest["label"] == name], source, max_pixels, whites) for name in chosen]

@@ -1,18 +1,18 @@
-"""The classes that a model knows, and the data's classes that it does not know; read from the file's header without torch."""
+"""What a model answers, and the data's classes that it does not know; read from the file's header without torch."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from headstart.core.errors import InputError
-from headstart.manifest import read_manifest
 
 LENGTH_BYTES, MOST_BYTES = 8, 100_000_000  # of a safetensors file's header, which starts with its length
 
 
-def classes_of(model: Path) -> tuple[str, ...]:
-    """Return the classes in a model file's card, in the order of its logits.
+def target_in(model: Path) -> dict[str, Any]:
+    """Return the target in a model file's card as JSON values, see `Target.as_dict`.
 
     Raises:
         InputError: the file is not a Headstart model, or is damaged.
@@ -23,18 +23,18 @@ def classes_of(model: Path) -> tuple[str, ...]:
         with model.open("rb") as stream:
             length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
             header = json.loads(stream.read(min(length, MOST_BYTES)))
-        return tuple(json.loads(header["__metadata__"]["headstart"])["classes"])
+        return dict(json.loads(header["__metadata__"]["headstart"])["target"])
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{model}: not a Headstart model, or damaged") from None
 
 
-def unknown_classes(model: Path, manifest: Path) -> list[str]:
-    """Return the present data's classes that a model was not trained on; none if the manifest cannot be read."""
+def unknown_classes(model: Path, target: Path) -> list[str]:
+    """Return the present data's classes that a model was not trained on; none if data/target.json cannot be read."""
     try:
-        labels = read_manifest(manifest, ("label",))["label"]
-    except InputError:  # predictions do not need the manifest
+        classes = json.loads(target.read_text()).get("classes", ())
+    except (OSError, ValueError):  # predictions do not need it
         return []
-    return sorted(set(labels) - set(classes_of(model)))
+    return sorted(set(classes) - set(target_in(model).get("classes", ())))
 
 
 def warning(unknown: list[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, own)  # deepcopy does not copy what its memo already has
 
 
-def training_view(model: nn.Module, example: torch.Tensor) -> nn.Module:
+def training_view(model: nn.Module, example: Any) -> nn.Module:
     """Return `model` with folded batch norms, for training with frozen statistics: the same function in fewer passes.
 
     Only the modules are new; parameters and buffers are the model's own, so that an optimizer over them trains both. Nothing
@@ -111,7 +112,7 @@ def fold_batch_norms(body: nn.Module, example: torch.Tensor) -> tuple[nn.Module,
     return folded, len(pairs)
 
 
-def _conv_norm_pairs(body: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
+def _conv_norm_pairs(body: nn.Module, example: Any) -> list[tuple[str, str]]:
     calls: dict[str, int] = {}
     made: dict[int, tuple[str, torch.Tensor, int]] = {}  # the tensor is kept so that its id is not reused
     pairs: list[tuple[str, str]] = []

@@ -1,13 +1,15 @@
-"""Heads: the networks that train on activations. Shape legend: n rows, d activation width, c classes."""
+"""Heads: the networks that train on activations. Shape legend: n rows, d activation width, c outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from headstart.core.errors import InputError
+from headstart.models.column_head import ColumnHead, ColumnSpec
 from headstart.seeds import scoped_seed
 
 HIDDEN = 512
@@ -57,20 +59,20 @@ class Standardise(nn.Module):
         return (x_nd - self.mean) / self.scale
 
 
-def linear_head(width: int, classes: int) -> nn.Sequential:
-    """Return a softmax regression on standardised activations, [n, d] to logits [n, c]; its weights start at zero."""
-    linear = nn.Linear(width, classes)
+def linear_head(width: int, outputs: int) -> nn.Sequential:
+    """Return a (softmax) regression on standardised activations, [n, d] to logits [n, c]; its weights start at zero."""
+    linear = nn.Linear(width, outputs)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(Standardise(width), linear)
 
 
-def mlp_head(width: int, classes: int) -> nn.Sequential:
+def mlp_head(width: int, outputs: int) -> nn.Sequential:
     """Return fastai's head, [n, d] to [n, c]: BN, dropout 0.25, 512, ReLU, BN, dropout 0.5, Kaiming-normal weights.
 
     Source: fastai 2, `create_head`, https://docs.fast.ai/vision.learner.html.
     """
-    first, last = nn.Linear(width, HIDDEN, bias=False), nn.Linear(HIDDEN, classes, bias=False)
+    first, last = nn.Linear(width, HIDDEN, bias=False), nn.Linear(HIDDEN, outputs, bias=False)
     for layer in (first, last):
         nn.init.kaiming_normal_(layer.weight)
     return nn.Sequential(
@@ -84,29 +86,55 @@ def mlp_head(width: int, classes: int) -> nn.Sequential:
     )
 
 
-def build_head(kind: str, width: int, classes: int, seed: int) -> nn.Sequential:
-    """Build a head of `kind` "linear" or "mlp"; equal seeds give equal weights."""
+@dataclass(frozen=True)
+class HeadSpec:
+    """All that is needed to build a head again.
+
+    Args:
+        kind: "linear" or "mlp".
+        width: activations per image; 0 without images.
+        outputs: see `Target.outputs`.
+        columns: the columns that it takes besides, with its layers; None without columns.
+    """
+
+    kind: str
+    width: int
+    outputs: int
+    columns: ColumnSpec | None = None
+
+
+def build_head(spec: HeadSpec, seed: int) -> nn.Module:
+    """Build a head; equal seeds give equal weights."""
     with scoped_seed(seed):
-        return linear_head(width, classes) if kind == "linear" else mlp_head(width, classes)
+        if spec.columns is not None:
+            return ColumnHead(spec.width, spec.outputs, spec.columns, Standardise(spec.width) if spec.width else nn.Identity())
+        return linear_head(spec.width, spec.outputs) if spec.kind == "linear" else mlp_head(spec.width, spec.outputs)
 
 
-def fit_standardiser(head: nn.Sequential, blocks: Iterable[torch.Tensor]) -> None:
-    """Fit a new head's fixed statistics, if it has any, to the training activations (blocks [n, d])."""
+def fit_standardiser(head: nn.Module, blocks: Iterable[torch.Tensor]) -> None:
+    """Fit a new head's fixed statistics, if it has any, to the training activations (blocks [n, d], or rows that begin so)."""
     for module in head.modules():
         if isinstance(module, Standardise):
-            module.measure(blocks)
+            width = len(module.mean)
+            module.measure(x_nd[:, :width] for x_nd in blocks)
 
 
 class Classifier(nn.Module):
-    """A body and a head: images [n, 3, s, s] float32 to logits [n, c] float32."""
+    """A body and a head: images [n, 3, s, s] float32 to logits [n, c] float32.
+
+    With columns, the input is (images, columns [n, m + k]); without a body it is the columns alone.
+    """
 
     def __init__(self, body: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.body = body
         self.head = head
 
-    def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        x_nchw, columns = x if isinstance(x, tuple) else (x, None)
         activations_nd = self.body(x_nchw).float()
+        if columns is not None:
+            activations_nd = torch.cat([activations_nd, columns], dim=1)
         with torch.autocast(x_nchw.device.type, enabled=False):
             logits: torch.Tensor = self.head(activations_nd)
         return logits

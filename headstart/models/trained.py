@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from headstart.core.errors import InputError
 from headstart.core.files import canonical_json, sha256_bytes, write_bytes
 from headstart.images.preprocessing import Preprocessing, normalise
 from headstart.models.backbones import bare_backbone
-from headstart.models.heads import Classifier, build_head
+from headstart.models.column_head import ColumnSpec
+from headstart.models.heads import Classifier, HeadSpec, build_head
 from headstart.models.weights import unshared
+from headstart.targets.kinds import target_of
+from headstart.targets.target import Target
 
 SAME = 1e-3  # tolerance relative to the largest logit: other memory layouts give other last bits
 
@@ -32,22 +35,36 @@ class ModelCard:
         backbone: architecture name.
         options: arguments of the library's constructor besides the name; with other options the same weights would be
             another model.
-        preprocessing: that the body expects.
+        preprocessing: that the body expects; None without images.
         limits: max_pixels, min_side and formats of images, as in params.yaml.
-        head: "linear" or "mlp".
-        width: activations per image.
-        classes: labels in the order of the logits.
+        head: how to build the head.
+        target: what the model answers, with its classes, thresholds or scale.
         provenance: digests of what the model was made from.
+        columns: how a table's columns are encoded, joined and counted (see `columns.recipe`); None without columns.
     """
 
     backbone: str
     options: Mapping[str, Any]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     limits: Mapping[str, Any]
-    head: str
-    width: int
-    classes: tuple[str, ...]
+    head: HeadSpec
+    target: Target
     provenance: Mapping[str, str]
+    columns: Mapping[str, Any] | None = None
+
+    @property
+    def for_images(self) -> Preprocessing:
+        """Return the preprocessing of images.
+
+        Raises:
+            InputError: the model takes none.
+        """
+        if self.preprocessing is None:
+            raise InputError(
+                "this model learned from the columns of a table, without images",
+                fix="python -m flows.predict --table FILE predicts a table's rows",
+            )
+        return self.preprocessing
 
 
 class Outdated(InputError):
@@ -60,7 +77,11 @@ def save_model(path: Path, module: nn.Module, card: ModelCard) -> None:
     The metadata has a checksum of tensors and card, which is verified on load.
     """
     state = unshared(module.state_dict())
-    fields = card.__dict__ | {"preprocessing": card.preprocessing.as_dict()}
+    fields = card.__dict__ | {
+        "preprocessing": card.preprocessing.as_dict() if card.preprocessing else None,
+        "head": asdict(card.head),
+        "target": card.target.as_dict(),
+    }
     write_bytes(path, _file(state, fields | {"sha256": sha256_bytes(_file(state, fields))}))
 
 
@@ -80,9 +101,18 @@ def load_head(path: Path) -> tuple[nn.Module, ModelCard]:
         InputError: the file is missing, damaged, or not a head.
     """
     state, card = _read(path)
-    head = build_head(card.head, card.width, len(card.classes), seed=0)
+    head = build_head(card.head, seed=0)
     _fill(head, state, path, "a head")
     return head.eval(), card
+
+
+def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
+    """Load what fine_tune wrote, in eval mode: body and head, or the head alone where there are no images.
+
+    Raises:
+        InputError: the file is missing, damaged, or not a whole model.
+    """
+    return load_head(path) if load_card(path).preprocessing is None else load_classifier(path)
 
 
 def load_classifier(path: Path) -> tuple[Classifier, ModelCard]:
@@ -92,8 +122,8 @@ def load_classifier(path: Path) -> tuple[Classifier, ModelCard]:
         InputError: the file is missing, damaged, or not a whole model.
     """
     state, card = _read(path)
-    backbone = bare_backbone(card.backbone, card.preprocessing, card.options)
-    model = Classifier(backbone.body, build_head(card.head, card.width, len(card.classes), seed=0))
+    backbone = bare_backbone(card.backbone, card.for_images, card.options)
+    model = Classifier(backbone.body, build_head(card.head, seed=0))
     _fill(model, state, path, "a whole model")
     return model.eval(), card
 
@@ -110,10 +140,12 @@ def refuse_another(path: Path, model: nn.Module, views: torch.Tensor) -> None:
         InputError: the answers differ.
     """
     loaded, card = load_classifier(path)
-    x_nchw = normalise(views, card.preprocessing)
+    x: Any = normalise(views, card.for_images)
+    if card.head.columns is not None:
+        x = (x, torch.zeros(len(views), card.head.columns.width))
     trained = copy.deepcopy(model).cpu().eval()
     with torch.inference_mode():
-        found, wanted = loaded(x_nchw), trained(x_nchw)
+        found, wanted = loaded(x), trained(x)
     if not (found - wanted).abs().max() <= SAME * wanted.abs().max():
         raise InputError(
             f"{path}: {card.backbone} answers differently after loading: logits differ by {(found - wanted).abs().max():.3g}",
@@ -135,6 +167,22 @@ def _file(state: Mapping[str, torch.Tensor], fields: Mapping[str, Any]) -> bytes
     return save(dict(state), metadata={"headstart": canonical_json(fields)})
 
 
+def _card(fields: Mapping[str, Any]) -> ModelCard:
+    """Return the card that a file's metadata describes.
+
+    Raises:
+        KeyError, TypeError, ValueError: it describes none.
+    """
+    head, preprocessing = dict(fields["head"]), fields["preprocessing"]
+    head["columns"] = ColumnSpec.from_dict(head["columns"]) if head["columns"] else None
+    parts = {
+        "preprocessing": Preprocessing.from_dict(preprocessing) if preprocessing else None,
+        "head": HeadSpec(**head),
+        "target": target_of(fields["target"]),
+    }
+    return ModelCard(**{**fields, **parts})
+
+
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -149,10 +197,9 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
         fields = json.loads(metadata["headstart"])
         checksum = fields.pop("sha256")
         sound = checksum == sha256_bytes(_file(state, fields))
-        preprocessing = Preprocessing.from_dict(fields.pop("preprocessing"))
-        card = ModelCard(**(fields | {"preprocessing": preprocessing, "classes": tuple(fields["classes"])}))
+        card = _card(fields)
     except (KeyError, TypeError, ValueError):
-        if fields.keys() & {"backbone", "classes"} and not fields.keys() >= {"options", "limits"}:
+        if "backbone" in fields and not fields.keys() >= {"options", "limits", "target", "columns"}:
             raise Outdated(
                 f"{path}: this model was written by an earlier version of Headstart",
                 fix="run the pipeline again",

@@ -10,7 +10,7 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,13 @@ from headstart.images.kinds import why_ignored
 from headstart.ingest.scan_state import scan_state
 from headstart.ingest.tree import check_folder, walk
 from headstart.manifest import write_csv
+from headstart.models.classes import target_in
 from headstart.prediction.supervisor import Answer, ScoringJob, score_all
+from headstart.targets.tables import prediction_columns
 
 logger = logging.getLogger("headstart")
 REMEMBER = 256  # answers saved in one transaction: a killed run repeats at most this many
+TYPES = {"string": pa.string(), "double": pa.float64(), "bool": pa.bool_()}
 LIBRARIES = ("torch", "torchvision", "timm", "openvino", "pillow", "simplejpeg", "numpy")
 
 
@@ -39,23 +42,26 @@ class Predictions:
     """The predictions for a folder's files.
 
     Args:
-        rows: a row per file, in the order of paths: path, sha256, predicted, confidence, abstained, label_1,
-            probability_1, … and error, which is empty if there is a prediction.
+        rows: a row per file, in the order of paths: path, sha256, the target's columns (`prediction_columns`), and error, which
+            is empty if there is a prediction.
+        types: the Arrow type of each column.
         computed: number of files that were classified now; the others were known from earlier runs.
         ignored: number of operating system files (such as .DS_Store), which get no row.
         rate: files per second from the first answer on; 0 if it is unknown.
     """
 
     rows: pd.DataFrame
+    types: Mapping[str, str]
     computed: int
     ignored: int
     rate: float
 
     def summary(self) -> dict[str, Any]:
-        """Count the files, the errors, the abstentions and, under `classes`, the files predicted as each class."""
+        """Count the files, the errors, the abstentions and, under `classes`, the files predicted as each label."""
         rows = self.rows
-        errors, abstained = int((rows["error"] != "").sum()), int(rows["abstained"].sum())
-        classes = Counter(rows["predicted"].dropna())
+        errors = int((rows["error"] != "").sum())
+        abstained = int(rows["abstained"].fillna(False).sum()) if "abstained" in rows else 0
+        classes = Counter(rows["predicted"].dropna()) if self.types["predicted"] == "string" else Counter()
         return {"files": len(rows), "errors": errors, "abstained": abstained, "classes": dict(sorted(classes.items()))}
 
 
@@ -98,10 +104,13 @@ def predict_folder(folder: Path, job: ScoringJob, *, state: Path, abstain_below:
             memory.remember(fresh, now_ns)
     rate = pace.rate
     rows = [_row(path, answers[path], abstain_below) for path in sorted(answers)]
-    columns = ["path", "sha256", "predicted", "confidence", "abstained"]
-    columns += [f"{what}_{rank}" for rank in range(1, job.top + 1) for what in ("label", "probability")]
-    frame = pd.DataFrame(rows, columns=[*columns, "error"])
-    return Predictions(frame, len(missing), ignored, rate)
+    types = {
+        "path": "string",
+        "sha256": "string",
+        **prediction_columns(target_in(job.model)["kind"], job.top),
+        "error": "string",
+    }
+    return Predictions(pd.DataFrame(rows, columns=list(types)), types, len(missing), ignored, rate)
 
 
 def _listed(root: Path) -> tuple[dict[str, os.stat_result], dict[str, str], int]:
@@ -138,18 +147,14 @@ def _namespace(job: ScoringJob) -> str:
 
 
 def _row(path: str, answer: Answer, abstain_below: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"path": path, "sha256": answer.get("key", ""), "abstained": False, "error": answer.get("error", "")}
-    if row["error"]:
-        return row
-    for rank, (label, p) in enumerate(zip(answer["labels"], answer["p"], strict=True), start=1):
-        row |= {f"label_{rank}": label, f"probability_{rank}": p}
-    row["confidence"] = answer["p"][0]
-    row["abstained"] = answer["p"][0] < abstain_below
-    row["predicted"] = None if row["abstained"] else row["label_1"]
+    error = answer.get("error", "")
+    row: dict[str, Any] = {"path": path, "sha256": answer.get("key", ""), "error": error} | ({} if error else answer["row"])
+    if row.get("confidence", 1.0) < abstain_below:
+        row |= {"abstained": True, "predicted": None}
     return row
 
 
-def write_predictions(path: Path, rows: pd.DataFrame, form: str, about: dict[str, Any]) -> None:
+def write_predictions(path: Path, found: Predictions, form: str, about: dict[str, Any]) -> None:
     """Write predictions atomically; equal predictions give equal bytes.
 
     Args:
@@ -157,18 +162,10 @@ def write_predictions(path: Path, rows: pd.DataFrame, form: str, about: dict[str
         about: how the predictions were made, for a Parquet file's metadata.
     """
     if form == "csv":
-        write_csv(path, rows)
+        write_csv(path, found.rows)
         return
-    table = pa.Table.from_pandas(rows, schema=_schema(rows), preserve_index=False)
+    schema = pa.schema([(name, TYPES[kind]) for name, kind in found.types.items()])
+    table = pa.Table.from_pandas(found.rows, schema=schema, preserve_index=False)
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({"headstart": canonical_json(about)}), buffer, compression="zstd")
     write_bytes(path, buffer.getvalue())
-
-
-def _schema(rows: pd.DataFrame) -> pa.Schema:
-    def kind(column: str) -> pa.DataType:
-        if column == "abstained":
-            return pa.bool_()
-        return pa.float64() if column.startswith(("confidence", "probability_")) else pa.string()
-
-    return pa.schema([(column, kind(column)) for column in rows.columns])

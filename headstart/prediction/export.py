@@ -15,22 +15,24 @@ from headstart.core.errors import InputError
 from headstart.core.files import atomic_path, canonical_json
 from headstart.images.preprocessing import Preprocessing, normalise
 from headstart.models.trained import load_classifier
+from headstart.targets.target import Target
 
 CARD = "headstart.json"  # the extra file inside: classes, image size, cropping, digests of what the model was made from
 TOLERANCE = 1e-4  # of a probability: the operations are the same, but their order may differ
 
 
 class _FromViews(nn.Module):
-    """Views [n, 3, s, s] uint8 to class probabilities [n, c]."""
+    """Views [n, 3, s, s] uint8 to answers [n, c] float32, see `Target.answers`."""
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, target: Target) -> None:
         super().__init__()
         self.model = model
         self.preprocessing = preprocessing
+        self.target = target
 
     def forward(self, views: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.model(normalise(views, self.preprocessing))
-        return logits.softmax(1)
+        return self.target.answers(logits).float()
 
 
 def export(path: Path, out: Path) -> dict[str, Any]:
@@ -50,14 +52,15 @@ def export(path: Path, out: Path) -> dict[str, Any]:
         InputError: the model cannot be exported, or the program's answers differ from the model's.
     """
     model, card = load_classifier(path)
-    p = card.preprocessing
-    whole = _FromViews(model, p).eval()
+    p = card.for_images
+    whole = _FromViews(model, p, card.target).eval()
     views = probe_images(p.image_size, 4)
     rows = torch.export.Dim("rows", min=1, max=4096)
     about = {
-        "classes": list(card.classes),
+        "classes": list(card.target.classes),
+        "target": card.target.as_dict(),
         "backbone": card.backbone,
-        "input": f"views [n, 3, {p.image_size}, {p.image_size}] uint8 RGB; probabilities [n, {len(card.classes)}] come out",
+        "input": f"views [n, 3, {p.image_size}, {p.image_size}] uint8 RGB; answers [n, {card.target.outputs}] come out",
         "preprocessing": p.as_dict() | {"resized_side": p.resized_side},
         "limits": dict(card.limits),
         "provenance": dict(card.provenance),

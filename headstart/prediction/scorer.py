@@ -58,7 +58,7 @@ class Scorer:
         for index, path in part:
             self.at(index)
             try:
-                p = self.predictor.card.preprocessing
+                p = self.predictor.card.for_images
                 key, _, image = usable(path, self.predictor.limits, p.min_decode_side, p.whites)
                 seen.append((index, key, self.predictor.view(image)))
             except Unusable as error:
@@ -67,10 +67,9 @@ class Scorer:
                 answers.append((index, {"error": "was in the folder when it was listed, but is gone now", "final": False}))
         self.at(-1)
         if seen:
-            p_nk, i_nk = self.predictor.classify(torch.stack([view for *_, view in seen])).topk(self.top, dim=1)
-            for (index, key, _), p, i in zip(seen, p_nk.tolist(), i_nk.tolist(), strict=True):
-                labels = [self.predictor.card.classes[rank] for rank in i]
-                answers.append((index, {"key": key, "labels": labels, "p": p, "final": True}))
+            found = self.predictor.answers(torch.stack([view for *_, view in seen]))
+            for (index, key, _), row in zip(seen, self.predictor.card.target.rows(found, self.top), strict=True):
+                answers.append((index, {"key": key, "row": row, "final": True}))
         with self.sending:
             self.connection.sendall(orjson.dumps(answers, option=orjson.OPT_APPEND_NEWLINE))
 
@@ -84,7 +83,7 @@ def main(descriptor: int, board: int) -> None:
             predictor = Predictor(Path(job["model"]), device, BATCH, job["workers"])
             if sha256_file(Path(job["model"])) != job["digest"]:
                 raise InputError(f"{job['model']}: changed while it was classifying files", fix="run again")
-            scorer = Scorer(predictor, min(job["top"], len(predictor.card.classes)), connection, ThreadStatus(board))
+            scorer = Scorer(predictor, job["top"], connection, ThreadStatus(board))
             workers = job["workers"]
             for _ in image_map(scorer.score, chunks(enumerate(job["paths"]), BATCH), workers, ahead=2 * workers):
                 pass

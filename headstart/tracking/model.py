@@ -19,6 +19,7 @@ from mlflow.types.schema import Array
 
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
+from headstart.models.trained import load_card
 
 MOST_ROWS = 256  # most rows in a request
 DIGEST = "headstart.sha256"  # the tag with the model file's SHA-256
@@ -31,6 +32,7 @@ MODEL_REQUIREMENTS = (
     "pydantic",
     "ruamel.yaml",
     "safetensors",
+    "scipy",
     "simplejpeg",
     "timm",
     "torch",
@@ -38,18 +40,18 @@ MODEL_REQUIREMENTS = (
 )
 
 
-def log_model(run_id: str, file: Path, example: bytes) -> None:
+TYPES: dict[str, Any] = {"string": DataType.string, "double": DataType.double, "double[]": Array(DataType.double)}
+
+
+def log_model(run_id: str, file: Path, example: pd.DataFrame) -> None:
     """Log a model file, with the code that reads it, to a run of the store that `store` opened.
 
     Args:
-        example: the bytes of an image, for MLflow's input example.
+        example: images or rows as the model takes them, for MLflow's input example and for the signature.
     """
-    inputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.binary, "image")]
-    outputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.string, "predicted"),
-        ColSpec(DataType.double, "confidence"),
-        ColSpec(Array(DataType.double), "probabilities"),
-    ]
+    inputs: list[ColSpec | TensorSpec] = [_input(example[name]) for name in example]
+    served = load_card(file).target.served_types()
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(TYPES[kind], name) for name, kind in served.items()]
     package = Path(__file__).parent.parent
     with mlflow.start_run(run_id=run_id), tempfile.TemporaryDirectory() as folder:
         copy = shutil.copy(file, folder)  # the file may be a link into DVC's cache, which MLflow refuses
@@ -59,14 +61,25 @@ def log_model(run_id: str, file: Path, example: bytes) -> None:
             artifacts={"model": copy},
             code_paths=[str(package)],
             signature=ModelSignature(Schema(inputs), Schema(outputs)),
-            input_example=pd.DataFrame({"image": [example, example]}),
+            input_example=example,
             pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in MODEL_REQUIREMENTS],
             tags={DIGEST: sha256_file(file)},
         )
 
 
-class ImageClassifier(PythonModel):
-    """A fine-tuned model with MLflow's table interface: it takes a column `image` of file bytes, never paths or URLs."""
+def _input(values: pd.Series) -> ColSpec:
+    """Return how MLflow takes a column: bytes, numbers, flags, or text; a table's columns may be missing a value."""
+    name = str(values.name)
+    if name == "image":
+        return ColSpec(DataType.binary, name)
+    if pd.api.types.is_bool_dtype(values):
+        return ColSpec(DataType.boolean, name, required=False)
+    kind = DataType.double if pd.api.types.is_numeric_dtype(values) else DataType.string
+    return ColSpec(kind, name, required=False)
+
+
+class Served(PythonModel):
+    """A model with MLflow's table interface: it takes a column `image` of file bytes, never paths or URLs, and columns."""
 
     def load_context(self, context: Any) -> None:
         from headstart.prediction.predictor import Predictor
@@ -74,7 +87,7 @@ class ImageClassifier(PythonModel):
         self.predictor = Predictor(Path(context.artifacts["model"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Return a row per image: predicted label, its probability, and the probabilities of all classes.
+        """Return a row per image; see the target's `served_types`.
 
         Raises:
             MlflowException: there are too many rows, or some bytes are not an image; the message names the row.
@@ -82,18 +95,14 @@ class ImageClassifier(PythonModel):
         if len(model_input) > MOST_ROWS:
             raise _refusal(f"the request has {len(model_input)} rows; at most {MOST_ROWS} are allowed")
         try:
-            probabilities = self.predictor.probabilities(list(model_input["image"]))
+            columns = self.predictor.encode(model_input)
+            if self.predictor.card.preprocessing is None:
+                answers = self.predictor.answers(columns=columns)
+            else:
+                answers = self.predictor.answers_of_bytes(list(model_input["image"]), columns)
         except InputError as error:
             raise _refusal(str(error)) from None
-        best = probabilities.argmax(1).tolist() if len(probabilities) else []
-        rows = probabilities.double().tolist()
-        return pd.DataFrame(
-            {
-                "predicted": [self.predictor.card.classes[i] for i in best],
-                "confidence": [row[i] for row, i in zip(rows, best, strict=True)],
-                "probabilities": rows,
-            }
-        )
+        return pd.DataFrame(self.predictor.card.target.served(answers))
 
 
 def _refusal(text: str) -> MlflowException:
@@ -102,5 +111,5 @@ def _refusal(text: str) -> MlflowException:
 
 
 def declare_model() -> None:
-    """Declare `ImageClassifier` to MLflow as the model of the running code; only headstart/tracking/served.py calls it."""
-    mlflow.models.set_model(ImageClassifier())
+    """Declare `Served` to MLflow as the model of the running code; only headstart/tracking/served.py calls it."""
+    mlflow.models.set_model(Served())

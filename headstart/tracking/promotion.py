@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
+from headstart.core.errors import InputError
 from headstart.manifest import without_copies
 from headstart.models.trained import Outdated, load_card
-from headstart.statistics import FEWEST, compare, mcnemar
+from headstart.statistics import FEWEST
+from headstart.targets.target import Answered, Target, refuse_kind
 from headstart.tracking.registry import Registry, Version
-
-# Probabilities [n, c] of test images, and the model's classes in the order of the columns.
-Answers = tuple[torch.Tensor, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,22 @@ class PromotionRule:
     """The conditions under which a challenger becomes champion; see params.yaml, section promote.
 
     Args:
-        alpha: significance level of McNemar's exact test.
-        margin: least gain in accuracy.
+        alpha: significance level of the paired test that suits the target.
+        margin: least gain: in accuracy, in F-beta, or as a share of a number's mean error.
         seed: of the bootstrap.
     """
 
     alpha: float
     margin: float
     seed: int
+
+
+@dataclass(frozen=True)
+class TestData:
+    """The present data, whose test images judge: the manifest, and what its labels are."""
+
+    manifest: pd.DataFrame
+    target: Target
 
 
 @dataclass(frozen=True)
@@ -52,40 +59,39 @@ def decide(
     registry: Registry,
     version: Version,
     champion: Version | None,
-    manifest: pd.DataFrame,
+    data: TestData,
     rule: PromotionRule,
-    answers_of: Callable[[Version, pd.DataFrame], Answers],
+    answers_of: Callable[[Version, pd.DataFrame], Answered],
 ) -> PromotionDecision:
     """Decide whether a version becomes champion, by its and the champion's answers to the same test images.
 
     Args:
-        manifest: of the present data; images that either version learned from are left out.
-        answers_of: classifies test images (rows of the manifest) with a version.
+        data: the present data; images that either version learned from are left out.
+        answers_of: answers for test images (rows of the manifest) by a version.
     """
     if champion is not None and champion.digest == version.digest:
         return PromotionDecision(version.number, True, "it was the champion before")
+    by_hand = f"python -m flows.register --champion {version.number}"
     if version.rolled_back:
-        by_hand = f"python -m flows.register --champion {version.number}"
         return PromotionDecision(version.number, False, f"it was rolled back ({by_hand} makes it champion again)")
-    fair = unseen_test_images(registry, manifest, [version] if champion is None else [version, champion])
+    fair = unseen_test_images(registry, data.manifest, [version] if champion is None else [version, champion])
     if len(fair) < FEWEST:
         return PromotionDecision(version.number, False, undecidable(len(fair), version.number))
-    answers = answers_of(version, fair)
-    beats_guess, sentence = against_guess(answers, fair["label"], most_frequent(manifest), rule.alpha)
+    answered = data.target.align(answers_of(version, fair))
+    truth = data.target.truth(fair["label"])
+    beats_guess, sentence = against_guess(answered, truth, data, rule)
     if champion is None or not beats_guess:
         return PromotionDecision(version.number, beats_guess, f"it is the first; {sentence}" if champion is None else sentence)
     try:
-        known = load_card(champion.file).classes
-    except Outdated:
-        by_hand = f"python -m flows.register --champion {version.number}"
-        earlier = (
-            f"the champion, version {champion.number}, was written by an earlier version of Headstart and cannot be compared;"
-            f" decide by hand: {by_hand}"
-        )
+        known = load_card(champion.file).target
+        refuse_kind(data.target.kind, known.kind)
+    except InputError as error:
+        reason = "was written by an earlier version of Headstart" if isinstance(error, Outdated) else "answers another question"
+        earlier = f"the champion, version {champion.number}, {reason} and cannot be compared; decide by hand: {by_hand}"
         return PromotionDecision(version.number, False, earlier)
-    classes = sorted(set(manifest["label"]))
-    better, sentence = against_champion(answers, answers_of(champion, fair), fair["label"], classes, champion.number, rule)
-    return PromotionDecision(version.number, better, sentence + _lacking(classes, known))
+    champions = data.target.align(answers_of(champion, fair))
+    better, sentence = against_champion(answered, champions, truth, champion.number, rule)
+    return PromotionDecision(version.number, better, sentence + _lacking(data.target.classes, known.classes))
 
 
 def unseen_test_images(registry: Registry, manifest: pd.DataFrame, versions: Sequence[Version]) -> pd.DataFrame:
@@ -103,60 +109,41 @@ def undecidable(images: int, number: int) -> str:
     )
 
 
-def most_frequent(manifest: pd.DataFrame) -> str:
-    """Return the most frequent label of the training images; of several, the first by name."""
-    return str(manifest.loc[manifest["split"] == "train", "label"].mode()[0])
-
-
-def against_guess(answers: Answers, labels: pd.Series, guess: str, alpha: float) -> tuple[bool, str]:
-    """Return whether a model beats always answering the most frequent class, beyond chance, and the figures in words.
+def against_guess(answered: Answered, truth: torch.Tensor, data: TestData, rule: PromotionRule) -> tuple[bool, str]:
+    """Return whether a model beats the best constant answer, beyond chance, and the figures in words.
 
     Args:
-        answers: for test images that the model did not learn from.
-        labels: of these images.
-        guess: the most frequent class.
-        alpha: significance level of McNemar's test.
+        answered: the answers for test images that the model did not learn from.
+        truth: these images' labels, see `Target.truth`.
     """
-    p_nc, classes = answers
-    predicted = [classes[i] for i in p_nc.argmax(1).tolist()]
-    right, guessed = (labels == predicted).to_numpy(), (labels == guess).to_numpy()
-    p_value = mcnemar(int((guessed & ~right).sum()), int((right & ~guessed).sum()))
-    sentence = (
-        f"of {len(labels):,} test images it classifies {int(right.sum()):,} correctly; always answering {guess!r} would be"
-        f" correct for {int(guessed.sum()):,} (McNemar p = {p_value:.2g}; promotion needs p below {alpha:g})"
-    )
-    return bool(right.sum() > guessed.sum()) and p_value < alpha, sentence
+    training = data.manifest.loc[data.manifest["split"] == "train", "label"]
+    constant_c, words = data.target.constant(list(training))
+    guessed = Answered(constant_c.expand(len(truth), -1), answered.target)
+    found = data.target.compare(guessed, answered, truth, rule.seed)
+    figures = data.target.verdict(answered, guessed, truth).format(other=f"always answering {words}")
+    test = f"{found.test} p = {found.p_value:.2g}; promotion needs p below {rule.alpha:g}"
+    sentence = f"of {len(truth):,} test images {figures} ({test})"
+    return found.gain > 0 and found.p_value < rule.alpha, sentence
 
 
 def against_champion(
-    answers: Answers, champions: Answers, labels: pd.Series, classes: list[str], champion: int, rule: PromotionRule
+    answered: Answered, champions: Answered, truth: torch.Tensor, champion: int, rule: PromotionRule
 ) -> tuple[bool, str]:
     """Return whether a model beats the champion on the same test images, and the figures in words.
 
     Args:
-        classes: of the data, sorted.
         champion: the champion's version number.
     """
-    a_nc, b_nc = (aligned(*one, classes) for one in (champions, answers))
-    y_n = torch.tensor([classes.index(label) for label in labels])
-    found = compare(a_nc, b_nc, y_n, rule.seed)
-    gain = (found.only_b - found.only_a) / found.images
+    found = answered.target.compare(champions, answered, truth, rule.seed)
     sentence = (
-        f"of {found.images:,} test images it alone is right on {found.only_b}, version {champion} alone on {found.only_a}:"
-        f" accuracy {gain:+.2%}, p = {found.p_value:.2g} (promotion needs a gain above 0 of at least {rule.margin:.2%},"
-        f" and p below {rule.alpha:g})"
+        f"of {found.images:,} test images {found.versus(f'version {champion}')}, p = {found.p_value:.2g}"
+        f" (promotion needs a gain above 0 of at least {rule.margin:.2%}, and p below {rule.alpha:g})"
     )
-    return gain > 0 and gain >= rule.margin and found.p_value < rule.alpha, sentence
+    return found.gain > 0 and found.gain >= rule.margin and found.p_value < rule.alpha, sentence
 
 
-def _lacking(classes: list[str], known: Sequence[str]) -> str:
+def _lacking(classes: Sequence[str], known: Sequence[str]) -> str:
     """Name the classes of the data that the champion does not know, as the end of a sentence."""
     lacking = sorted(set(classes) - set(known))
     shown = f"{', '.join(map(repr, lacking[:3]))}{', …' if len(lacking) > 3 else ''}"
     return f"; the champion does not know {shown}" if lacking else ""
-
-
-def aligned(p_nc: torch.Tensor, own: tuple[str, ...], classes: list[str]) -> torch.Tensor:
-    """Return probabilities in the order of `classes`, with 0 for each class that the model does not know."""
-    columns = [p_nc[:, own.index(label)] if label in own else torch.zeros(len(p_nc)) for label in classes]
-    return torch.stack(columns, dim=1)

@@ -13,11 +13,14 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
+from headstart.columns.encoders import Encoders
 from headstart.core.code_digest import CODE_AT_START, digest
 from headstart.core.files import read_checked_json, remove, sha256_file
 from headstart.core.graph import load_graph
 from headstart.core.params import Params
 from headstart.core.stages import Summary, last_record
+from headstart.manifest import read_manifest
+from headstart.models.trained import load_card
 from headstart.tracking import pending
 from headstart.tracking.model import log_model
 from headstart.tracking.runs import Run, child_path, log_metrics, open_run
@@ -73,7 +76,7 @@ def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None =
             run.client.log_artifact(run.run_id, str(root / artifact), "" if artifact == "params.yaml" else "reports")
         for folder in ("data", "pictures", "fine_tune"):
             run.client.log_artifacts(run.run_id, str(root / "reports" / folder), f"reports/{folder}")
-        log_model(run.run_id, root / "models/fine_tuned.safetensors", _example_image(root, params))
+        log_model(run.run_id, root / "models/fine_tuned.safetensors", _example(root, params))
         _adopt(run.client, root, run.run_id)
     pending.note(root, "register")
     pending.settle(root, "record")
@@ -161,6 +164,17 @@ def _adopt(client: MlflowClient, root: Path, run_id: str) -> None:
         remove(path)
 
 
-def _example_image(root: Path, params: Params) -> bytes:
-    predictions = pd.read_parquet(root / "reports/predictions.parquet", columns=["path"])
-    return (root / params.data.source / predictions["path"].iloc[0]).read_bytes()
+def _example(root: Path, params: Params) -> pd.DataFrame:
+    """Return two test images or rows as the served model takes them: bytes in a column `image`, and the table's columns."""
+    manifest = read_manifest(root / "data/manifest.parquet")
+    test = manifest[manifest["split"] == "test"].head(1)
+    card = load_card(root / "models/fine_tuned.safetensors")
+    example = pd.DataFrame(index=test.index)
+    if card.preprocessing is not None:
+        example["image"] = [(root / params.data.source / path).read_bytes() for path in test["path"]]
+    if card.columns is not None:
+        roles = Encoders.from_dict(card.columns["encoders"]).roles
+        for name in roles.names:
+            numbers = name in roles.continuous
+            example[name] = pd.to_numeric(test[name]).astype(float) if numbers else test[name].astype("str").astype(object)
+    return pd.concat([example, example], ignore_index=True)

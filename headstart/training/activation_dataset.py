@@ -6,12 +6,12 @@ Shape legend: v views (the base view first), n images, m rows taken at once; f, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 
+from headstart.activations.inputs import HeadInputs
 from headstart.activations.store import Activations
 from headstart.seeds import derive_seed
 from headstart.training.loop import Batch
@@ -24,52 +24,67 @@ TAKE_VALUES = 1 << 25  # largest number of values to gather at once, for large r
 
 @dataclass(frozen=True)
 class ActivationDataset:
-    """Activations and classes of some images, which need not be in memory.
+    """Activations and labels of some images, which need not be in memory.
 
     Args:
         take: maps images [m] and views [m] (int64) to activations [m, ...] float32.
         views: v.
-        y_n: class index of each image.
+        y: encoded labels, [n] or [n, c].
         most: the largest number of rows to take at once.
+        weights_n: weights to draw the images of an epoch by; None takes each once.
     """
 
     take: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     views: int
-    y_n: torch.Tensor
+    y: torch.Tensor
     most: int = TAKE
+    weights_n: torch.Tensor | None = None
 
     def base_views(self) -> Iterator[torch.Tensor]:
         """Yield the base views of all images, up to `most` at a time."""
-        for images in torch.arange(len(self.y_n)).split(self.most):
+        for images in torch.arange(len(self.y)).split(self.most):
             yield self.take(images, torch.zeros_like(images))
 
 
-def activations_of(activations: Activations, chosen: pd.DataFrame) -> ActivationDataset:
-    """Return a dataset of the chosen manifest rows, read from the mapped files; maps keep their shape [f, h, w]."""
-    located = activations.locate(list(chosen["key"]))
+def activations_of(
+    activations: Activations, keys: Iterable[str], y: torch.Tensor, weights_n: torch.Tensor | None = None
+) -> ActivationDataset:
+    """Return a dataset of the images with these keys, read from the mapped files; maps keep their shape [f, h, w].
+
+    Args:
+        y, weights_n: see `ActivationDataset`.
+    """
+    located = activations.locate(list(keys))
     shape = tuple(activations.meta["shape"])
 
     def take(images: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
         return activations.gather(located[images.numpy()] + views.numpy()).reshape(len(images), *shape)
 
-    y_n = torch.tensor(chosen["class_index"].to_numpy(), dtype=torch.int64)
-    return ActivationDataset(take, activations.views, y_n, max(1, min(TAKE, TAKE_VALUES // activations.width)))
+    return ActivationDataset(take, activations.views, y, _most(activations.width), weights_n)
 
 
-def epoch_batches(
-    data: ActivationDataset, batch_size: int, seed: int, *, balance: bool = False, first: int = 0
-) -> Iterator[Batch]:
+def inputs_of(
+    inputs: HeadInputs, keys: Iterable[str], y: torch.Tensor, weights_n: torch.Tensor | None = None
+) -> ActivationDataset:
+    """Return a dataset of a head's inputs: activations, columns, or both; see `activations_of`."""
+    return ActivationDataset(inputs.reader(keys), inputs.views, y, _most(inputs.row_width), weights_n)
+
+
+def _most(width: int) -> int:
+    return max(1, min(TAKE, TAKE_VALUES // width))
+
+
+def epoch_batches(data: ActivationDataset, batch_size: int, seed: int, *, first: int = 0) -> Iterator[Batch]:
     """Yield one epoch in random order, with one randomly drawn view of each image.
 
     It drops a last batch of one row, because batch norm cannot normalise it.
 
     Args:
-        balance: draw images so that all classes come equally often.
         first: number of batches to skip at the beginning.
     """
-    y_n, generator = data.y_n, torch.Generator().manual_seed(seed)
-    order = epoch_order(y_n, balance, generator)
-    views = torch.randint(data.views, (len(y_n),), generator=generator)[first * batch_size :]
+    y, generator = data.y, torch.Generator().manual_seed(seed)
+    order = epoch_order(len(y), data.weights_n, generator)
+    views = torch.randint(data.views, (len(y),), generator=generator)[first * batch_size :]
     if not len(views):
         return
     at_once = batch_size * max(1, data.most // batch_size)  # several batches at once: each call has a fixed cost
@@ -77,13 +92,11 @@ def epoch_batches(
         x = data.take(images, chosen)
         for x_b, part in zip(x.split(batch_size), images.split(batch_size), strict=True):
             if len(part) > 1 or len(order) == 1:
-                yield x_b, y_n[part], part
+                yield x_b, y[part], part
 
 
 def endless(data: ActivationDataset, options: Options, seed: int) -> Iterator[Batch]:
     """Yield shuffled batches epoch after epoch, for the range test."""
-    balance = options.balance == "sampling"
     return itertools.chain.from_iterable(
-        epoch_batches(data, options.batch_size, derive_seed(seed, "order", epoch), balance=balance)
-        for epoch in itertools.count()
+        epoch_batches(data, options.batch_size, derive_seed(seed, "order", epoch)) for epoch in itertools.count()
     )

@@ -21,6 +21,10 @@ from headstart.training.optimizers import epoch_order
 from headstart.training.options import Options
 from headstart.training.schedules import steps_per_epoch
 
+Input = torch.Tensor | tuple[torch.Tensor, torch.Tensor]  # images or maps, with encoded columns if there are any
+Columns = tuple[torch.Tensor, torch.Tensor]  # encoded columns [n, m + k] of the training and the validation rows
+VALID_BATCH = 64
+
 
 @dataclass(frozen=True)
 class BatchSource:
@@ -28,17 +32,17 @@ class BatchSource:
 
     Args:
         after: the layer group whose cached map gives the inputs; None for images.
-        batches: takes an epoch, the seed of its order, the batch size, whether to balance classes, and the number of
-            the first batch, and returns the batches.
+        batches: takes an epoch, the seed of its order, the batch size, and the number of the first batch, and returns the
+            batches.
         valid: returns the validation inputs in order.
         example: returns one or two inputs.
         digest: the digest of the cached maps; empty for images.
     """
 
     after: str | None
-    batches: Callable[[int, int, int, bool, int], Iterator[Batch]]
-    valid: Callable[[], Iterator[torch.Tensor]]
-    example: Callable[[], torch.Tensor]
+    batches: Callable[[int, int, int, int], Iterator[Batch]]
+    valid: Callable[[], Iterator[Input]]
+    example: Callable[[], Input]
     digest: str = ""
 
 
@@ -71,60 +75,101 @@ def image_batches(
         yield normalise(torch.stack(list(batch)).to(device), preprocessing)
 
 
+@dataclass(frozen=True)
+class TrainingImages:
+    """Images to train on.
+
+    Args:
+        load: maps (epoch, row) to an augmented image [3, s, s] uint8.
+        y: encoded labels, [n] or [n, c].
+        weights_n: weights to draw the images of an epoch by; None takes each once.
+    """
+
+    load: Callable[[int, int], torch.Tensor]
+    y: torch.Tensor
+    weights_n: torch.Tensor | None = None
+
+
 def from_images(
-    train: tuple[Callable[[int, int], torch.Tensor], torch.Tensor],
-    valid: tuple[Callable[[int], torch.Tensor], torch.Tensor],
+    train: TrainingImages,
+    valid: tuple[Callable[[int], torch.Tensor], int],
     preprocessing: Preprocessing,
     workers: int,
     device: torch.device,
+    columns: Columns | None = None,
 ) -> BatchSource:
     """Return a source that decodes and augments images as they are needed.
 
     It drops a last batch of one image, because batch norm cannot normalise it.
 
     Args:
-        train: a function from (epoch, row) to an augmented image [3, s, s] uint8, and the class indices [n].
-        valid: a function from a row to the image's base view, and the class indices [m].
+        valid: a function from a row to the image's base view, and the number of rows.
+        columns: encoded columns of the training and the validation rows; with them, x is (images, columns).
     """
-    (load, y_n), (load_valid, y_valid) = train, valid
+    y, (load_valid, valid_rows) = train.y, valid
+    train_columns, valid_columns = columns or (None, None)
 
-    def batches(epoch: int, seed: int, batch_size: int, balance: bool, first: int) -> Iterator[Batch]:
-        order = epoch_order(y_n, balance, torch.Generator().manual_seed(seed))
-        order = order[first * batch_size : batch_size * steps_per_epoch(len(y_n), batch_size)]
-        images = image_batches(order.tolist(), lambda row: load(epoch, row), preprocessing, batch_size, workers, device)
+    def batches(epoch: int, seed: int, batch_size: int, first: int) -> Iterator[Batch]:
+        order = epoch_order(len(y), train.weights_n, torch.Generator().manual_seed(seed))
+        order = order[first * batch_size : batch_size * steps_per_epoch(len(y), batch_size)]
+        images = image_batches(order.tolist(), lambda row: train.load(epoch, row), preprocessing, batch_size, workers, device)
         parts = order.split(batch_size) if len(order) else ()
-        return ((x, y_n[part].to(device), part) for x, part in zip(images, parts, strict=True))
+        joined = ((beside(x, train_columns, part), part) for x, part in zip(images, parts, strict=True))
+        return ((x, y[part].to(device), part) for x, part in joined)
 
-    def base_views() -> Iterator[torch.Tensor]:
-        return image_batches(range(len(y_valid)), load_valid, preprocessing, 64, workers, device)
+    def base_views() -> Iterator[Input]:
+        images = image_batches(range(valid_rows), load_valid, preprocessing, VALID_BATCH, workers, device)
+        rows = torch.arange(valid_rows).split(VALID_BATCH)
+        return (beside(x, valid_columns, part) for x, part in zip(images, rows, strict=True))
 
-    return BatchSource(None, batches, base_views, lambda: next(image_batches([0], load_valid, preprocessing, 1, 1, device)))
+    def example() -> Input:
+        first = next(image_batches([0], load_valid, preprocessing, 1, 1, device))
+        return beside(first, valid_columns, torch.zeros(1, dtype=torch.int64))
+
+    return BatchSource(None, batches, base_views, example)
+
+
+def beside(x: torch.Tensor, columns: torch.Tensor | None, rows: torch.Tensor) -> Input:
+    """Return inputs with their rows of encoded columns, if there are columns."""
+    return x if columns is None else (x, columns[rows].to(x.device))
 
 
 def from_feature_maps(
-    after: str, train: ActivationDataset, valid: ActivationDataset, device: torch.device, digest: str = ""
+    after: str,
+    train: ActivationDataset,
+    valid: ActivationDataset,
+    device: torch.device,
+    digest: str = "",
+    columns: Columns | None = None,
 ) -> BatchSource:
-    """Return a source of the frozen front's cached maps [n, f, h, w]; each epoch draws one view of every image."""
+    """Return a source of the frozen front's cached maps [n, f, h, w]; each epoch draws one view of every image.
+
+    Args:
+        columns: see `from_images`.
+    """
+    train_columns, valid_columns = columns or (None, None)
 
     def to(x: torch.Tensor) -> torch.Tensor:
         x = x.to(device)
         return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
-    def batches(epoch: int, seed: int, batch_size: int, balance: bool, first: int) -> Iterator[Batch]:
-        for x, y, rows in epoch_batches(train, batch_size, seed, balance=balance, first=first):
-            yield to(x), y.to(device), rows
+    def batches(epoch: int, seed: int, batch_size: int, first: int) -> Iterator[Batch]:
+        for x, y, rows in epoch_batches(train, batch_size, seed, first=first):
+            yield beside(to(x), train_columns, rows), y.to(device), rows
 
-    def base_views() -> Iterator[torch.Tensor]:
-        return (to(part) for x in valid.base_views() for part in x.split(64))
+    def base_views() -> Iterator[Input]:
+        parts = (to(part) for x in valid.base_views() for part in x.split(VALID_BATCH))
+        start = 0
+        for part in parts:
+            yield beside(part, valid_columns, torch.arange(start, start + len(part)))
+            start += len(part)
 
     first = torch.zeros(1, dtype=torch.int64)
-    return BatchSource(after, batches, base_views, lambda: to(train.take(first, first)), digest)
+    return BatchSource(after, batches, base_views, lambda: beside(to(train.take(first, first)), train_columns, first), digest)
 
 
 def endless(source: BatchSource, options: Options, seed: int) -> Iterator[Batch]:
     """Yield batches epoch after epoch, for the range test; its views differ from those of every training epoch."""
-    balance = options.balance == "sampling"
     return itertools.chain.from_iterable(
-        source.batches(-1 - epoch, derive_seed(seed, "order", epoch), options.batch_size, balance, 0)
-        for epoch in itertools.count()
+        source.batches(-1 - epoch, derive_seed(seed, "order", epoch), options.batch_size, 0) for epoch in itertools.count()
     )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from headstart.statistics import Comparison, compare
+from headstart.statistics import Comparison, ScoreComparison
+from headstart.targets.target import Answered
 
 RESNET34_CONVOLUTIONS = 36
 
@@ -26,7 +27,7 @@ class BatchNormChoice:
 
     bn_freeze: bool
     decided: bool
-    comparison: Comparison
+    comparison: Comparison | ScoreComparison
     convolutions: int
 
     def as_json(self) -> dict[str, Any]:
@@ -35,30 +36,27 @@ class BatchNormChoice:
 
     def sentence(self) -> str:
         """Return the choice in words."""
-        c = self.comparison
         chosen = "frozen" if self.bn_freeze else "moving"
-        measured = (
-            f"log-loss of moving minus frozen statistics {c.log_loss:+.4f} (95 % {c.low:+.4f} to {c.high:+.4f}); "
-            f"only frozen is right on {c.only_a} validation images, only moving on {c.only_b} (McNemar p = {c.p_value:.3f})"
-        )
+        measured = self.comparison.words("frozen statistics", "moving statistics", "validation images")
         if self.decided:
             return f"{chosen} batch norm is better: {measured}"
         rule = f"{self.convolutions} convolutions are {'more' if self.bn_freeze else 'no more'} than ResNet-34's"
         return f"undecided: {measured}; {chosen} by the rule of thumb of fast.ai's lesson 3 ({rule})"
 
 
-def choose(frozen_nc: torch.Tensor, moving_nc: torch.Tensor, y_n: torch.Tensor, body: nn.Module, seed: int) -> BatchNormChoice:
+def choose(frozen: Answered, moving: Answered, truth: torch.Tensor, body: nn.Module, seed: int) -> BatchNormChoice:
     """Choose the better variant; if neither paired test decides, freeze in bodies deeper than ResNet-34.
 
     Source of the rule: fast.ai's lesson 3 (2018), `learn.bn_freeze(True)`.
 
     Args:
-        frozen_nc, moving_nc: validation probabilities of the two variants.
+        frozen, moving: the two variants' answers for the validation images.
+        truth: these images' labels, see `Target.truth`.
         body: its convolutions are counted.
         seed: seeds the bootstrap.
     """
-    comparison = compare(frozen_nc, moving_nc, y_n, seed)
+    comparison = frozen.target.compare(frozen, moving, truth, seed)
     better = comparison.better()
     convolutions = sum(isinstance(module, nn.Conv2d) for module in body.modules())
-    frozen = better == "a" if better != "undecided" else convolutions > RESNET34_CONVOLUTIONS
-    return BatchNormChoice(frozen, better != "undecided", comparison, convolutions)
+    freeze = better == "a" if better != "undecided" else convolutions > RESNET34_CONVOLUTIONS
+    return BatchNormChoice(freeze, better != "undecided", comparison, convolutions)

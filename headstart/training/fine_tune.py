@@ -16,16 +16,15 @@ from headstart.models.freezing import HEAD, freeze_except, layer_groups, trained
 from headstart.models.heads import Classifier
 from headstart.runtime import autocast
 from headstart.seeds import derive_seed
-from headstart.training.batch_sources import BatchSource
-from headstart.training.checkpoints import Checkpoint
-from headstart.training.loop import Batch, Forward, History, Log, Phase, Trainer
+from headstart.targets.target import Target
+from headstart.training.batch_sources import BatchSource, Input
+from headstart.training.loop import Batch, Forward, History, Phase, Trainer, TrainingRun
 from headstart.training.options import Options
 from headstart.training.schedules import OneCycle, group_rates, steps_per_epoch
-from headstart.training.validation import collect_logits, scores
+from headstart.training.validation import collect_logits
 
 WARM_UP, DIV = 0.3, 25.0
 Groups = Mapping[str, tuple[str, ...]]
-Progress = Callable[[Iterator[Batch], int, int], Iterator[Batch]]
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,8 @@ class Network:
         """Return the forward pass in the chosen precision, [n, ...] to logits [n, c] float32."""
         runner = self.runner(source)
 
-        def run(x: torch.Tensor) -> torch.Tensor:
-            with autocast(x.device, self.precision):
+        def run(x: Input) -> torch.Tensor:
+            with autocast((x[0] if isinstance(x, tuple) else x).device, self.precision):
                 logits: torch.Tensor = runner(x)
             return logits.float()
 
@@ -106,66 +105,50 @@ class Network:
         training_mode(self.runner(source), self.bn_freeze)
 
 
+@dataclass(frozen=True)
+class Labels:
+    """The labels that a training learns from, and those that choose its epoch.
+
+    Args:
+        target: what the labels are.
+        train, valid: encoded labels.
+    """
+
+    target: Target
+    train: torch.Tensor
+    valid: torch.Tensor
+
+
 def fine_tune(
     network: Network,
     phases: Sequence[tuple[UnfreezePhase, BatchSource]],
-    *,
-    y_train: torch.Tensor,
-    y_valid: torch.Tensor,
+    labels: Labels,
     options: Options,
-    seed: int,
-    log: Log,
-    name_of: Callable[[int], str] = str,
-    checkpoint: Checkpoint | None = None,
-    progress: Progress = lambda batches, epoch, steps: batches,
+    run: TrainingRun,
 ) -> History:
     """Unfreeze and train phase by phase, with lower rates for earlier layer groups.
 
     Args:
         network: trained in place. Its head is already trained: the network as given is epoch 0, kept if no epoch is better.
         phases: what trains for how long, and the source of its batches.
-        y_train, y_valid: class indices.
-        name_of, checkpoint: see `Trainer`.
-        progress: wraps an epoch's batches, as (batches, epoch, steps), to show progress.
 
     Raises:
         InputError: the layer group is unknown, an image changed, or the loss is not finite.
     """
-
-    def loop_phase(phase: UnfreezePhase, source: BatchSource) -> Phase:
-        return phase_of(network, phase, source, y_train=y_train, y_valid=y_valid, options=options, seed=seed, progress=progress)
-
-    trainer = Trainer(
-        model=network.model,
-        loss=options.loss(y_train, next(network.model.parameters()).device),
-        seed=seed,
-        log=log,
-        what="fine_tune",
-        name_of=name_of,
-        patience=options.patience,
-        checkpoint=checkpoint,
-        guess=options.guess(y_train),
-    )
-    return trainer.fit([loop_phase(*phase) for phase in phases])
+    objective = options.objective(labels.target, labels.train)
+    trainer = Trainer(network.model, objective, run, what="fine_tune", patience=options.patience)
+    return trainer.fit([phase_of(network, phase, source, labels, options, run) for phase, source in phases])
 
 
 def phase_of(
-    network: Network,
-    phase: UnfreezePhase,
-    source: BatchSource,
-    *,
-    y_train: torch.Tensor,
-    y_valid: torch.Tensor,
-    options: Options,
-    seed: int,
-    progress: Progress,
+    network: Network, phase: UnfreezePhase, source: BatchSource, labels: Labels, options: Options, run: TrainingRun
 ) -> Phase:
     """Return an unfreezing phase in the form that the training loop runs; see `fine_tune`."""
-    steps = steps_per_epoch(len(y_train), options.batch_size)
+    steps = steps_per_epoch(len(labels.train), options.batch_size)
 
     def batches(epoch: int, first: int) -> Iterator[Batch]:
-        order = derive_seed(seed, "order", epoch)
-        return progress(source.batches(epoch, order, options.batch_size, options.balance == "sampling", first), epoch, steps)
+        order = derive_seed(run.seed, "order", epoch)
+        return run.progress(source.batches(epoch, order, options.batch_size, first), epoch, steps)
 
     return Phase(
         name=phase.unfreeze_from,
@@ -176,7 +159,7 @@ def phase_of(
         prepare=lambda: network.prepare(source),
         forward=network.forward(source),
         batches=batches,
-        validate=lambda: scores(collect_logits(network.runner(source), source.valid()), y_valid),
+        validate=lambda: labels.target.scores(collect_logits(network.runner(source), source.valid()), labels.valid),
     )
 
 

@@ -1,22 +1,23 @@
 """Train a head on cached activations: matrix work on one tensor, without reading any image.
 
-Shape legend: v views (the base view first), n images, d activation width, c classes.
+Shape legend: v views (the base view first), n images, d activation width, c outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from headstart.seeds import derive_seed
+from headstart.targets.target import Target
 from headstart.training.activation_dataset import ActivationDataset, epoch_batches
-from headstart.training.checkpoints import Checkpoint
-from headstart.training.loop import Batch, Forward, History, Log, Phase, Trainer
+from headstart.training.loop import Batch, Forward, History, Phase, Trainer, TrainingRun
 from headstart.training.options import Options
 from headstart.training.schedules import OneCycle, steps_per_epoch
-from headstart.training.validation import collect_logits, scores
+from headstart.training.validation import collect_logits
 
 
 def head_prepare(options: Options, lr: float) -> Callable[[nn.Module], tuple[Forward, torch.optim.Optimizer]]:
@@ -28,29 +29,26 @@ def train_head(
     head: nn.Module,
     train: ActivationDataset,
     valid: ActivationDataset,
+    target: Target,
     *,
     epochs: int,
     lr: float,
-    seed: int,
-    log: Log,
     options: Options,
-    name_of: Callable[[int], str] = str,
-    checkpoint: Checkpoint | None = None,
+    run: TrainingRun,
 ) -> History:
     """Train a head on the activations of a frozen body.
 
     Args:
         head: [n, d] to [n, c], trained in place.
-        train: activations and classes to train on.
-        valid: activations and classes that choose the epoch, by their base views.
+        train: activations and labels to train on.
+        valid: activations and labels that choose the epoch, by their base views.
+        target: what the labels are.
         lr: peak learning rate.
-        name_of, checkpoint: see `Trainer`.
     """
-    steps = steps_per_epoch(len(train.y_n), options.batch_size)
+    steps = steps_per_epoch(len(train.y), options.batch_size)
 
     def batches(epoch: int, first: int) -> Iterator[Batch]:
-        order = derive_seed(seed, "order", epoch)
-        return epoch_batches(train, options.batch_size, order, balance=options.balance == "sampling", first=first)
+        return epoch_batches(train, options.batch_size, derive_seed(run.seed, "order", epoch), first=first)
 
     def prepare() -> None:
         head.train()
@@ -64,16 +62,7 @@ def train_head(
         prepare=prepare,
         forward=head,
         batches=batches,
-        validate=lambda: scores(collect_logits(head, valid.base_views()), valid.y_n),
+        validate=lambda: target.scores(collect_logits(head, valid.base_views()), valid.y),
     )
-    trainer = Trainer(
-        model=head,
-        loss=options.loss(train.y_n, torch.device("cpu")),
-        seed=seed,
-        log=log,
-        what="train_head",
-        name_of=name_of,
-        patience=options.patience,
-        checkpoint=checkpoint,
-    )
-    return trainer.fit([phase])
+    objective = replace(options.objective(target, train.y), guess=None)  # a new head has nothing that could be spoilt
+    return Trainer(head, objective, run, what="train_head", patience=options.patience).fit([phase])

@@ -1,6 +1,6 @@
 """The training loop, shared by the head and by fine-tuning: phases of epochs that resume bit for bit.
 
-Shape legend: n rows of a batch, c classes. `x` is the network's input.
+Shape legend: n rows of a batch, c outputs. `x` is the network's input.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import copy
 import io
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,17 +20,19 @@ from torch import nn
 
 from headstart.core.errors import InputError, is_shutdown
 from headstart.seeds import derive_seed, random_state, restore_random_state, scoped_seed
+from headstart.targets.target import Loss
 from headstart.training.checkpoints import Checkpoint, Saved, Tensors, load_optimizer, optimizer_tensors
 from headstart.training.interrupts import WholeSteps
-from headstart.training.optimizers import Loss, set_rates
+from headstart.training.optimizers import set_rates
+from headstart.training.options import Objective
 from headstart.training.schedules import Schedule
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # x, classes y [n] int64, training rows [n] int64
-Forward = Callable[[torch.Tensor], torch.Tensor]
+Batch = tuple[Any, torch.Tensor, torch.Tensor]  # x, encoded labels y [n] or [n, c], training rows [n] int64
+Forward = Callable[[Any], torch.Tensor]
 Log = Callable[[int, dict[str, float]], None]
 logger = logging.getLogger("headstart")
 TRACED = 50  # points in an epoch's loss curve
-EXPLODED = 1000.0  # nats; a guess among c classes costs ln c
+EXPLODED = 1000.0  # nats, where a guess among c classes costs ln c; of standardised numbers, where a guess costs 1
 WATCHED = 20  # a phase is watched for a collapse over this many steps, and over 32 times as many images
 RECENT = 5  # the mean loss is taken over this many steps, and over 32 times as many images
 WORSE, LEAST = 1.1, 0.25  # limit: a guess's loss times this, and at least this many nats above it (unequal classes: noise)
@@ -51,7 +53,7 @@ class Phase:
         prepare: puts the network into training mode before each epoch.
         forward: maps x to logits [n, c], with gradients.
         batches: takes an epoch's number and the first batch's number, and returns the batches from that one on.
-        validate: returns at least `log_loss` and `calibrated_log_loss`; called after each epoch.
+        validate: returns the target's validation scores; called after each epoch.
     """
 
     name: str
@@ -122,32 +124,44 @@ def is_spoilt(losses: Sequence[tuple[float, int]], guess: float) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class TrainingRun:
+    """What surrounds a training.
+
+    Args:
+        seed: dropout in epoch e, and the order of its images, depend on (seed, e) alone.
+        log: called with (epoch, scores) after each epoch.
+        name_of: returns the file of a training row.
+        checkpoint: written after every epoch and on shutdown; training resumes from it if it exists.
+        progress: wraps an epoch's batches, as (batches, epoch, steps), to show progress.
+    """
+
+    seed: int
+    log: Log
+    name_of: Callable[[int], str] = str
+    checkpoint: Checkpoint | None = None
+    progress: Callable[[Iterator[Batch], int, int], Iterator[Batch]] = lambda batches, epoch, steps: batches
+
+
 @dataclass
 class Trainer:
-    """Trains a model, and leaves it with the weights of the epoch that had the lowest calibrated validation log-loss.
+    """Trains a model, and leaves it with the weights of the epoch that had the best validation score.
 
     Args:
         model: trained in place; checkpoints hold its state.
-        loss: the function to minimise.
-        seed: dropout in epoch e depends on (seed, e) alone.
-        log: called with (epoch, scores) after each epoch.
+        objective: the loss to minimise, and the score that chooses the epoch. It has a guess's loss if the model is trained
+            already. That model is then epoch 0 and is kept if no epoch is better, and a phase whose first steps spoil it
+            starts again with lower rates.
+        run: its seed, log and checkpoint.
         what: the stage's name, for messages.
-        name_of: returns the file of a training row.
         patience: a phase ends after this many epochs without a better one; 0: never.
-        checkpoint: written after every epoch and on shutdown; training resumes from it if it exists.
-        guess: a guess's loss (`Options.guess`), given if the model is trained already. That model is then epoch 0 and is kept
-            if no epoch has a lower log-loss, and a phase whose first steps spoil it starts again with lower rates.
     """
 
     model: nn.Module
-    loss: Loss
-    seed: int
-    log: Log
+    objective: Objective
+    run: TrainingRun
     what: str
-    name_of: Callable[[int], str] = str
     patience: int = 0
-    checkpoint: Checkpoint | None = None
-    guess: float | None = None
     history: History = field(default_factory=History, init=False)
     best: Tensors = field(init=False)
     whole: WholeSteps = field(default_factory=WholeSteps, init=False)
@@ -160,11 +174,11 @@ class Trainer:
                 last epoch's checkpoint stays.
         """
         self.best = copy.deepcopy(self.model.state_dict())
-        saved = self.checkpoint.load() if self.checkpoint else None
+        saved = self.run.checkpoint.load() if self.run.checkpoint else None
         if saved is not None:
             self.model.load_state_dict(saved.model)
             self.best, self.history = saved.best or saved.model, History(**saved.progress)
-        elif self.guess is not None:
+        elif self.objective.guess is not None:
             self._epoch_0(phases[0])
         start = 0
         with self.whole:
@@ -211,7 +225,7 @@ class Trainer:
         logger.warning(
             "  %s: the first %d steps at a peak rate of %.2g spoilt the network: its loss is %.2f, a constant answer has %.2f."
             " The phase starts again at a peak rate of %.2g",
-            self.what, len(history.watched), rate, history.watched[-1][0], self.guess or 0.0, rate / RETREAT,
+            self.what, len(history.watched), rate, history.watched[-1][0], self.objective.guess or 0.0, rate / RETREAT,
         )  # fmt: skip
         history.epochs = [row for row in history.epochs if row["epoch"] <= start]
         history.trace = [point for point in history.trace if point[0] <= start * phase.steps]
@@ -229,7 +243,7 @@ class Trainer:
                 self._save(optimizer, random_state())
 
         phase.prepare()
-        with scoped_seed(derive_seed(self.seed, "dropout", epoch)), ExitStack() as leaving:
+        with scoped_seed(derive_seed(self.run.seed, "dropout", epoch)), ExitStack() as leaving:
             if random:
                 restore_random_state(random)
             leaving.push(leave)
@@ -237,25 +251,30 @@ class Trainer:
                 with self.whole.step():
                     self._step(phase, optimizer, (epoch - start) * phase.steps + history.batch, batch)
             scores = phase.validate()
-        if not math.isfinite(scores["log_loss"]):
+        bad = next((name for name, score in scores.items() if not math.isfinite(score)), None)
+        if bad is not None:
+            words = bad.replace("log_loss", "log-loss").replace("_", " ")
             raise InputError(
-                f"{self.what}: the validation log-loss is {scores['log_loss']} after epoch {epoch + 1}",
-                wanted="a finite log-loss",
+                f"{self.what}: the validation {words} is {scores[bad]} after epoch {epoch + 1}",
+                wanted=f"a finite {words}",
                 fix=f"lower {self.what}.lr{self._kept()}",
             )
         rate = optimizer.param_groups[-1]["lr"]
         row = {"epoch": epoch + 1, "phase": phase.name, "train_loss": history.total / history.count, "lr": rate}
         history.epochs.append(row | {f"valid_{name}": score for name, score in scores.items()})
         history.done, history.batch, history.total, history.count = epoch + 1, 0, 0.0, 0
-        if scores["calibrated_log_loss"] <= min(past["valid_calibrated_log_loss"] for past in history.epochs):
+        chosen_by = f"valid_{self.objective.chosen_by}"
+        if history.epochs[-1][chosen_by] <= min(past[chosen_by] for past in history.epochs):
             history.best, self.best = len(history.epochs) - 1, copy.deepcopy(self.model.state_dict())
-        self.log(epoch, {name: value for name, value in history.epochs[-1].items() if name not in ("epoch", "phase")})
+        self.run.log(epoch, {name: value for name, value in history.epochs[-1].items() if name not in ("epoch", "phase")})
 
     def _step(self, phase: Phase, optimizer: torch.optim.Optimizer, step: int, batch: Batch) -> None:
         x, y, rows = batch
         factor, momentum = phase.schedule.at(step)
         set_rates(optimizer, factor * self.history.scale, momentum)
-        value = train_step(phase.forward, optimizer, x, y, self.loss, lambda loss: self._refuse(loss, optimizer, step, rows))
+        value = train_step(
+            phase.forward, optimizer, x, y, self.objective.loss, lambda loss: self._refuse(loss, optimizer, step, rows)
+        )
         self._watch(step, phase.steps, value, len(y))
         history, every = self.history, math.ceil(phase.steps / TRACED)
         history.batch, history.total, history.count = history.batch + 1, history.total + value * len(y), history.count + len(y)
@@ -275,19 +294,19 @@ class Trainer:
         if step == 0:
             history.watched = []
         watched = step < WATCHED or sum(count for _, count in history.watched) < 32 * WATCHED
-        if self.guess is None or not watched or history.scale < RETREAT ** (0.5 - MOST_RETREATS):
+        if self.objective.guess is None or not watched or history.scale < RETREAT ** (0.5 - MOST_RETREATS):
             return
         if history.best_epoch()["epoch"] > history.done - step // steps:  # starting again would lose that epoch
             return
         history.watched.append((loss, images))
-        if is_spoilt(history.watched, self.guess):
+        if is_spoilt(history.watched, self.objective.guess):
             raise Collapsed
 
     def _refuse(self, loss: float, optimizer: torch.optim.Optimizer, step: int, rows: torch.Tensor) -> None:
         if loss <= EXPLODED:  # also false for NaN
             return
         rates = ", ".join(dict.fromkeys(f"{group['lr']:.2g}" for group in optimizer.param_groups))
-        files = ", ".join(self.name_of(row) for row in rows[:FILES_NAMED].tolist())
+        files = ", ".join(self.run.name_of(row) for row in rows[:FILES_NAMED].tolist())
         more = f", … ({len(rows)} in all)" if len(rows) > FILES_NAMED else ""
         raise InputError(
             f"{self.what}: the loss is {loss:.3g} in epoch {self.history.done + 1}, step {step} at learning rate {rates}\n"
@@ -297,23 +316,25 @@ class Trainer:
         )
 
     def _kept(self) -> str:
-        if not self.checkpoint or not self.history.done:
+        if not self.run.checkpoint or not self.history.done:
             return ""
-        kept = f"the state after epoch {self.history.done} and the best state stay in {self.checkpoint.path}"
+        kept = f"the state after epoch {self.history.done} and the best state stay in {self.run.checkpoint.path}"
         return f"; {kept} until a training with other settings starts"
 
     def _save(self, optimizer: torch.optim.Optimizer, random: Tensors) -> None:
-        if self.checkpoint:
+        if self.run.checkpoint:
             history = self.history
             just_now = history.best == len(history.epochs) - 1 and not history.batch and bool(history.epochs)
             best = {} if just_now else self.best
-            self.checkpoint.save(Saved(self.model.state_dict(), best, optimizer_tensors(optimizer), random, asdict(history)))
+            self.run.checkpoint.save(
+                Saved(self.model.state_dict(), best, optimizer_tensors(optimizer), random, asdict(history))
+            )
 
 
 def train_step(
     forward: Forward,
     optimizer: torch.optim.Optimizer,
-    x: torch.Tensor,
+    x: Any,
     y: torch.Tensor,
     loss: Loss,
     check: Callable[[float], None] = lambda loss: None,
@@ -337,8 +358,7 @@ def csv_bytes(rows: Sequence[Any], columns: list[str] | None = None) -> bytes:
 
 def history_files(history: History) -> dict[str, bytes]:
     """Return history.csv, with a row per epoch, and trace.csv, with about 50 points per epoch."""
-    columns = ["epoch", "phase", "train_loss", "lr", "valid_log_loss", "valid_calibrated_log_loss", "valid_accuracy"]
     return {
-        "history.csv": csv_bytes(history.epochs, columns),
+        "history.csv": csv_bytes(history.epochs, list(history.epochs[-1])),
         "trace.csv": csv_bytes(history.trace, ["step", "lr", "loss"]),
     }

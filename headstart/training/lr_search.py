@@ -16,8 +16,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from headstart.seeds import scoped_seed
+from headstart.targets.target import Loss
 from headstart.training.loop import Batch, Forward, train_step
-from headstart.training.optimizers import Loss, set_rates
+from headstart.training.optimizers import set_rates
 from headstart.training.schedules import MOMENTUM
 
 BETA = 0.98

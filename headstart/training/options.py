@@ -10,8 +10,24 @@ import torch
 from torch import nn
 
 from headstart.core.params import Training
-from headstart.training.optimizers import Kind, Loss, build_optimizer, class_weights, cross_entropy
+from headstart.targets.target import Loss, LossRule, Target
+from headstart.training.optimizers import Kind, build_optimizer
 from headstart.training.schedules import OneCycle, Schedule, WarmRestarts
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a training minimises, and how the best epoch is known.
+
+    Args:
+        loss: to minimise.
+        guess: the loss of the best constant answer, by which a collapse of a trained network is seen; None: none is looked for.
+        chosen_by: the validation score whose lowest value is the best epoch's.
+    """
+
+    loss: Loss
+    guess: float | None
+    chosen_by: str
 
 
 @dataclass(frozen=True)
@@ -22,8 +38,7 @@ class Options:
         schedule, cycle_len, cycle_mult: "one_cycle" over all epochs of a phase, or "sgdr": cycles of `cycle_len`
             epochs, each `cycle_mult` times as long as the previous one.
         optimizer, weight_decay: see `build_optimizer`.
-        label_smoothing: share of the target spread over all classes, in training only.
-        balance: treatment of classes of unequal size: "none", "weights" in the loss, or "sampling".
+        loss, label_smoothing, balance: see `LossRule`.
         patience: training stops after this many epochs without a better one; 0: never.
     """
 
@@ -33,6 +48,7 @@ class Options:
     cycle_mult: int = 1
     optimizer: Kind = "adamw"
     weight_decay: float = 0.01
+    loss: Literal["auto", "mse", "l1", "huber"] = "auto"
     label_smoothing: float = 0.0
     balance: Literal["none", "weights", "sampling"] = "none"
     patience: int = 0
@@ -41,18 +57,18 @@ class Options:
         """Return the schedule of a phase with `steps` steps per epoch."""
         return one_cycle if self.schedule == "one_cycle" else WarmRestarts(self.cycle_len * steps, self.cycle_mult)
 
-    def loss(self, y_n: torch.Tensor, device: torch.device) -> Loss:
-        """Return the loss to minimise, given the training images' classes."""
-        weights = class_weights(y_n, int(y_n.max()) + 1).to(device) if self.balance == "weights" else None
-        return cross_entropy(self.label_smoothing, weights)
+    @property
+    def loss_rule(self) -> LossRule:
+        """Return what the training minimises."""
+        return LossRule(self.label_smoothing, self.balance, self.loss)
 
-    def guess(self, y_n: torch.Tensor) -> float:
-        """Return the loss (nats) of the best constant answer for these training classes: the entropy of the targets."""
-        counts = torch.bincount(y_n).double()
-        if self.balance != "none":
-            counts = (counts > 0).double()
-        share_c = (1 - self.label_smoothing) * counts / counts.sum() + self.label_smoothing / len(counts)
-        return float(-torch.special.xlogy(share_c, share_c).sum())
+    def sampling(self, target: Target, y: torch.Tensor) -> torch.Tensor | None:
+        """Return weights [n] to draw training images by; None if each is to come once an epoch."""
+        return target.sampling_weights(y) if self.balance == "sampling" else None
+
+    def objective(self, target: Target, y: torch.Tensor) -> Objective:
+        """Return what a training with these encoded labels minimises."""
+        return Objective(per_member(target.loss(self.loss_rule, y)), target.guess(self.loss_rule, y), target.chosen_by)
 
     def optimize(self, groups: Sequence[tuple[Sequence[nn.Parameter], float]]) -> torch.optim.Optimizer:
         """Build the optimizer over layer groups of (parameters, peak rate)."""
@@ -63,3 +79,14 @@ def options_of(section: Training) -> Options:
     """Read the options from a section of params.yaml."""
     values = section.model_dump(include={field.name for field in fields(Options)})
     return Options(**values | {"patience": 0 if section.patience == "none" else section.patience})
+
+
+def per_member(loss: Loss) -> Loss:
+    """Return a loss that also takes the logits [n, s, c] of s members, whose losses it averages; see `ColumnHead`."""
+
+    def whole(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if logits.ndim == 2:
+            return loss(logits, y)
+        return loss(logits.flatten(0, 1), y.repeat_interleave(logits.shape[1], dim=0))
+
+    return whole

@@ -23,7 +23,6 @@ from headstart.core.params import FineTune, PhaseParams, RangeTest
 from headstart.core.progress import track
 from headstart.hardware import choose_precision
 from headstart.images.loader import ImageSource
-from headstart.manifest import class_indices
 from headstart.models.backbones import Backbone
 from headstart.models.cuts import cut_body
 from headstart.models.freezing import has_batch_norm
@@ -33,18 +32,20 @@ from headstart.models.trained import ModelCard
 from headstart.models.weights import state_digest
 from headstart.runtime import to_device
 from headstart.seeds import derive_seed
+from headstart.targets.target import Answered, DecisionRule, Target
 from headstart.training import batch_sources
 from headstart.training.activation_dataset import activations_of
-from headstart.training.batch_sources import BatchSource
+from headstart.training.batch_sources import BatchSource, TrainingImages
 from headstart.training.bn_choice import BatchNormChoice, choose
 from headstart.training.checkpoints import Checkpoint
-from headstart.training.fine_tune import Network, UnfreezePhase, fine_tune, network_prepare
-from headstart.training.loop import History, Log
+from headstart.training.fine_tune import Labels, Network, UnfreezePhase, fine_tune, network_prepare
+from headstart.training.loop import History, Log, TrainingRun
 from headstart.training.lr_search import Curve, Suggestion, range_test, suggest
 from headstart.training.options import options_of
 from headstart.training.validation import collect_logits
 
 logger = logging.getLogger("headstart")
+NOTHING_TO_UNFREEZE = "There is nothing to unfreeze: the model learned from columns alone. The trained network is kept."
 VARIANTS = {True: "frozen", False: "moving"}  # of batch norm's running statistics, by bn_freeze
 Rate = float | Sequence[float]
 # Opens a tracked run, given a training's name, its parameters and the file that keeps the run's id.
@@ -77,16 +78,35 @@ class TuningData:
 
     Args:
         images: the source's images, at the network's image size.
+        target: what the labels are.
         train, valid: the manifest's rows to train on, and those that choose an epoch (copies count once).
+        balanced: whether images are drawn so that classes are equal.
         maps: the folder of the cached maps, and their layer group (`precompute.cache_map_after`); None without them.
         workers: threads that decode.
+        columns: encoded columns of the images; None without columns.
     """
 
     images: ImageSource
+    target: Target
     train: pd.DataFrame
     valid: pd.DataFrame
+    balanced: bool
     maps: tuple[Path, str] | None
     workers: int
+    columns: Activations | None = None
+
+    def labels(self) -> Labels:
+        """Return the encoded labels."""
+        return Labels(self.target, self.target.encode(self.train["label"]), self.target.encode(self.valid["label"]))
+
+    def _columns(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the encoded columns [n, m + k] of the training and the validation images."""
+        if self.columns is None:
+            return None
+        return self.columns.rows(list(self.train["key"])), self.columns.rows(list(self.valid["key"]))
+
+    def _weights(self) -> torch.Tensor | None:
+        return self.target.sampling_weights(self.labels().train) if self.balanced else None
 
     def source(self, network: Network, phase: PhaseParams, device: torch.device) -> BatchSource:
         """Return a phase's source of batches: the cached map if the phase trains nothing before it, else the images.
@@ -103,11 +123,16 @@ class TuningData:
         size = preprocessing.image_size if phase.image_size == "none" else phase.image_size
         sized = replace(self.images, preprocessing=replace(preprocessing, image_size=size))
         return batch_sources.from_images(
-            train=(lambda epoch, row: sized.augmented(train["path"][row], train["key"][row], epoch), class_indices(train)),
-            valid=(lambda row: self.images.base_view(valid["path"][row], valid["key"][row]), class_indices(valid)),
+            train=TrainingImages(
+                lambda epoch, row: sized.augmented(train["path"][row], train["key"][row], epoch),
+                self.labels().train,
+                self._weights(),
+            ),
+            valid=(lambda row: self.images.base_view(valid["path"][row], valid["key"][row]), len(valid)),
             preprocessing=preprocessing,
             workers=self.workers,
             device=device,
+            columns=self._columns(),
         )
 
     def _from_map(self, folder: Path, after: str, network: Network, device: torch.device) -> BatchSource:
@@ -116,8 +141,10 @@ class TuningData:
         if maps.meta["weights"] != state_digest(front):
             raise InputError(f"{folder} was computed with weights that differ from the network's", fix="run the whole pipeline")
         logger.info("  training the layers after group %r on its cached maps, %s views of each image", after, maps.views)
-        train, valid = (activations_of(maps, rows) for rows in (self.train, self.valid))
-        return batch_sources.from_feature_maps(after, train, valid, device, maps.digest())
+        labels = self.labels()
+        train = activations_of(maps, self.train["key"], labels.train, self._weights())
+        valid = activations_of(maps, self.valid["key"], labels.valid)
+        return batch_sources.from_feature_maps(after, train, valid, device, maps.digest(), self._columns())
 
 
 @dataclass(frozen=True)
@@ -161,7 +188,8 @@ class Tuner:
             default: the rate to use if rules or seeds disagree.
         """
         options, phase, source = options_of(self.settings), self.phases(default)[-1], self.sources[-1]
-        loss = options.loss(class_indices(self.data.train), next(self.network.model.parameters()).device)
+        labels = self.data.labels()
+        loss = options.objective(labels.target, labels.train).loss
 
         def curve(number: int) -> Curve:
             seed = derive_seed(self.seed, "find_lr unfrozen", number)
@@ -187,41 +215,40 @@ class Tuner:
         checkpoint, data = self.checkpoint(VARIANTS[bn_freeze]), self.data
         used = {"lr_used": lr, "bn_freeze_used": bn_freeze, "precision_used": network.precision}
         with self.open_run(name, self.settings.model_dump() | used, checkpoint.run_path) as log:
-            history = fine_tune(
-                network,
-                list(zip(self.phases(lr), self.sources, strict=True)),
-                y_train=class_indices(data.train),
-                y_valid=class_indices(data.valid),
-                options=options_of(self.settings),
+            run = TrainingRun(
                 seed=self.seed,
                 log=log,
                 name_of=list(data.train["path"]).__getitem__,
                 checkpoint=checkpoint,
                 progress=lambda batches, epoch, steps: track(batches, f"{name}, epoch {epoch + 1}", steps, unit="batches"),
             )
+            phases = list(zip(self.phases(lr), self.sources, strict=True))
+            history = fine_tune(network, phases, data.labels(), options_of(self.settings), run)
         return network.model, history
 
-    def choose(self, models: Mapping[bool, Classifier]) -> BatchNormChoice:
+    def choose(self, models: Mapping[bool, Classifier], rule: DecisionRule) -> BatchNormChoice:
         """Compare the two variants (by bn_freeze) on the validation images."""
-        source = self.sources[-1]
-        frozen, moving = (self._probabilities(models[variant], variant, source) for variant in (True, False))
+        frozen, moving = (self.valid_answers(models[variant], variant, rule) for variant in (True, False))
         seed = derive_seed(self.seed, "bn_freeze")
-        return choose(frozen, moving, class_indices(self.data.valid), self.network.model.body, seed)
+        return choose(frozen, moving, self.data.target.truth(self.data.valid["label"]), self.network.model.body, seed)
 
-    def _probabilities(self, model: Classifier, bn_freeze: bool, source: BatchSource) -> torch.Tensor:
-        runner = replace(self.network, model=model, bn_freeze=bn_freeze, folded={}).runner(source)
-        return collect_logits(runner, source.valid()).double().softmax(1)
+    def valid_answers(self, model: Classifier, bn_freeze: bool, rule: DecisionRule) -> Answered:
+        """Return a trained model's answers for the validation images, and the target whose decision is fitted to them."""
+        runner = replace(self.network, model=model, bn_freeze=bn_freeze, folded={}).runner(self.sources[-1])
+        target = self.data.target
+        answers = target.answers(collect_logits(runner, self.sources[-1].valid()))
+        return Answered(answers, target.fitted(answers, target.truth(self.data.valid["label"]), rule))
 
 
-def what_was_kept(history: History) -> dict[str, str | int | float]:
+def what_was_kept(history: History, target: Target) -> dict[str, str | int | float]:
     """Return the content of kept.json: whether validation preferred the fine-tuned network or the trained head, and why."""
     head, *tuned = history.epochs
-    best = min(tuned, key=lambda row: row["valid_calibrated_log_loss"])
-    kept = history.best_epoch()["epoch"]
-    own, before = best["valid_calibrated_log_loss"], head["valid_calibrated_log_loss"]
+    chosen_by, headline = f"valid_{target.chosen_by}", f"valid_{target.headline}"
+    best = min(tuned, key=lambda row: row[chosen_by])
+    kept, words = history.best_epoch()["epoch"], target.scores_in_words
     figures = (
-        f"validation log-loss {own:.4f} after epoch {best['epoch']}, {before:.4f} before fine-tuning (both after temperature"
-        f" scaling); accuracy {best['valid_accuracy']:.4f}, {head['valid_accuracy']:.4f} before"
+        f"validation {words[target.chosen_by]} {best[chosen_by]:.4f} after epoch {best['epoch']}, {head[chosen_by]:.4f} before"
+        f" fine-tuning; {words[target.headline]} {best[headline]:.4f}, {head[headline]:.4f} before"
     )
     lowered = f" The learning rate was lowered to {history.scale:.2g} of the set rate, which had spoilt the network."
     lowered = lowered if history.scale < 1 else ""

@@ -1,4 +1,4 @@
-"""Classification metrics, computed from counts. Shape legend: n images, c classes, v views (the base view first)."""
+"""Classification metrics, computed from counts. Shape legend: n images, c classes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,6 @@ from numpy.typing import NDArray
 from sklearn import metrics as sklearn
 
 from headstart.statistics import wilson_interval
-
-
-def tta_probabilities(logits_vnc: torch.Tensor, formula: str) -> torch.Tensor:
-    """Compute probabilities [n, c] float64 from the logits of all views.
-
-    Args:
-        logits_vnc: view 0 is the base view.
-        formula: "mean" of the softmax over all views (fastai 0.7), or "blend": 0.25 x base view + 0.75 x mean of the
-            augmented views (fastai 2).
-    """
-    p_vnc = logits_vnc.double().softmax(-1)
-    if formula == "mean" or len(p_vnc) == 1:
-        return p_vnc.mean(0)
-    return 0.25 * p_vnc[0] + 0.75 * p_vnc[1:].mean(0)
 
 
 def summarise(p_nc: torch.Tensor, y_n: torch.Tensor) -> dict[str, float]:

@@ -1,0 +1,181 @@
+"""A head for columns, alone or beside an image's activations: entity embeddings, piecewise-linear numbers, hidden layers.
+
+Shape legend: n rows, d activation width, m numbers, k categories, b bins of all numbers, e embedded width, h hidden width,
+c outputs, s members. A row of the input is [activations d | numbers m | codes k]; codes are whole numbers as float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+EMBEDDED_STD = 0.3  # of new embeddings: with 1, rare categories drown the numbers (docs/decisions.md)
+MOMENTUM = 0.01  # of batch norm's running statistics: batches of a table are small, and their averages must be steady
+UNKNOWN = 0  # the code of a category that training has not seen
+SAMPLE = 100_000  # rows that are enough for quantiles
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """The columns that a head takes, and its layers; all that is needed to build it again.
+
+    Args:
+        edges: of each number, the ends of its bins, ascending; at least two.
+        cardinalities: codes of each category, the reserved ones included.
+        hidden: share of training rows whose code is hidden, by category: as many as are unknown in validation.
+        layers: hidden widths.
+        dropouts: after each hidden layer.
+        embedding_dropout: of the embedded categories.
+        embedding: "lesson": min(50, (codes + 1) // 2), or "fastai": min(600, round(1.6 x codes ^ 0.56)).
+        members: networks that are trained side by side, and averaged.
+    """
+
+    edges: tuple[tuple[float, ...], ...]
+    cardinalities: tuple[int, ...]
+    hidden: tuple[float, ...]
+    layers: tuple[int, ...]
+    dropouts: tuple[float, ...]
+    embedding_dropout: float
+    embedding: str
+    members: int
+
+    @property
+    def width(self) -> int:
+        """Return the number of values that the columns add to a row."""
+        return len(self.edges) + len(self.cardinalities)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the spec as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ColumnSpec:
+        """Return the spec that `as_dict` gave."""
+        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**lists | {"edges": tuple(tuple(one) for one in values["edges"])})
+
+
+def bin_edges(numbers_nm: NDArray[np.float32], bins: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+    """Return for each number the ends of up to `bins` bins with equally many training rows; equal ends are merged.
+
+    Source: Gorishniy et al. 2022, On Embeddings for Numerical Features in Tabular Deep Learning, arXiv:2203.05556, section 3.
+    """
+    step = max(1, len(numbers_nm) // SAMPLE)
+    found = []
+    for column, most in zip(numbers_nm[::step].T, bins, strict=True):
+        ends = np.unique(np.quantile(column, np.linspace(0, 1, most + 1)).astype(np.float32))
+        found.append(tuple(float(end) for end in (ends if len(ends) > 1 else [ends[0], ends[0] + 1])))
+    return tuple(found)
+
+
+def embedding_width(codes: int, rule: str) -> int:
+    """Return the width of a category's embedding by the rule of fast.ai's lesson, or of fastai 2."""
+    return min(50, (codes + 1) // 2) if rule == "lesson" else min(600, round(1.6 * codes**0.56))
+
+
+class PiecewiseLinear(nn.Module):
+    """Numbers [n, m] to [n, b]: how far a number has come through each of its bins, from 0 to 1."""
+
+    def __init__(self, edges: Sequence[Sequence[float]]) -> None:
+        super().__init__()
+        of_bin = [column for column, ends in enumerate(edges) for _ in ends[1:]]
+        left, right = ([end for ends in edges for end in part(ends)] for part in (lambda e: e[:-1], lambda e: e[1:]))
+        self.register_buffer("column_b", torch.tensor(of_bin, dtype=torch.int64))
+        self.register_buffer("left_b", torch.tensor(left, dtype=torch.float32))
+        self.register_buffer(
+            "scale_b", 1 / (torch.tensor(right, dtype=torch.float32) - torch.tensor(left, dtype=torch.float32))
+        )
+
+    column_b: torch.Tensor
+    left_b: torch.Tensor
+    scale_b: torch.Tensor
+
+    def forward(self, numbers_nm: torch.Tensor) -> torch.Tensor:
+        return ((numbers_nm.index_select(1, self.column_b) - self.left_b) * self.scale_b).clamp(0, 1)
+
+
+class Entities(nn.Module):
+    """Codes [n, k] to [n, e]: entity embeddings of all categories in one table.
+
+    In training a category is hidden as often as validation rows have an unknown one: so the network learns what to answer
+    without it, and leans on it as far as new rows can.
+
+    Source: Guo and Berkhahn 2016, Entity Embeddings of Categorical Variables, arXiv:1604.06737.
+    """
+
+    hidden_k: torch.Tensor
+
+    def __init__(self, spec: ColumnSpec) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(n, embedding_width(n, spec.embedding)) for n in spec.cardinalities)
+        for table in self.tables:
+            assert isinstance(table, nn.Embedding)
+            nn.init.normal_(table.weight, std=EMBEDDED_STD)
+        self.register_buffer("hidden_k", torch.tensor(spec.hidden), persistent=False)
+        self.dropout = nn.Dropout(spec.embedding_dropout)
+        self.width = sum(embedding_width(n, spec.embedding) for n in spec.cardinalities)
+
+    def forward(self, codes_nk: torch.Tensor) -> torch.Tensor:
+        if self.training and bool((self.hidden_k > 0).any()):
+            hidden_nk = torch.rand(codes_nk.shape, device=codes_nk.device) < self.hidden_k
+            codes_nk = codes_nk.masked_fill(hidden_nk, UNKNOWN)
+        parts = [table(codes_nk[:, i]) for i, table in enumerate(self.tables)]
+        out: torch.Tensor = self.dropout(torch.cat(parts, dim=1))
+        return out
+
+
+class ColumnNetwork(nn.Module):
+    """A row [n, d + m + k] to logits [n, c]."""
+
+    def __init__(self, width: int, outputs: int, spec: ColumnSpec) -> None:
+        super().__init__()
+        self.numbers, self.width = len(spec.edges), width
+        self.bins = PiecewiseLinear(spec.edges) if spec.edges else None
+        self.entities = Entities(spec) if spec.cardinalities else None
+        size = width + sum(len(ends) - 1 for ends in spec.edges) + (self.entities.width if self.entities else 0)
+        layers: list[nn.Module] = []
+        for hidden, dropout in zip(spec.layers, spec.dropouts, strict=True):
+            layers += [
+                nn.Linear(size, hidden),
+                nn.ReLU(inplace=True),
+                nn.BatchNorm1d(hidden, momentum=MOMENTUM),
+                nn.Dropout(dropout),
+            ]
+            nn.init.kaiming_normal_(layers[-4].weight)  # type: ignore[arg-type]
+            size = hidden
+        self.layers = nn.Sequential(*layers, nn.Linear(size, outputs))
+
+    def forward(self, x_nd: torch.Tensor) -> torch.Tensor:
+        end = self.width + self.numbers
+        parts = [x_nd[:, : self.width]] if self.width else []
+        parts += [self.bins(x_nd[:, self.width : end])] if self.bins is not None else []
+        parts += [self.entities(x_nd[:, end:].long())] if self.entities is not None else []
+        logits: torch.Tensor = self.layers(torch.cat(parts, dim=1))
+        return logits
+
+
+class ColumnHead(nn.Module):
+    """Members side by side: a row [n, d + m + k] to each member's logits [n, s, c] in training, to their mean [n, c] after it.
+
+    Each member learns by itself, from the same batches: a loss that is a mean over members gives each its own gradient.
+
+    Source: Lakshminarayanan et al. 2017, Simple and Scalable Predictive Uncertainty Estimation, arXiv:1612.01474.
+    """
+
+    def __init__(self, width: int, outputs: int, spec: ColumnSpec, standardise: nn.Module) -> None:
+        super().__init__()
+        self.width = width
+        self.standardise = standardise
+        self.members = nn.ModuleList(ColumnNetwork(width, outputs, spec) for _ in range(spec.members))
+
+    def forward(self, x_nd: torch.Tensor) -> torch.Tensor:
+        if self.width:
+            x_nd = torch.cat([self.standardise(x_nd[:, : self.width]), x_nd[:, self.width :]], dim=1)
+        logits_nsc = torch.stack([member(x_nd) for member in self.members], dim=1)
+        return logits_nsc if self.training else logits_nsc.mean(1)
