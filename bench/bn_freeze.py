@@ -17,18 +17,18 @@ from pathlib import Path
 import torch
 
 from bench.data_sets import DIGITS, PHOTOS, Set, divide, interval, write_digits, write_textures
-from bench.sides import Side, keyed, set_up
+from bench.sides import Side, keyed, numbered, set_up, unlogged
 from headstart.activations.store import Activations
 from headstart.hardware import resolve_workers
-from headstart.models.heads import Classifier, build_head, fit_standardiser
+from headstart.models.heads import Classifier, HeadSpec, build_head, fit_standardiser
 from headstart.runtime import to_device
 from headstart.seeds import derive_seed
 from headstart.training.activation_dataset import ActivationDataset
-from headstart.training.batch_sources import from_images, image_batches
-from headstart.training.fine_tune import Network, UnfreezePhase, fine_tune
+from headstart.training.batch_sources import TrainingImages, from_images, image_batches
+from headstart.training.fine_tune import Labels, Network, UnfreezePhase, fine_tune
 from headstart.training.head import train_head
 from headstart.training.options import Options
-from headstart.training.validation import collect_logits, scores
+from headstart.training.validation import collect_logits
 
 NAMES, SIZES = tuple(f"tf_efficientnet_lite{n}" for n in range(3)), (64, 96)
 SETS = (
@@ -70,14 +70,15 @@ def one_seed(
     stored = Activations(scratch / "out")
     x_vnd = {name: stored.all_views([files[i][1] for i in rows]) for name, rows in parts.items()}
     y = {name: y_n[rows] for name, rows in parts.items()}
-    head = build_head("linear", side.backbone.width, int(y_n.max()) + 1, derive_seed(seed, "head"))
+    head = build_head(HeadSpec("linear", side.backbone.width, int(y_n.max()) + 1), derive_seed(seed, "head"))
     fit_standardiser(head, [x_vnd["train"][0]])
     rows, held = (in_memory(x_vnd[name], y[name]) for name in ("train", "valid"))
-    train_head(head, rows, held, epochs=HEAD_EPOCHS, lr=3e-3, seed=seed, log=lambda *_: None, options=Options())
+    target, run = numbered(y_n), unlogged(seed)
+    train_head(head, rows, held, target, epochs=HEAD_EPOCHS, lr=3e-3, options=Options(), run=run)
     at = {name: [files[i] for i in rows] for name, rows in parts.items()}
     batch_source = from_images(
-        (lambda epoch, row: side.images.augmented(*at["train"][row], epoch), y["train"]),
-        (lambda row: side.images.base_view(*at["valid"][row]), y["valid"]),
+        TrainingImages(lambda epoch, row: side.images.augmented(*at["train"][row], epoch), y["train"]),
+        (lambda row: side.images.base_view(*at["valid"][row]), len(at["valid"])),
         side.backbone.preprocessing,
         resolve_workers("auto"),
         CPU,
@@ -89,18 +90,16 @@ def one_seed(
         fine_tune(
             network,
             [(UnfreezePhase("all", EPOCHS, LR, LR_RATIO), batch_source)],
-            y_train=y["train"],
-            y_valid=y["valid"],
-            options=Options(batch_size=BATCH, label_smoothing=0.1),
-            seed=seed,
-            log=lambda *_: None,
+            Labels(target, y["train"], y["valid"]),
+            Options(batch_size=BATCH, label_smoothing=0.1),
+            run,
         )
         batches = image_batches(
             range(len(at["test"])), lambda row: side.images.base_view(*at["test"][row]), side.backbone.preprocessing, 64, 2, CPU
         )
-        return scores(collect_logits(model, batches), y["test"])
+        return target.scores(collect_logits(model, batches), y["test"])
 
-    return Found(scores(collect_logits(head, [x_vnd["test"][0]]), y["test"]), tune(True), tune(False))
+    return Found(target.scores(collect_logits(head, [x_vnd["test"][0]]), y["test"]), tune(True), tune(False))
 
 
 def in_memory(x_vnd: torch.Tensor, y_n: torch.Tensor) -> ActivationDataset:

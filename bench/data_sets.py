@@ -33,7 +33,7 @@ class Set:
 
 def write_digits(folder: Path) -> None:
     """Write the 1,797 digits."""
-    from headstart.datasets.builtin import write_digits
+    from headstart.datasets.digits import write_digits
 
     write_digits(folder)
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from bench.sides import said
+from bench.sides import numbered, said
 from headstart.hardware import choose_precision
 from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.cuts import cut_body
 from headstart.models.depthwise import Depthwise, Float32, weight_gradient
-from headstart.models.heads import Classifier, build_head
+from headstart.models.heads import Classifier, HeadSpec, build_head
 from headstart.runtime import configure, to_device
 from headstart.training.batch_sources import BatchSource
 from headstart.training.fine_tune import Network, UnfreezePhase
@@ -72,14 +72,14 @@ def kernels(number: int) -> None:
 def trained(backbone: Backbone, unfreeze_from: str) -> tuple[Network, torch.optim.Optimizer]:
     """Return a network with fastai's head and frozen batch norm, in fine-tuning's precision here, and its optimizer."""
     device = configure("auto", "cpu")
-    model = to_device(Classifier(backbone.body, build_head("mlp", backbone.width, 10, 0)), device)
+    model = to_device(Classifier(backbone.body, build_head(HeadSpec("mlp", backbone.width, 10), 0)), device)
     network = Network(model, backbone.groups, True, choose_precision("auto", device)[0])
     return network, network.unfreeze(UnfreezePhase(unfreeze_from, 1, 1e-4, 10), Options())
 
 
 def step(size: int, after: str | None) -> Callable[[bool], Callable[[], object]]:
     """Return a maker of a training step of what follows `after`, or of all layers; its flag chooses our gradients."""
-    device = configure("auto", "cpu")
+    configure("auto", "cpu")
     backbone = build_backbone(NAME, "packaged", size)
     x = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
     if after:
@@ -98,7 +98,7 @@ def step(size: int, after: str | None) -> Callable[[bool], Callable[[], object]]
                     setattr(runner.get_submodule(parent), leaf, Float32(module.inner))
         network.prepare(batch_source)
         forward = network.forward(batch_source)
-        return lambda: train_step(forward, optimizer, x, y, Options().loss(y, device))
+        return lambda: train_step(forward, optimizer, x, y, numbered(y).loss(Options().loss_rule, y))
 
     return side
 

@@ -44,12 +44,12 @@ def fastai(folder: Path) -> dict[str, float]:
 
 def ours(folder: Path) -> dict[str, float]:
     """Return the seconds of precompute, and of an epoch of the head on its activations."""
-    import pandas as pd
+    import torch
 
     from bench.data_sets import PHOTOS
-    from bench.sides import keyed, set_up
+    from bench.sides import keyed, numbered, set_up, unlogged
     from headstart.activations.store import Activations
-    from headstart.models.heads import build_head
+    from headstart.models.heads import HeadSpec, build_head
     from headstart.training.activation_dataset import activations_of
     from headstart.training.head import train_head
     from headstart.training.options import Options
@@ -60,15 +60,13 @@ def ours(folder: Path) -> dict[str, float]:
         start = time.monotonic()
         side.run(side.cache(Path(scratch, "cache")), Path(scratch, "out"), files, VIEWS)
         precompute = time.monotonic() - start
-        manifest = pd.DataFrame({"key": [key for _, key in files], "class_index": [i % 5 for i in range(len(files))]})
-        manifest["split"] = ["valid" if i < 2 else "train" for i in range(len(files))]
-        stored = Activations(Path(scratch, "out"))
-        train, valid = (activations_of(stored, manifest[manifest["split"] == split]) for split in ("train", "valid"))
-        head = build_head("mlp", side.backbone.width, 5, seed=0)
-        options = {"lr": 1e-3, "options": Options(batch_size=64), "seed": 0, "log": lambda *_: None}
-        train_head(head, train, valid, epochs=1, **options)  # type: ignore[arg-type]
+        keys, y_n, stored = [key for _, key in files], torch.arange(len(files)) % 5, Activations(Path(scratch, "out"))
+        train, valid = activations_of(stored, keys[2:], y_n[2:]), activations_of(stored, keys[:2], y_n[:2])
+        head = build_head(HeadSpec("mlp", side.backbone.width, 5), seed=0)
+        options = {"lr": 1e-3, "options": Options(batch_size=64), "run": unlogged(0)}
+        train_head(head, train, valid, numbered(y_n), epochs=1, **options)  # type: ignore[arg-type]
         start = time.monotonic()
-        train_head(head, train, valid, epochs=EPOCHS, **options)  # type: ignore[arg-type]
+        train_head(head, train, valid, numbered(y_n), epochs=EPOCHS, **options)  # type: ignore[arg-type]
         return {"precompute": precompute, "epoch": (time.monotonic() - start) / EPOCHS}
 
 

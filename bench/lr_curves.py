@@ -21,11 +21,13 @@ from headstart.images.loader import ImageSource
 from headstart.images.transforms import Augmentation
 from headstart.manifest import read_manifest
 from headstart.models.backbones import build_backbone
-from headstart.models.heads import Classifier, build_head, fit_standardiser
+from headstart.models.heads import Classifier, HeadSpec, build_head, fit_standardiser
 from headstart.models.trained import load_head
 from headstart.runtime import to_device
+from headstart.targets.kinds import read_target
 from headstart.training import activation_dataset, batch_sources
 from headstart.training.activation_dataset import activations_of
+from headstart.training.batch_sources import TrainingImages
 from headstart.training.fine_tune import Network, UnfreezePhase, network_prepare
 from headstart.training.head import head_prepare
 from headstart.training.lr_search import RULES, Curve, range_test, trim
@@ -50,17 +52,19 @@ UNFROZEN = tuple(itertools.product((True, False), (1.0, 10.0), (0,))) + (
 def head_curves(root: Path) -> list[tuple[str, Curve]]:
     """Run range tests of heads, as the stage find_lr does."""
     manifest, activations = read_manifest(root / "data/manifest.parquet"), Activations(root / "data/activations/pooled")
-    train = activations_of(activations, manifest[manifest["split"] == "train"])
+    target, rows = read_target(root / "data/target.json"), manifest[manifest["split"] == "train"]
+    y = target.encode(rows["label"])
     found = []
     for kind, seed, changes, steps in HEADS:
         options = Options(**changes)
-        head = build_head(kind, activations.width, manifest["class_index"].max() + 1, seed)
+        train = activations_of(activations, rows["key"], y, options.sampling(target, y))
+        head = build_head(HeadSpec(kind, activations.width, target.outputs), seed)
         fit_standardiser(head, train.base_views())
         curve = range_test(
             head,
             head_prepare(options, 1e-7),
             activation_dataset.endless(train, options, seed),
-            loss=options.loss(train.y_n, CPU),
+            loss=target.loss(options.loss_rule, y),
             lr_min=1e-7,
             lr_max=10.0,
             steps=steps,
@@ -76,11 +80,15 @@ def unfrozen_curves(root: Path) -> list[tuple[str, Curve]]:
     head, card = load_head(root / "models/head.safetensors")
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
     rows = manifest[manifest["split"] == "train"].head(320).reset_index(drop=True)
-    y_n = torch.tensor(rows["class_index"].to_numpy(), dtype=torch.int64)
-    source = ImageSource(root / params.data.source, 50_000_000, card.preprocessing, Augmentation("none", False, 0, 1, 0), 0)
+    y = card.target.encode(rows["label"])
+    source = ImageSource(root / params.data.source, 50_000_000, card.for_images, Augmentation("none", False, 0, 1, 0), 0)
     base_views = [source.base_view(path, key) for path, key in zip(rows["path"], rows["key"], strict=True)]
     batch_source = batch_sources.from_images(
-        (lambda _, row: base_views[row], y_n), (base_views.__getitem__, y_n), card.preprocessing, 2, CPU
+        TrainingImages(lambda _, row: base_views[row], y),
+        (base_views.__getitem__, len(base_views)),
+        card.for_images,
+        workers=2,
+        device=CPU,
     )
     options = Options(batch_size=32)
     found = []
@@ -90,7 +98,7 @@ def unfrozen_curves(root: Path) -> list[tuple[str, Curve]]:
             network.model,
             network_prepare(network, UnfreezePhase("all", 1, 1e-3, lr_ratio), batch_source, options),
             batch_sources.endless(batch_source, options, seed),
-            loss=options.loss(y_n, CPU),
+            loss=card.target.loss(options.loss_rule, y),
             lr_min=1e-7,
             lr_max=10.0,
             steps=100,

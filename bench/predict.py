@@ -27,13 +27,23 @@ CASES = (("tf_efficientnet_lite0", 224, (500, 375), 3000), ("tf_efficientnet_lit
 def save_random_model(path: Path, name: str, size: int) -> None:
     """Save a model of two classes with random weights."""
     from headstart.models.backbones import build_backbone
-    from headstart.models.heads import Classifier, build_head
+    from headstart.models.heads import Classifier, HeadSpec, build_head
     from headstart.models.trained import ModelCard, save_model
+    from headstart.targets.single_label import SingleLabel
 
     backbone = build_backbone(name, "random", size)
-    head = build_head("linear", backbone.width, 2, seed=0)
+    head = build_head(HeadSpec("linear", backbone.width, 2), seed=0)
     limits = {"max_pixels": 50_000_000, "min_side": 8, "formats": list(FORMATS)}
-    card = ModelCard(name, backbone.options, backbone.preprocessing, limits, "linear", backbone.width, ("a", "b"), {})
+    target = SingleLabel(("a", "b"))
+    card = ModelCard(
+        name,
+        backbone.options,
+        backbone.preprocessing,
+        limits,
+        HeadSpec("linear", backbone.width, len(target.classes)),
+        target,
+        {},
+    )
     save_model(path, Classifier(backbone.body, head), card)
 
 
@@ -54,7 +64,7 @@ def predict(folder: Path, model: Path) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as scratch:
         start = time.monotonic()
         found = batch.predict_folder(folder, job, state=Path(scratch, "state.sqlite"))
-        batch.write_predictions(Path(scratch, "out.parquet"), found.rows, "parquet", {})
+        batch.write_predictions(Path(scratch, "out.parquet"), found, "parquet", {})
         end = time.monotonic()
     assert (found.rows["error"] == "").all()
     first = sum(moment == times[0] for moment in times) + 15  # the first batch's answers come together

@@ -25,23 +25,23 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from bench.data_sets import DIGITS, PHOTOS, divide, write_digits, write_textures
-from bench.sides import keyed
+from bench.sides import keyed, numbered, unlogged
 from headstart.core.files import sha256_bytes
 from headstart.hardware import choose_precision
 from headstart.images.preprocessing import Preprocessing, normalise
 from headstart.images.transforms import Augmentation, augmented_view, resized
 from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.cuts import cut_body
-from headstart.models.heads import Classifier, build_head, fit_standardiser
+from headstart.models.heads import Classifier, HeadSpec, build_head, fit_standardiser
 from headstart.runtime import configure
 from headstart.seeds import derive_seed, view_generator
 from headstart.training.activation_dataset import ActivationDataset, endless
-from headstart.training.batch_sources import BatchSource, from_feature_maps, from_images
-from headstart.training.fine_tune import Network, UnfreezePhase, fine_tune
+from headstart.training.batch_sources import BatchSource, TrainingImages, from_feature_maps, from_images
+from headstart.training.fine_tune import Labels, Network, UnfreezePhase, fine_tune
 from headstart.training.head import head_prepare, train_head
 from headstart.training.lr_search import range_test, suggest
 from headstart.training.options import Options
-from headstart.training.validation import collect_logits, scores
+from headstart.training.validation import collect_logits
 
 VIEWS = 2
 CPU = torch.device("cpu")
@@ -287,29 +287,29 @@ def trained_head(
     task: Task, seed: int, rows: ActivationDataset, valid: ActivationDataset, width: int, classes: int
 ) -> nn.Module:
     """Train a head as the pipeline does, at the rate that the range test finds."""
-    options = Options()
+    options, target = Options(), numbered(rows.y)
 
-    def new(own: int) -> nn.Sequential:
-        head = build_head(task.head, width, classes, own)
+    def new(own: int) -> nn.Module:
+        head = build_head(HeadSpec(task.head, width, classes), own)
         fit_standardiser(head, rows.base_views())
         return head
 
     def curve(number: int) -> Any:
         own = derive_seed(seed, "find_lr", number)
-        loss, batches = options.loss(rows.y_n, CPU), endless(rows, options, own)
+        loss, batches = target.loss(options.loss_rule, rows.y), endless(rows, options, own)
         return range_test(
             new(own), head_prepare(options, 3e-3), batches, loss=loss, lr_min=1e-7, lr_max=10, steps=100, seed=own
         )
 
     lr = suggest([curve(number) for number in range(5)], 3e-3).lr
     head = new(derive_seed(seed, "head"))
-    train_head(head, rows, valid, epochs=20, lr=lr, seed=seed, log=lambda *_: None, options=options)
+    train_head(head, rows, valid, target, epochs=20, lr=lr, options=options, run=unlogged(seed))
     return head
 
 
 def live(task: Task, seed: int, preprocessing: Preprocessing, splits: Splits) -> BatchSource:
     """Return a batch source of images in memory; it makes an epoch's views once for all settings."""
-    (train, y_train), (valid, y_valid) = splits["train"], splits["valid"]
+    (train, y_train), (valid, _) = splits["train"], splits["valid"]
     kept: dict[int, torch.Tensor] = {}
 
     def load(epoch: int, row: int) -> torch.Tensor:
@@ -317,7 +317,7 @@ def live(task: Task, seed: int, preprocessing: Preprocessing, splits: Splits) ->
             kept[epoch] = augmented(task, seed, train, "epoch", epoch)
         return kept[epoch][row]
 
-    return from_images((load, y_train), (lambda row: valid[row], y_valid), preprocessing, 1, CPU)
+    return from_images(TrainingImages(load, y_train), (lambda row: valid[row], len(valid)), preprocessing, 1, CPU)
 
 
 def network_of(ready: Ready) -> Network:
@@ -328,20 +328,18 @@ def network_of(ready: Ready) -> Network:
 
 def tune(ready: Ready, setting: Setting) -> Outcome:
     """Fine-tune from the trained head, as the stage does."""
-    start, task, network = time.monotonic(), ready.task, network_of(ready)
+    start, task, network, target = time.monotonic(), ready.task, network_of(ready), numbered(ready.y_train)
 
     def accuracy() -> float:
-        return scores(collect_logits(network.runner(ready.batch_source), ready.test), ready.y_test)["accuracy"]
+        return target.scores(collect_logits(network.runner(ready.batch_source), ready.test), ready.y_test)["accuracy"]
 
     head = accuracy()
     history = fine_tune(
         network,
         [(UnfreezePhase(task.unfreeze_from, task.epochs, setting.lr, setting.lr_ratio), ready.batch_source)],
-        y_train=ready.y_train,
-        y_valid=ready.y_valid,
-        options=Options(batch_size=task.batch_size, label_smoothing=setting.smoothing),
-        seed=ready.seed,
-        log=lambda *_: None,
+        Labels(target, ready.y_train, ready.y_valid),
+        Options(batch_size=task.batch_size, label_smoothing=setting.smoothing),
+        unlogged(ready.seed),
     )
     found = Outcome(head, accuracy(), int(history.best_epoch()["epoch"]), history.scale)
     name, seconds = f"{task.name}, seed {ready.seed}, {setting.says()}", time.monotonic() - start

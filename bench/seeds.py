@@ -1,5 +1,6 @@
-"""Measure the test accuracy of params.yaml over seeds: `python -m bench.seeds [--seeds 5]`.
+"""Measure test results over seeds: `python -m bench.seeds [--seeds 5] [--recipe NAME] [--set key=value …]`.
 
+Without a recipe it measures params.yaml.
 Each seed has its own split, initial weights and order. Stages run as in the pipeline, in a scratch project.
 """
 
@@ -14,12 +15,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flows.param_edits import set_params
+from flows.param_edits import edit_params, set_params
 from headstart.core.command_line import command_line
 from headstart.core.graph import load_graph
 from headstart.core.stages import run_stage
+from headstart.hardware import describe_processor
+from headstart.targets.tables import METRICS
 
-KEYS = ("head", "head_tta", "fine_tuned", "fine_tuned_tta")
+MODELS = ("head", "head_tta", "fine_tuned", "fine_tuned_tta", "boosting", "network")
 
 
 def run_seed(root: Path, seed: int) -> dict[str, Any]:
@@ -37,19 +40,25 @@ def main() -> None:
         prog="python -m bench.seeds", description="Measure the test accuracy of params.yaml over seeds."
     )
     parser.add_argument("--seeds", type=int, default=5)
-    count = parser.parse_args().seeds
+    parser.add_argument("--recipe", help="of recipes/, merged into params.yaml first")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="then set these")
+    options = parser.parse_args()
     command_line()
     (scratch := Path(".headstart/tmp").resolve()).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         for name in ("params.yaml", "dvc.yaml", "requirements.lock"):
             shutil.copy(name, folder)
-        runs = [run_seed(Path(folder), seed) for seed in range(count)]
-    print(f"\n{'seed':<6}{'test':>6}" + "".join(f"{key:>16}" for key in KEYS))
-    for seed, run in enumerate(runs):
-        print(f"{seed:<6}{run['n_test']:>6}" + "".join(f"{run[key]['accuracy']:>16.4f}" for key in KEYS))
-    columns = [[run[key]["accuracy"] for run in runs] for key in KEYS]
-    print(f"{'mean':<12}" + "".join(f"{statistics.mean(column):>16.4f}" for column in columns))
-    print(f"{'range':<12}" + "".join(f"{f'{min(c):.4f}-{max(c):.4f}':>16}" for c in columns))
+        recipe = Path("recipes").resolve() / f"{options.recipe}.yaml" if options.recipe else None
+        edit_params(Path(folder) / "params.yaml", options.set, recipe).make()
+        runs = [run_seed(Path(folder), seed) for seed in range(options.seeds)]
+        words = METRICS[json.loads((Path(folder) / "data/target.json").read_text())["kind"]]
+    print(f"\n{describe_processor('cpu')}; test results of {options.seeds} seeds, mean (range)")
+    for key in (key for key in MODELS if key in runs[0]):
+        columns = {text: [run[key][metric] for run in runs] for metric, text in words.items() if metric in runs[0][key]}
+        figures = (
+            f"{text} {statistics.mean(found):.4f} ({min(found):.4f}-{max(found):.4f})" for text, found in columns.items()
+        )
+        print(f"{key:<16}" + "   ".join(figures))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from headstart.images.transforms import Augmentation
 from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.cuts import output_shape
 from headstart.runtime import configure
+from headstart.targets.single_label import SingleLabel
+from headstart.training.loop import TrainingRun
 
 BATCH = 16
 NONE = Augmentation("none", False, 0, 1, 0)
@@ -67,3 +69,13 @@ def keyed(folder: Path) -> list[File]:
 def said(values: Sequence[float], form: str = ".2f") -> str:
     """Format median and range."""
     return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
+
+
+def numbered(y_n: torch.Tensor) -> SingleLabel:
+    """Return the target of class indices; it calls each class by its number."""
+    return SingleLabel(tuple(map(str, range(int(y_n.max()) + 1))))
+
+
+def unlogged(seed: int) -> TrainingRun:
+    """Return a training's surroundings without a log or checkpoint."""
+    return TrainingRun(seed, lambda *_: None)

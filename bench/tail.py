@@ -19,14 +19,14 @@ import torch
 from bench.data_sets import PHOTOS
 from bench.depthwise import BATCH, rounds, trained
 from bench.precompute import write_photos
-from bench.sides import keyed, said
+from bench.sides import keyed, numbered, said
 from headstart.hardware import resolve_workers
 from headstart.images.loader import RESIZED_CACHE_BYTES, ImageSource, ResizedImageCache
 from headstart.models.backbones import build_backbone
 from headstart.models.cuts import cut_body
 from headstart.runtime import configure
 from headstart.training.activation_dataset import ActivationDataset
-from headstart.training.batch_sources import BatchSource, from_feature_maps, from_images
+from headstart.training.batch_sources import BatchSource, TrainingImages, from_feature_maps, from_images
 from headstart.training.loop import train_step
 from headstart.training.options import Options
 
@@ -44,7 +44,8 @@ def sides(folder: Path, name: str, size: int) -> list[Callable[[], object]]:
     def images(kept: int) -> BatchSource:
         source = ImageSource(folder, 50_000_000, backbone.preprocessing, PHOTOS, 0, ResizedImageCache(kept))
         train, valid = (lambda epoch, row: source.augmented(*files[row], epoch)), (lambda row: source.base_view(*files[row]))
-        return from_images((train, y), (valid, y), backbone.preprocessing, resolve_workers("auto"), device)
+        training = TrainingImages(train, y)
+        return from_images(training, (valid, IMAGES), backbone.preprocessing, resolve_workers("auto"), device)
 
     decoded, kept = images(0), images(RESIZED_CACHE_BYTES)
     with torch.no_grad():
@@ -55,10 +56,10 @@ def sides(folder: Path, name: str, size: int) -> list[Callable[[], object]]:
     def side(batch_source: BatchSource, unfreeze_from: str) -> Callable[[], object]:
         network, optimizer = trained(replace(backbone, body=copy.deepcopy(backbone.body)), unfreeze_from)
         network.prepare(batch_source)
-        forward, loss = network.forward(batch_source), Options().loss(y, device)
+        forward, loss = network.forward(batch_source), numbered(y).loss(Options().loss_rule, y)
 
         def epoch() -> None:
-            for x, y_b, _ in batch_source.batches(0, 0, BATCH, False, 0):
+            for x, y_b, _ in batch_source.batches(0, 0, BATCH, 0):
                 train_step(forward, optimizer, x, y_b, loss)
 
         return epoch

@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 
 from bench.data_sets import DIGITS, PHOTOS, Set, divide, interval, write_digits, write_textures
-from bench.sides import Side, keyed, set_up
+from bench.sides import Side, keyed, numbered, set_up, unlogged
 from headstart.activations.store import Activations
-from headstart.models.heads import build_head, fit_standardiser
+from headstart.models.heads import HeadSpec, build_head, fit_standardiser
 from headstart.seeds import derive_seed
 from headstart.training.activation_dataset import ActivationDataset
 from headstart.training.head import train_head
 from headstart.training.options import Options
-from headstart.training.validation import collect_logits, scores
+from headstart.training.validation import collect_logits
 
 KS, EPOCHS, LR, BATCH = (0, 1, 2, 4, 8), 20, {"linear": 3e-3, "mlp": 1e-3}, 64
 
@@ -59,12 +59,13 @@ def trained(
 
     rows = ActivationDataset(take, 1 + (views or 0), y_train)
     valid = ActivationDataset(lambda images, _: x_vnd[0, split["valid"]][images], 1, y_n[split["valid"]])
-    head = build_head(kind, x_vnd.shape[2], int(y_n.max()) + 1, derive_seed(seed, "head"))
+    head = build_head(HeadSpec(kind, x_vnd.shape[2], int(y_n.max()) + 1), derive_seed(seed, "head"))
     fit_standardiser(head, [x_train[0]])
     start = time.monotonic()
-    train_head(head, rows, valid, epochs=EPOCHS, lr=LR[kind], seed=seed, log=lambda *_: None, options=Options(batch_size=BATCH))
+    target, options = numbered(y_n), Options(batch_size=BATCH)
+    train_head(head, rows, valid, target, epochs=EPOCHS, lr=LR[kind], options=options, run=unlogged(seed))
     seconds = (time.monotonic() - start) / EPOCHS
-    return scores(collect_logits(head, [x_vnd[0, split["test"]]]), y_n[split["test"]])["accuracy"], seconds
+    return target.scores(collect_logits(head, [x_vnd[0, split["test"]]]), y_n[split["test"]])["accuracy"], seconds
 
 
 def activations(side: Side, files: list[tuple[str, str]], scratch: Path) -> tuple[torch.Tensor, float]:

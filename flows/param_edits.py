@@ -12,8 +12,9 @@ from typing import Any
 from headstart.core.errors import InputError
 from headstart.core.files import write_bytes
 from headstart.core.params import RENAMED, Params, check_params, is_text
-from headstart.core.yaml_text import dump_yaml, parse_yaml, read_yaml, text_value
+from headstart.core.yaml_text import dump_yaml, one_line, parse_yaml, read_yaml, text_value
 
+DEFAULT_RECIPE = "digits.yaml"
 OF_A_HOME = ("data.source", "backbone.weights", "runtime.cache_dir")  # `~` is expanded here: no shell does so after a `=`
 
 
@@ -60,7 +61,8 @@ def edit_params(path: Path, assignments: Iterable[str], recipe: Path | None = No
         path: params.yaml.
         assignments: `section.key=value` texts, as `dvc exp run -S` takes. A text parameter gets the value as written
             (without quotes around all of it); any other value is read as YAML.
-        recipe: a YAML file with some of params.yaml's keys.
+        recipe: a YAML file with some of params.yaml's keys. The default recipe beside it is merged first, so that nothing of
+            another recipe stays.
 
     Raises:
         InputError: the recipe is missing, an assignment has no `=`, a key is unknown, or a value is bad.
@@ -68,7 +70,8 @@ def edit_params(path: Path, assignments: Iterable[str], recipe: Path | None = No
     document = read_yaml(path)
     before = dump_yaml(document)
     if recipe is not None:
-        _merge(document, _read_recipe(recipe), recipe.name, "")
+        for file in dict.fromkeys([_default(recipe), recipe]):
+            _merge(document, _read_recipe(file), file.name, "")
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
@@ -81,6 +84,12 @@ def edit_params(path: Path, assignments: Iterable[str], recipe: Path | None = No
 def set_params(path: Path, assignments: Iterable[str]) -> Params:
     """Edit params.yaml in place by `section.key=value` texts; see `edit_params`."""
     return edit_params(path, assignments).make()
+
+
+def _default(recipe: Path) -> Path:
+    """Return the default recipe beside a recipe; the recipe itself if there is none."""
+    default = recipe.with_name(DEFAULT_RECIPE)
+    return default if default.is_file() and recipe.is_file() else recipe
 
 
 def _read_recipe(path: Path) -> Mapping[str, Any]:
@@ -103,7 +112,7 @@ def _merge(document: Any, overlay: Mapping[str, Any], name: str, prefix: str) ->
         if isinstance(value, Mapping):
             _merge(document[key], value, name, f"{prefix}{key}.")
         else:
-            document[key] = value
+            document[key] = one_line(value)
 
 
 def _assign(document: Any, key: str, text: str, path: Path) -> None:

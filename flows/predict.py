@@ -1,4 +1,4 @@
-"""Classify every file of a folder: `python -m flows.predict --images PATH --out FILE.parquet [--model champion]`."""
+"""Predict a folder's files or a table's rows: `python -m flows.predict --images PATH | --table FILE --out FILE.parquet`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from headstart.core.liveness import alive
 from headstart.core.params import load_params
 from headstart.core.text import printable
 from headstart.hardware import resolve_workers
+from headstart.ingest.tree import check_folder
 from headstart.models.classes import unknown_classes, warning
 from headstart.prediction.batch import Predictions, predict_folder, write_predictions
 from headstart.prediction.supervisor import ScoringJob
@@ -32,42 +34,74 @@ logger = logging.getLogger("headstart")
 FORMS = ("parquet", "csv")
 
 
-def predict_images(
-    images: Path, out: Path, model: str = "champion", form: str | None = None, top: int = 1, abstain_below: float = 0.0
-) -> Predictions:
-    """Classify the files below `images` and write `out`; see `flows.predict --help`.
+@dataclass(frozen=True)
+class Asked:
+    """What is to be predicted, and how; see `flows.predict --help`."""
+
+    out: Path
+    images: Path | None = None
+    table: Path | None = None
+    model: str = "champion"
+    form: str | None = None
+    top: int = 1
+    abstain_below: float = 0.0
+
+
+def predict_all(asked: Asked) -> Predictions:
+    """Predict the files below `images`, or the rows of `table`, and write `out`.
 
     Raises:
-        InputError: the folder, the model or the format does not exist, or `out` could not be written.
+        InputError: the folder, the table, the model or the format does not exist, or `out` could not be written.
     """
-    check_images(images)
-    check_out(out)
-    form = form or out.suffix.removeprefix(".")
+    if asked.images is None and asked.table is None:
+        raise InputError("neither --images nor --table", fix="--images PATH for a folder of images, --table FILE for rows")
+    if asked.images is not None:
+        check_images(asked.images)
+    if asked.table is not None and not asked.table.is_file():
+        raise InputError(f"--table {printable(str(asked.table))}: no such file", wanted="a .csv or .parquet file")
+    check_out(asked.out)
+    form = asked.form or asked.out.suffix.removeprefix(".")
     if form not in FORMS:
         raise InputError(
-            f"{out}: the name does not say which format", wanted="a name that ends in .parquet or .csv, or --format"
+            f"{asked.out}: the name does not say which format", wanted="a name that ends in .parquet or .csv, or --format"
         )
-    if top < 1 or not 0 <= abstain_below <= 1:
-        raise InputError(f"top {top}, abstain_below {abstain_below:g}", wanted="top of 1 or more, abstain_below from 0 to 1")
-    params = load_params(PROJECT / "params.yaml")
-    data, runtime = params.data, params.runtime
-    file = model_of(model)
+    if asked.top < 1 or not 0 <= asked.abstain_below <= 1:
+        found = f"top {asked.top}, abstain_below {asked.abstain_below:g}"
+        raise InputError(found, wanted="top of 1 or more, abstain_below from 0 to 1")
+    file = model_of(asked.model)
     unknown = unknown_classes(file, PROJECT / "data/target.json")
     if unknown:
         logger.warning("  %s", printable(warning(unknown)))
+    found_rows = _of_table(file, asked) if asked.images is None else _of_images(file, asked, asked.images)
+    about = {"model": str(asked.model), "sha256": sha256_file(file), "abstain_below": asked.abstain_below}
+    write_predictions(asked.out, found_rows, form, about)
+    return found_rows
+
+
+def _of_table(file: Path, asked: Asked) -> Predictions:
+    from headstart.prediction.predictor import Predictor
+    from headstart.prediction.table import predict_table
+
+    assert asked.table is not None
+    return predict_table(asked.table, Predictor(file), asked.top, asked.abstain_below)
+
+
+def _of_images(file: Path, asked: Asked, images: Path) -> Predictions:
+    params = load_params(PROJECT / "params.yaml")
+    data, runtime = params.data, params.runtime
     job = ScoringJob(
         model=file,
         digest=sha256_file(file),
-        top=top,
+        top=asked.top,
         timeout=data.file_timeout,
         workers=resolve_workers(runtime.workers),
         threads=resolve_workers(runtime.threads),
         device=runtime.device,
+        table=str(asked.table.resolve()) if asked.table else "",
+        root=str(check_folder(images)) if asked.table else "",
     )
-    found = predict_folder(images, job, state=PROJECT / ".headstart" / "predictions.sqlite", abstain_below=abstain_below)
-    about = {"model": str(model), "sha256": job.digest, "abstain_below": abstain_below}
-    write_predictions(out, found, form, about)
-    return found
+    state = PROJECT / ".headstart" / "predictions.sqlite"
+    return predict_folder(images, job, state=state, abstain_below=asked.abstain_below)
 
 
 def check_images(images: Path) -> None:
@@ -107,20 +141,28 @@ def table_rows(found: Predictions) -> list[dict[str, str | int]]:
 
 
 @flow(name="predict", persist_result=False)
-def predict(images: str, out: str, model: str = "champion", format: str = "", top: int = 1, abstain_below: float = 0.0) -> Any:
-    """Classify every file of a folder on the worker's machine."""
+def predict(
+    images: str, out: str, model: str = "champion", format: str = "", top: int = 1, abstain_below: float = 0.0, table: str = ""
+) -> Any:
+    """Predict every file of a folder, or (with an empty `images`) every row of a table, on the worker's machine."""
     logger.setLevel(logging.INFO)
     offspring.guard(PROJECT)
     with alive(PROJECT, "prefect", str(flow_run.id)):
         close_dead_flow_runs(PROJECT)
-        found = predict_images(Path(images), Path(out), model, format or None, top, abstain_below)
-        create_table_artifact(table_rows(found), key="predictions", description=f"of {images} by {model}")
+        folder, rows = (Path(one) if one else None for one in (images, table))
+        found = predict_all(Asked(Path(out), folder, rows, model, format or None, top, abstain_below))
+        create_table_artifact(table_rows(found), key="predictions", description=f"of {images or table} by {model}")
     return found.summary()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m flows.predict", description="Classify every file of a folder.")
-    parser.add_argument("--images", required=True, type=path, metavar="PATH", help="a folder; files in its sub-folders too")
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.predict", description="Predict every file of a folder, or every row of a table."
+    )
+    parser.add_argument("--images", type=path, metavar="PATH", help="a folder; files in its sub-folders too")
+    parser.add_argument(
+        "--table", type=path, metavar="FILE", help="rows to predict, or the columns of the images (with their column path)"
+    )
     parser.add_argument("--out", required=True, type=path, metavar="FILE", help="the table to write: one row per file")
     add_model(parser)
     parser.add_argument("--format", choices=FORMS, help="format of FILE (default: the one its name ends with)")
@@ -129,11 +171,12 @@ def main() -> int:
         "--abstain-below", type=number(0, most=1), default=0.0, metavar="P", help="give no class below this probability"
     )
     options = parser.parse_args()
-    found = predict_images(options.images, options.out, options.model, options.format, options.top, options.abstain_below)
+    asked = Asked(options.out, options.images, options.table, options.model, options.format, options.top, options.abstain_below)
+    found = predict_all(asked)
     summary = found.summary()
     rate = f", {found.rate:,.0f} files/s" if found.rate else ""
     logger.info(
-        "%s files: %s classified in this run%s; %s with an error, %s abstained, %s system files ignored; written to %s",
+        "%s files or rows: %s predicted in this run%s; %s with an error, %s abstained, %s system files ignored; written to %s",
         f"{summary['files']:,}", f"{found.computed:,}", rate, f"{summary['errors']:,}", f"{summary['abstained']:,}",
         f"{found.ignored:,}", options.out,
     )  # fmt: skip

@@ -25,7 +25,7 @@ from headstart.runtime import configure
 from headstart.targets.kinds import read_target
 from headstart.targets.target import Answered
 from headstart.tracking import pending
-from headstart.tracking.promotion import PromotionDecision, PromotionRule, TestData, decide
+from headstart.tracking.promotion import PromotionDecision, PromotionRule, PresentData, decide
 from headstart.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
 from headstart.tracking.store import full_disk_as_input_error
 
@@ -78,7 +78,7 @@ def judge(root: Path, params: Params, registry: Registry, version: Version, cham
         return Answered(target.answers(logits_vnc[0]), target)
 
     rule = PromotionRule(params.promote.alpha, params.promote.margin, params.seed)
-    data = TestData(read_manifest(root / "data/manifest.parquet"), read_target(root / "data/target.json"))
+    data = PresentData(read_manifest(root / "data/manifest.parquet"), read_target(root / "data/target.json"))
     return decide(registry, version, champion, data, rule, answers_of)
 
 

@@ -83,6 +83,8 @@ def read_manifest(path: Path, wanted: Sequence[str] = ROW_COLUMNS) -> pd.DataFra
     if not intact:
         raise InputError(f"{path}: damaged, or not written by link_data: its checksum does not fit", fix=RELINK)
     missing = set(wanted) - set(frame.columns)
+    if "width" in frame:  # an image's row
+        missing |= {name for name in IMAGE_COLUMNS if name not in frame} if wanted is ROW_COLUMNS else set()
     if missing:
         raise InputError(f"{path}: columns {', '.join(sorted(missing))} are missing", fix=RELINK)
     return frame

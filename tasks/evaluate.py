@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import pandas as pd
-import torch
 from headstart.activations.inputs import HeadInputs
 from headstart.core.command_line import main
 from headstart.core.files import sha256_file, write_bytes, write_json, write_text
 from headstart.core.stages import StageContext, Summary
+from headstart.evaluation.answers import image_answers
 from headstart.evaluation.comparisons import compare_models, result_rows
 from headstart.evaluation.galleries import Gallery
 from headstart.evaluation.look_alikes import NO_PAIRS, look_alike_pairs
@@ -18,16 +17,14 @@ from headstart.evaluation.page import Evaluation, page, pictures
 from headstart.evaluation.predictions import predictions_file
 from headstart.evaluation.sections import flat_params
 from headstart.evaluation.table import table_answers
-from headstart.images.loader import RESIZED_CACHE_BYTES, ImageSource, ResizedImageCache
-from headstart.images.transforms import Augmentation
+from headstart.images.loader import open_images
 from headstart.manifest import read_manifest, rows_of, without_copies, write_csv
-from headstart.models.trained import ModelCard, load_card, load_head
+from headstart.models.trained import load_card, load_head
 from headstart.prediction.predictor import Predictor
 from headstart.runtime import configure
 from headstart.targets.reports.judged import Judged
 from headstart.targets.reports.kinds import report_of
-from headstart.targets.target import Answered, DecisionRule, tta
-from headstart.training.validation import collect_logits
+from headstart.targets.target import DecisionRule
 
 logger = logging.getLogger("headstart")
 HEAD, FINE_TUNED = "models/head.safetensors", "models/fine_tuned.safetensors"
@@ -40,14 +37,21 @@ def evaluate(context: StageContext) -> Summary:
     test, files, train = without_copies(manifest, "test"), rows_of(manifest, "test"), rows_of(manifest, "train")
     card, inputs = load_card(root / FINE_TUNED), HeadInputs(root / "data/activations")
     if card.preprocessing is None:
-        device = configure(params.runtime.threads, "cpu")
+        configure(params.runtime.threads, "cpu")
         splits = {"train": train, "valid": without_copies(manifest, "valid"), "test": test}
         rule = DecisionRule(params.evaluate.beta, params.evaluate.thresholds)
         head, _ = load_head(root / FINE_TUNED)
-        answered, images = table_answers(inputs, head.to(device), card.target, splits, rule, params.seed), None
+        answered, images = table_answers(inputs, head, card.target, splits, rule, params.seed), None
         pairs = NO_PAIRS
     else:
-        answered, images = image_answers(context, card, inputs, test)
+        runtime, how = params.runtime, params.precompute
+        device = configure(runtime.threads, runtime.device)
+        tuned = Predictor(root / FINE_TUNED, device, how.batch_size, runtime.workers, how.engine, how.precision)
+        plan = tuned.engine.plan
+        logger.info("  classifying with %s in %s (%s)", plan.engine, plan.precision, plan.reason)
+        folder, most = root / params.data.source, params.data.max_pixels
+        images = open_images(folder, most, card.for_images, how.augment.model_dump(), how.view_seed)
+        answered = image_answers(inputs, root / HEAD, tuned, images, test, params.evaluate.tta)
         assert inputs.pooled is not None
         pairs = look_alike_pairs(inputs.pooled, train.drop_duplicates("key", ignore_index=True), test)
     truth, report = card.target.truth(test["label"]), report_of(card.target)
@@ -71,34 +75,6 @@ def evaluate(context: StageContext) -> Summary:
     for row in result_rows(results):
         logger.info("  %s: %s", row["name"], report.in_words(row))
     return {f"{name}_{report.headline}": results[name][report.headline] for name in answered}
-
-
-def image_answers(
-    context: StageContext, card: ModelCard, inputs: HeadInputs, test: pd.DataFrame
-) -> tuple[dict[str, Answered], ImageSource]:
-    """Return the answers of the head and of the fine-tuned model, on the base view and with TTA, and what reads the images.
-
-    The fine-tuned model's answers are computed by precompute's engine.
-    """
-    root, runtime, how = context.root, context.params.runtime, context.params.precompute
-    device = configure(runtime.threads, runtime.device)
-    head, head_card = load_head(root / HEAD)
-    tuned = Predictor(root / FINE_TUNED, device, how.batch_size, runtime.workers, engine=how.engine, precision=how.precision)
-    plan = tuned.engine.plan
-    logger.info("  classifying with %s in %s (%s)", plan.engine, plan.precision, plan.reason)
-    folder, cache = root / context.params.data.source, ResizedImageCache(RESIZED_CACHE_BYTES)
-    augmentation, most = Augmentation(**how.augment.model_dump()), context.params.data.max_pixels
-    images = ImageSource(folder, most, card.for_images, augmentation, how.view_seed, cache)
-    head_vnc = torch.stack([collect_logits(head, [x_nd]) for x_nd in inputs.all_views(list(test["key"]))])
-    files = list(zip(test["path"], test["key"], strict=True))
-    columns = inputs.columns.rows(list(test["key"])) if inputs.columns else None
-    tuned_vnc = tuned.logits_of_files(images, files, 1 + how.views, "classifying test images", columns)
-    answered: dict[str, Answered] = {}
-    for name, logits_vnc, target in (("head", head_vnc, head_card.target), ("fine_tuned", tuned_vnc, card.target)):
-        views = target.answers(logits_vnc)
-        combined = tta(views, context.params.evaluate.tta)
-        answered |= {name: Answered(views[0], target), f"{name}_tta": Answered(combined, target)}
-    return answered, images
 
 
 if __name__ == "__main__":

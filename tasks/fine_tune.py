@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from dataclasses import replace
 
 from headstart.activations.engine import probe_images
@@ -13,8 +12,7 @@ from headstart.core.command_line import main
 from headstart.core.files import read_checked_json, sha256_file, write_bytes, write_json
 from headstart.core.stages import StageContext, Summary
 from headstart.hardware import resolve_workers
-from headstart.images.loader import RESIZED_CACHE_BYTES, ImageSource, ResizedImageCache
-from headstart.images.transforms import Augmentation
+from headstart.images.loader import open_images
 from headstart.manifest import read_manifest, rows_of, without_copies
 from headstart.models.backbones import build_backbone
 from headstart.models.trained import load_card, load_head, refuse_another, save_model
@@ -25,7 +23,7 @@ from headstart.tracking.runs import stage_run
 from headstart.training.checkpoints import open_checkpoint
 from headstart.training.loop import history_files
 from headstart.training.lr_report import write_search
-from headstart.training.tuning import NOTHING_TO_UNFREEZE, VARIANTS, Tuner, TuningData, open_network, what_was_kept
+from headstart.training.tuning import NOTHING_KEPT, NOTHING_TO_UNFREEZE, Tuner, TuningData, open_network, what_was_kept
 
 logger = logging.getLogger("headstart")
 FOUND, REPORTS, HEAD = "reports/find_lr/lr.json", "reports/fine_tune", "models/head.safetensors"
@@ -35,45 +33,30 @@ TUNED = "models/fine_tuned.safetensors"
 def fine_tune(context: StageContext) -> Summary:
     """Write models/fine_tuned.safetensors and reports/fine_tune/{history,trace}.csv, lr.json, curve.*, bn_freeze.json."""
     if load_card(context.root / HEAD).preprocessing is None:
-        return keep_head(context)
-    settings, evaluate = context.params.fine_tune, context.params.evaluate
-    tuner, rule = build_tuner(context), DecisionRule(evaluate.beta, evaluate.thresholds)
-    lr = settings.lr
+        logger.info("  %s", NOTHING_TO_UNFREEZE)
+        save_model(context.output(TUNED), *load_head(context.root / HEAD))
+        write_json(context.output(f"{REPORTS}/kept.json"), NOTHING_KEPT)
+        return {"kept": NOTHING_TO_UNFREEZE}
+    tuner, lr = build_tuner(context), context.params.fine_tune.lr
     if lr == "auto":
         head_lr = float(read_checked_json(context.root / FOUND)["lr"])
         curves, suggestion = tuner.search(context.params.find_lr.unfrozen, default=head_lr / 2)  # as fastai 2's `fine_tune`
         lr = write_search(context.output(f"{REPORTS}/lr.json").parent, curves, suggestion)
-    variants = tuner.variants()
-    start = time.monotonic()
-    tuned = {one: tuner.train(one, lr, f"fine_tune {VARIANTS[one]}" if len(variants) > 1 else "fine_tune") for one in variants}
-    kept, summary = variants[0], dict[str, str | float](training_seconds=round(time.monotonic() - start, 3))
-    if len(variants) > 1:
-        choice = tuner.choose({one: model for one, (model, _) in tuned.items()}, rule)
-        write_json(context.output(f"{REPORTS}/bn_freeze.json"), choice.as_json())
-        logger.info("  bn_freeze: %s", choice.sentence())
-        kept, summary = choice.bn_freeze, summary | {"bn_freeze": choice.sentence()}
-    model, history = tuned[kept]
-    target = tuner.valid_answers(model, kept, rule).target
-    best, found = history.best_epoch(), what_was_kept(history, target)
+    tuned = tuner.tune(lr, DecisionRule(context.params.evaluate.beta, context.params.evaluate.thresholds))
+    target, history = tuned.answered.target, tuned.history
+    best, found, card = history.best_epoch(), what_was_kept(history, target), load_card(context.root / HEAD)
     logger.info("  %s", found["sentence"])
-    card = replace(load_card(context.root / HEAD), target=target)
-    save_model(file := context.output(TUNED), model, card)
-    refuse_another(file, model, probe_images(card.for_images.image_size, 2))
+    save_model(file := context.output(TUNED), tuned.model, replace(card, target=target))
+    refuse_another(file, tuned.model, probe_images(card.for_images.image_size, 2))
     write_json(context.output(f"{REPORTS}/kept.json"), found)
     for name, data in history_files(history).items():
         write_bytes(context.output(f"{REPORTS}/{name}"), data)
     score = f"valid_{target.headline}"
-    facts = {score: best[score], "epoch_kept": best["epoch"], "kept": found["sentence"]}
-    return {"lr": lr if isinstance(lr, float) else ", ".join(f"{one:g}" for one in lr), **facts, **summary}
-
-
-def keep_head(context: StageContext) -> Summary:
-    """Write the trained network of a table as it is: without images there is nothing to unfreeze."""
-    logger.info("  %s", NOTHING_TO_UNFREEZE)
-    head, card = load_head(context.root / HEAD)
-    save_model(context.output(TUNED), head, card)
-    write_json(context.output(f"{REPORTS}/kept.json"), {"epoch": 0, "rate_scale": 1.0, "sentence": NOTHING_TO_UNFREEZE})
-    return {"kept": NOTHING_TO_UNFREEZE}
+    facts = {score: best[score], "epoch_kept": best["epoch"], "kept": found["sentence"], "training_seconds": tuned.seconds}
+    if tuned.choice is not None:
+        write_json(context.output(f"{REPORTS}/bn_freeze.json"), tuned.choice.as_json())
+        facts["bn_freeze"] = tuned.choice.sentence()
+    return {"lr": lr if isinstance(lr, float) else ", ".join(f"{one:g}" for one in lr), **facts}
 
 
 def build_tuner(context: StageContext) -> Tuner:
@@ -85,9 +68,8 @@ def build_tuner(context: StageContext) -> Tuner:
     network = open_network(backbone, head, card, device, settings)
     paths = {name: context.root / name for name in ("data/manifest.parquet", HEAD, FOUND)}
     manifest, after = read_manifest(paths["data/manifest.parquet"]), params.precompute.cache_map_after
-    folder, augmentation = context.root / params.data.source, Augmentation(**params.precompute.augment.model_dump())
-    seed, cache = derive_seed(params.seed, "fine_tune"), ResizedImageCache(RESIZED_CACHE_BYTES)
-    images = ImageSource(folder, params.data.max_pixels, card.for_images, augmentation, seed, cache)
+    folder, augment, seed = context.root / params.data.source, params.precompute.augment, derive_seed(params.seed, "fine_tune")
+    images = open_images(folder, params.data.max_pixels, card.for_images, augment.model_dump(), seed)
     maps = None if after == "none" else (context.root / f"data/activations/{after}", after)
     rows, workers = (rows_of(manifest, "train"), without_copies(manifest, "valid")), resolve_workers(params.runtime.workers)
     columns = HeadInputs(context.root / "data/activations").columns
@@ -96,8 +78,8 @@ def build_tuner(context: StageContext) -> Tuner:
     identity = {
         "code": context.code,
         "inputs": {name: sha256_file(path) for name, path in paths.items()},
-        "maps": [source.digest for source in sources],
-        "params": [params.seed, *(part.model_dump() for part in (params.backbone, params.precompute.augment, settings))],
+        "maps": [*(source.digest for source in sources), columns.digest() if columns else ""],
+        "params": [params.seed, *(part.model_dump() for part in (params.backbone, augment, settings))],
         "search": params.find_lr.unfrozen.model_dump(),
         "precision": network.precision,
     }

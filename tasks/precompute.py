@@ -9,14 +9,13 @@ from pathlib import Path
 import pandas as pd
 from headstart.activations.build import Settings, build, refuse_too_large
 from headstart.activations.cache import open_root, record_use, row_bytes
-from headstart.activations.columns import AskedColumns, write_columns
+from headstart.activations.columns import write_columns
 from headstart.activations.compute import File
 from headstart.core.command_line import main
 from headstart.core.params import NO_BACKBONE
 from headstart.core.stages import StageContext, Summary
 from headstart.hardware import resolve_workers
-from headstart.images.loader import RESIZED_CACHE_BYTES, ImageSource, ResizedImageCache
-from headstart.images.transforms import Augmentation
+from headstart.images.loader import open_images
 from headstart.images.whites import whites_of
 from headstart.manifest import read_manifest
 from headstart.models.backbones import build_backbone
@@ -36,16 +35,17 @@ def precompute(context: StageContext) -> Summary:
     params, settings = context.params, context.params.precompute
     device = configure(params.runtime.threads, params.runtime.device)
     listed = read_manifest(context.root / "data/manifest.parquet")
-    encoded = _columns(context, listed)
+    encoded = write_columns(context.out / "data/activations/columns", listed, params.data)
     if params.backbone.name == NO_BACKBONE:
         return encoded
     manifest = listed.drop_duplicates("key").sort_values("key")
     files = {"pooled": files_of(manifest)}
     backbone = build_backbone(**params.backbone.model_dump(), seed=params.seed)
     preprocessing = replace(backbone.preprocessing, whites=whites_of(listed))
-    folder, augmentation = context.root / params.data.source, Augmentation(**settings.augment.model_dump())
-    cache = ResizedImageCache(RESIZED_CACHE_BYTES if settings.cache_map_after != "none" else 0)  # a second cut decodes no image
-    images = ImageSource(folder, params.data.max_pixels, preprocessing, augmentation, settings.view_seed, cache)
+    folder, again = context.root / params.data.source, settings.cache_map_after != "none"  # a second cut decodes no image
+    images = open_images(
+        folder, params.data.max_pixels, preprocessing, settings.augment.model_dump(), settings.view_seed, keep_resized=again
+    )
     bodies = {"pooled": backbone.body}
     if settings.cache_map_after != "none":
         bodies[settings.cache_map_after], _ = cut_body(backbone.body, backbone.groups, settings.cache_map_after)
@@ -57,15 +57,8 @@ def precompute(context: StageContext) -> Summary:
     refuse_too_large(context.root, root, needed, settings.max_gb)
     if not settings.views:
         logger.info("  precompute.views is 0, so data augmentation does nothing: the head trains on the base views alone")
-    how = Settings(
-        settings.views,
-        settings.engine,
-        settings.precision,
-        settings.storage,
-        settings.batch_size,
-        device,
-        resolve_workers(params.runtime.workers),
-    )
+    how = settings.model_dump(include={"views", "engine", "precision", "storage", "batch_size"})
+    chosen = Settings(**how, device=device, workers=resolve_workers(params.runtime.workers))
     built = {
         cut: build(
             context.output(f"data/activations/{cut}/x").parent,
@@ -75,23 +68,12 @@ def precompute(context: StageContext) -> Summary:
             cut=cut,
             images=images,
             files=files[cut],
-            settings=how,
+            settings=chosen,
         )
         for cut, body in bodies.items()
     }
     record_use(root, context.root, {cut: one.namespace for cut, one in built.items()}, params)
     return built["pooled"].summary() | encoded
-
-
-def _columns(context: StageContext, manifest: pd.DataFrame) -> dict[str, int]:
-    """Write data/activations/columns/*.arrow, if there are columns to learn from."""
-    data = context.params.data
-    asked = AskedColumns(**data.columns.model_dump())
-    if not asked.any():
-        return {}
-    about = {"joins": [one.model_dump() for one in data.joins], "elapsed": [one.model_dump() for one in data.elapsed]}
-    folder = context.output("data/activations/columns/x").parent
-    return write_columns(folder, manifest, asked, about | {"split_by": data.split_by})
 
 
 def files_of(images: pd.DataFrame) -> list[File]:

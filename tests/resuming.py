@@ -18,14 +18,16 @@ import torch
 from headstart.core.command_line import command_line
 from headstart.images.transforms import Augmentation, augmented_view
 from headstart.models.backbones import build_backbone
-from headstart.models.heads import Classifier, build_head
+from headstart.models.heads import Classifier, HeadSpec, build_head
 from headstart.models.weights import state_digest
 from headstart.runtime import to_device
 from headstart.seeds import view_generator
+from headstart.targets.single_label import SingleLabel
 from headstart.training import checkpoints, loop
-from headstart.training.batch_sources import from_images
+from headstart.training.batch_sources import TrainingImages, from_images
 from headstart.training.checkpoints import Checkpoint
-from headstart.training.fine_tune import Network, UnfreezePhase, fine_tune
+from headstart.training.fine_tune import Labels, Network, UnfreezePhase, fine_tune
+from headstart.training.loop import TrainingRun
 from headstart.training.options import Options
 
 COUNT = 40
@@ -87,17 +89,14 @@ def main() -> None:
             fuse("term-validate")
         return images[row]
 
-    feed = from_images((augmented, y), (plain, y), backbone.preprocessing, 2, torch.device("cpu"))
-    model = to_device(Classifier(backbone.body, build_head("mlp", backbone.width, 3, 0)), torch.device("cpu"))
+    feed = from_images(TrainingImages(augmented, y), (plain, COUNT), backbone.preprocessing, 2, torch.device("cpu"))
+    model = to_device(Classifier(backbone.body, build_head(HeadSpec("mlp", backbone.width, 3), 0)), torch.device("cpu"))
     history = fine_tune(
         Network(model, backbone.groups, bn_freeze=frozen),
         [(UnfreezePhase("late", 2, 3e-3, 2), feed), (UnfreezePhase("all", 2, 1e-3, 2), feed)],
-        y_train=y,
-        y_valid=y,
-        options=Options(batch_size=8, label_smoothing=0.1, balance="weights", patience=3),
-        seed=0,
-        log=lambda epoch, metrics: None,
-        checkpoint=Checkpoint(folder, "training"),
+        Labels(SingleLabel(("a", "b", "c")), y, y),
+        Options(batch_size=8, label_smoothing=0.1, balance="weights", patience=3),
+        TrainingRun(0, lambda epoch, metrics: None, checkpoint=Checkpoint(folder, "training")),
     )
     print(state_digest(model), [row["train_loss"] for row in history.epochs], history.trace)  # noqa: T201
 

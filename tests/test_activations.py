@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -286,22 +285,25 @@ def test_writing_streams(tmp_path):
 
 def test_frozen_means_frozen(shapes, tmp_path):
     """Invariant 2: no parameter and no buffer of the body changes by one bit while the head trains."""
-    from headstart.models.heads import build_head, fit_standardiser
+    from headstart.models.heads import HeadSpec, build_head, fit_standardiser
     from headstart.models.weights import state_digest
+    from headstart.targets.single_label import SingleLabel
     from headstart.training.activation_dataset import activations_of
     from headstart.training.head import train_head
+    from headstart.training.loop import TrainingRun
     from headstart.training.options import Options
 
     backbone, images, files = images_and_files(shapes)
     before = state_digest(backbone.body)
     built(tmp_path / "out", tmp_path / "cache", images, files, backbone)
-    manifest = pd.DataFrame({"key": [key for _, key in files], "split": ["train", "valid"] * (len(files) // 2)})
-    manifest["class_index"] = pd.factorize(pd.Series([path[0] for path, _ in files]))[0]
+    target, stored = SingleLabel(("a", "b", "c")), Activations(tmp_path / "out")
     train, valid = (
-        activations_of(Activations(tmp_path / "out"), manifest[manifest["split"] == split]) for split in ("train", "valid")
+        activations_of(stored, [key for _, key in part], target.encode(path[0] for path, _ in part))
+        for part in (files[::2], files[1::2])
     )
-    head = build_head("mlp", backbone.width, 3, seed=0)
+    head = build_head(HeadSpec("mlp", backbone.width, 3), seed=0)
     fit_standardiser(head, train.base_views())
-    train_head(head, train, valid, epochs=3, lr=1e-2, seed=0, log=lambda *_: None, options=Options(batch_size=16))
+    options, run = Options(batch_size=16), TrainingRun(0, lambda *_: None)
+    train_head(head, train, valid, target, epochs=3, lr=1e-2, options=options, run=run)
     assert state_digest(backbone.body) == before
     assert not any(parameter.requires_grad for parameter in backbone.body.parameters())

@@ -31,6 +31,7 @@ from headstart.ingest.scan import Scan
 from headstart.ingest.summary import summarise
 from headstart.ingest.tree import preflight
 from headstart.manifest import read_manifest, write_csv, write_manifest
+from headstart.targets.kinds import target_of
 from tests import images
 from tests.conftest import encode, picture, scan_folder, write_shapes
 from tests.images import BIG, RGB, save
@@ -507,8 +508,9 @@ def test_numeric_class_names_have_one_order(tmp_path):
     write_shapes(tmp_path / "s")
     for old, new in zip("abc", ("2", "10", "1"), strict=True):
         (tmp_path / "s" / old).rename(tmp_path / "s" / new)
-    frame = scan_folder(tmp_path / "s").manifest
-    order = frame.drop_duplicates("label").set_index("label")["class_index"].to_dict()
+    result = scan_folder(tmp_path / "s")
+    target = target_of(result.format.describe(result.manifest))
+    order = {name: int(target.encode([name])) for name in set(result.manifest["label"])}
     assert order == {"1": 0, "10": 1, "2": 2}
 
 
@@ -531,7 +533,8 @@ def test_ten_thousand_classes(tmp_path):
     for number in range(10_000, 10_150):
         (tmp_path / "s" / "00007" / f"{number}.png").write_bytes(data[number])
     result = scan_folder(tmp_path / "s", near_duplicates="keep")
-    assert result.manifest["class_index"].nunique() == 10_000
+    target = target_of(result.format.describe(result.manifest))
+    assert target.encode(result.manifest["label"]).unique().tolist() == list(range(10_000))
     assert set(result.manifest["split"]) == {"train", "valid", "test"}
     assert len(result.rescued) > 3_000
     assert len(summarise(result)["classes_kept_in_train"]) == 20

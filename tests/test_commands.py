@@ -93,7 +93,8 @@ def cases() -> Iterator[tuple[str, list[str], list[str]]]:
     yield pipeline, ["--all"], ["unrecognized arguments: --all"]
 
     predict = "flows.predict"
-    yield predict, [], ["required: --images, --out"]
+    yield predict, [], ["required: --out"]
+    yield predict, ["--out", "x.csv"], ["neither --images nor --table", "--images PATH"]
     yield predict, ["--images", "data/shapes"], ["required: --out"]
     given = ["--images", "data/shapes", "--out", "x.parquet"]
     for images, said in (("nowhere", "no such folder"), ("file", "not a folder"), ("dangling", "(a link to nowhere): no such")):
@@ -207,6 +208,8 @@ def members(kind: Any) -> list[Any]:
 # What is wrong for a parameter that is text: most text is right, until something is looked for by that name.
 WRONG_TEXT = {
     "data.source": ["", "data/nowhere", "~nobody-of-this-name", "s3://x"],
+    **{f"data.{key}": [""] for key in ("labels_file", "path_column", "label_column", "group_column", "split_by")},
+    "data.label_separator": ["", "x" * 11],
     "data.label_pattern": ["", "(", "x" * 1001],
     "data.group_pattern": ["", "[a", "*"],
     "backbone.name": [""],
@@ -229,6 +232,11 @@ def wrong_values(key: str, kind: Any) -> Iterator[tuple[str, list[str]]]:
         yield value, [] if "[" in value else words
 
 
+# How many faults a list of two wrong items may have; the items of other lists are text or a single number.
+WRONG_INSIDE = {"data.formats": 3, "fine_tune.gradual": 4, "fine_tune.lr": 2, "data.joins": 2, "data.elapsed": 2,
+                "train_head.columns.layers": 2, "train_head.columns.dropouts": 2}  # fmt: skip
+
+
 @pytest.mark.parametrize(("key", "kind"), list(parameters()), ids=lambda part: part if isinstance(part, str) else "")
 def test_a_parameter_with_a_wrong_type_word_or_number(command, key, kind):
     for value, allowed in wrong_values(key, kind):
@@ -239,7 +247,7 @@ def test_a_parameter_with_a_wrong_type_word_or_number(command, key, kind):
         (line,) = [line for line in text.splitlines() if line.startswith(f"  {key}")][:1] or [""]
         assert line.partition(": ")[2], f"{value}: {text}"  # what is allowed
         assert all(word in line for word in allowed), text
-        inside = {"data.formats": 3, "fine_tune.gradual": 4, "fine_tune.lr": 2}.get(key, 1) if "[" in value else 1
+        inside = WRONG_INSIDE.get(key, 1) if "[" in value else 1
         assert int(text.partition(" wrong:")[0].rpartition(" ")[2]) <= inside, text
         assert not any(part in text for part in (".bool", ".literal", ".float", ".int", "constrained", "list[", ".none")), text
 

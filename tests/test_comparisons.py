@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.evaluation.metrics import reliability
 from headstart.models.backbones import build_backbone
 from headstart.statistics import Comparison, bootstrap_interval, compare, mcnemar, wilson_interval
+from headstart.targets.reports.classification import reliability
+from headstart.targets.single_label import SingleLabel
+from headstart.targets.target import Answered
 from headstart.training.bn_choice import choose
 
 
@@ -65,7 +67,8 @@ def test_a_comparison_counts_in_pairs_and_says_who_is_better():
 
 def test_the_better_arm_is_kept_and_the_rule_of_thumb_decides_the_rest():
     y = torch.zeros(200, dtype=torch.int64)
-    good, bad = predictions(np.arange(200) < 190), predictions(np.arange(200) < 150)
+    target = SingleLabel(("a", "b", "c"))
+    good, bad = (Answered(predictions(np.arange(200) < right), target) for right in (190, 150))
     deep, shallow = (build_backbone(name, "random", 64).body for name in ("resnet50", "resnet34"))
     for body in (deep, shallow):
         found = choose(good, bad, y, body, 0)

@@ -329,7 +329,7 @@ def test_the_summary_and_its_pictures_are_the_same_each_time(shapes):
     assert summarise(first) == summarise(second)
     drawn = pictures(first, shapes, 10_000)
     assert drawn == pictures(second, shapes, 10_000)
-    assert set(drawn) == {"classes.png", "sizes.png", "samples.png"}
+    assert set(drawn) == {"labels.png", "sizes.png", "samples.png"}
     assert all(png.startswith(b"\x89PNG") for png in drawn.values())
 
 

@@ -23,7 +23,7 @@ from headstart.models.backbones import Backbone, build_backbone
 from headstart.models.cuts import cut_body, output_shape
 from headstart.models.folding import fold_batch_norms
 from headstart.models.freezing import layer_groups
-from headstart.models.heads import Classifier, build_head
+from headstart.models.heads import Classifier, HeadSpec, build_head
 from headstart.models.weights import state_digest
 from tests.machines import pretend
 
@@ -86,7 +86,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 def test_head_on_cached_activations_is_the_full_frozen_model(family):
     backbone, size = family.backbone, family.size
     images = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    head = build_head("mlp", backbone.width, 4, seed=0)
+    head = build_head(HeadSpec("mlp", backbone.width, 4), seed=0)
     model = Classifier(backbone.body, head).eval()
     with torch.inference_mode():
         full = model(normalise(images, backbone.preprocessing))

@@ -14,7 +14,9 @@ from headstart.core.errors import InputError
 from headstart.core.graph import load_graph
 from headstart.core.params import load_params
 from headstart.core.stages import run_stage
-from headstart.datasets.builtin import NAMES, foreign, is_source, write_digits, write_oxford_pets
+from headstart.datasets.builtin import NAMES, foreign, is_source, write_oxford_pets
+from headstart.datasets.digits import write_digit_pages, write_digits, write_turned_digits, write_two_notations
+from headstart.datasets.flights import write_flights
 from headstart.versioning import workspace
 from tasks.fetch_data import fetch_data
 from tests import templates
@@ -121,6 +123,10 @@ def test_what_a_user_put_there_is_never_replaced(tmp_path, what, source):
 
 def test_what_fetch_data_wrote_is_known_again_and_what_a_system_leaves_there_is_nobodys(tmp_path, site):  # noqa: F811
     write_digits(tmp_path / "digits")
+    write_digit_pages(tmp_path / "digit-pages")
+    write_turned_digits(tmp_path / "turned-digits")
+    write_two_notations(tmp_path / "two-notations")
+    write_flights(tmp_path / "flights")
     for name, by_breed in (("oxford-pets", False), ("oxford-pets-breeds", True)):
         write_oxford_pets(tmp_path / name, tmp_path / "downloads", by_breed, pets_archives(site, 10))
     for name in NAMES:

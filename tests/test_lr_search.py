@@ -9,19 +9,20 @@ import pytest
 import torch
 
 from headstart.models.backbones import build_backbone
-from headstart.models.heads import Classifier, build_head
+from headstart.models.heads import Classifier, HeadSpec, build_head
 from headstart.models.weights import state_digest
+from headstart.targets.single_label import cross_entropy
 from headstart.training import batch_sources
 from headstart.training import fine_tune as tuning
 from headstart.training.activation_dataset import endless
+from headstart.training.batch_sources import TrainingImages
 from headstart.training.fine_tune import Network, UnfreezePhase
 from headstart.training.head import head_prepare, train_head
 from headstart.training.lr_report import write_search
 from headstart.training.lr_search import RULES, Curve, minimum, range_test, slide, steep, suggest, trim, valley
-from headstart.training.optimizers import cross_entropy
 from headstart.training.options import Options
 from tests.conftest import REPOSITORY
-from tests.test_training import LABELS, images_feed, in_memory, network, rows, silent, tuned
+from tests.test_training import LABELS, RUN, TARGET, images_feed, in_memory, network, rows, tuned
 
 OPTIONS = Options(batch_size=16)
 RECORDED = json.loads((REPOSITORY / "tests/data/lr_curves.json").read_text())
@@ -56,7 +57,7 @@ def test_searching_on_the_head_changes_nothing():
         torch.manual_seed(5)
         np.random.seed(5)
         random.seed(5)
-        head = build_head("mlp", 8, 3, seed=1)
+        head = build_head(HeadSpec("mlp", 8, 3), seed=1)
         head[0].eval()
         before, states = state_digest(head), random_states()
         if search:
@@ -65,7 +66,7 @@ def test_searching_on_the_head_changes_nothing():
         assert random_states() == states
         assert [module.training for module in head][:2] == [False, True]
         assert all(parameter.grad is None for parameter in head.parameters())
-        train_head(head, in_memory(x, y), in_memory(x[1:], y), epochs=2, lr=1e-2, seed=0, log=silent, options=OPTIONS)
+        train_head(head, in_memory(x, y), in_memory(x[1:], y), TARGET, epochs=2, lr=1e-2, options=OPTIONS, run=RUN)
         return state_digest(head)
 
     assert fitted(search=True) == fitted(search=False)
@@ -116,7 +117,7 @@ def test_the_second_search_scales_all_groups_together():
 
 def test_the_range_test_covers_the_range_repeats_and_stops_when_it_diverges():
     x, y = rows()
-    head = build_head("mlp", 8, 3, seed=1)
+    head = build_head(HeadSpec("mlp", 8, 3), seed=1)
     curve = head_test(head, x, y, lr_max=1e3, steps=80)
     assert curve.lrs[0] == pytest.approx(1e-6)
     ratios = np.diff(np.log(curve.lrs))
@@ -129,7 +130,7 @@ def test_the_range_test_covers_the_range_repeats_and_stops_when_it_diverges():
 def test_the_smoothed_loss_is_the_debiased_average():
     """With no learning, steps of a fixed model: the average of the batches' losses with weights .98^age."""
     x, y = rows()
-    head = build_head("linear", 8, 3, seed=1)
+    head = build_head(HeadSpec("linear", 8, 3), seed=1)
     torch.nn.init.normal_(head[1].weight)
     curve = head_test(head, x, y, lr_min=1e-12, lr_max=1e-11, steps=20)
     batches = endless(in_memory(x, y), OPTIONS, 0)
@@ -194,8 +195,10 @@ def test_a_search_that_diverges_at_once_is_written_too(tmp_path):
 
 def test_a_network_without_batch_norm_can_be_searched_too():
     backbone = build_backbone("test_vit", "random", 160)
-    net = Network(Classifier(backbone.body, build_head("linear", backbone.width, 3, 0)), backbone.groups, bn_freeze=True)
+    net = Network(
+        Classifier(backbone.body, build_head(HeadSpec("linear", backbone.width, 3), 0)), backbone.groups, bn_freeze=True
+    )
     images = torch.randint(0, 256, (24, 3, 160, 160), dtype=torch.uint8)
-    train, valid = (lambda _, row: images[row], LABELS), (lambda row: images[row], LABELS)
+    train, valid = TrainingImages(lambda _, row: images[row], LABELS), (lambda row: images[row], len(images))
     feed = batch_sources.from_images(train, valid, backbone.preprocessing, 1, torch.device("cpu"))
     assert len(unfrozen_test(net, feed, steps=20).lrs) >= 5

@@ -15,9 +15,10 @@ from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.images.preprocessing import Preprocessing
 from headstart.models.backbones import bare_backbone, build_backbone
-from headstart.models.heads import Classifier, Standardise, build_head, fit_standardiser
+from headstart.models.heads import Classifier, HeadSpec, Standardise, build_head, fit_standardiser
 from headstart.models.trained import ModelCard, Outdated, load_card, load_classifier, load_head, save_model
 from headstart.models.weights import state_digest
+from headstart.targets.single_label import SingleLabel
 from headstart.training.checkpoints import Checkpoint, Saved
 from tests.test_families import FAMILIES
 
@@ -151,7 +152,7 @@ def test_the_table_shows_the_lessons_remark(capsys, monkeypatch):
 
 def test_the_linear_head_sees_standardised_activations():
     x = torch.randn(50, 6) * torch.tensor([1.0, 2, 3, 4, 5, 0]) + 7
-    head = build_head("linear", 6, 3, seed=0)
+    head = build_head(HeadSpec("linear", 6, 3), seed=0)
     fit_standardiser(head, x.split(20))
     standard = head[0]
     assert isinstance(standard, Standardise)
@@ -163,9 +164,9 @@ def test_the_linear_head_sees_standardised_activations():
 
 
 def test_the_mlp_head_is_fastais():
-    kinds = [type(layer) for layer in build_head("mlp", 64, 5, seed=0)]
+    kinds = [type(layer) for layer in build_head(HeadSpec("mlp", 64, 5), seed=0)]
     assert kinds == [nn.BatchNorm1d, nn.Dropout, nn.Linear, nn.ReLU, nn.BatchNorm1d, nn.Dropout, nn.Linear]
-    head = build_head("mlp", 64, 5, seed=0)
+    head = build_head(HeadSpec("mlp", 64, 5), seed=0)
     assert (head[1].p, head[5].p, head[2].out_features) == (0.25, 0.5, 512)
     assert float(head[2].weight.detach().std()) == pytest.approx((2 / 64) ** 0.5, rel=0.05)  # Kaiming-normal
 
@@ -173,9 +174,12 @@ def test_the_mlp_head_is_fastais():
 def make_model(tmp_path, kind="linear"):
     preprocessing = Preprocessing(32, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     backbone = build_backbone("test_resnet", "random", 32)
-    model = Classifier(backbone.body, build_head(kind, backbone.width, 3, 0)).eval()
+    model = Classifier(backbone.body, build_head(HeadSpec(kind, backbone.width, 3), 0)).eval()
     limits = {"max_pixels": 50_000_000, "min_side": 8, "formats": ["JPEG", "PNG"]}
-    card = ModelCard("test_resnet", {}, preprocessing, limits, kind, backbone.width, ("a", "b", "c"), {"weights": "x"})
+    target = SingleLabel(("a", "b", "c"))
+    card = ModelCard(
+        "test_resnet", {}, preprocessing, limits, HeadSpec(kind, backbone.width, len(target.classes)), target, {"weights": "x"}
+    )
     save_model(tmp_path / "m.safetensors", model, card)
     return model, card
 
@@ -206,8 +210,16 @@ def test_a_flip_anywhere_in_the_card_is_detected_or_says_the_same(tmp_path):
     """The names of the classes, the preprocessing: what is wrong there would be a wrong answer."""
     path = tmp_path / "m.safetensors"
     preprocessing = Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3)
-    card = ModelCard("resnet18", {"x": 1}, preprocessing, {"min_side": 8}, "linear", 8, ("cat", "dog"), {"manifest": "ab"})
-    save_model(path, build_head("linear", 8, 2, seed=0), card)
+    card = ModelCard(
+        "resnet18",
+        {"x": 1},
+        preprocessing,
+        {"min_side": 8},
+        HeadSpec("linear", 8, 2),
+        SingleLabel(("cat", "dog")),
+        {"manifest": "ab"},
+    )
+    save_model(path, build_head(HeadSpec("linear", 8, 2), seed=0), card)
     whole = path.read_bytes()
     refused = 0
     for at in range(8 + int.from_bytes(whole[:8], "little")):
@@ -239,9 +251,11 @@ def test_bare_backbone_has_the_same_state_names():
     assert bare.body.state_dict().keys() == build_backbone("resnet18", "random", 64).body.state_dict().keys()
 
 
-def test_a_model_of_an_earlier_version_is_said_to_be_one(tmp_path):
+@pytest.mark.parametrize("lacking", [("options", "limits", "target", "columns"), ("target", "columns")])
+def test_a_model_of_an_earlier_version_is_said_to_be_one(tmp_path, lacking):
     model, card = make_model(tmp_path)
-    earlier = {key: value for key, value in card.__dict__.items() if key not in ("options", "limits")}
+    earlier = {key: value for key, value in card.__dict__.items() if key not in lacking}
+    earlier |= {"head": card.head.kind, "width": card.head.width, "classes": ["a", "b", "c"]}
     earlier |= {"preprocessing": {key: value for key, value in card.preprocessing.as_dict().items() if key != "whites"}}
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     metadata = {"headstart": json.dumps(earlier | {"sha256": "x"})}
@@ -259,6 +273,14 @@ def test_layers_that_share_their_weights_are_saved_and_stay_shared(tmp_path):
     assert path.is_file()
     saved = Checkpoint(tmp_path, "t").load().model
     assert torch.equal(saved["0.weight"], saved["1.weight"])
-    card = ModelCard("x", {}, Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3), {}, "linear", 4, ("a", "b"), {})
+    card = ModelCard(
+        "x",
+        {},
+        Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3),
+        {},
+        HeadSpec("linear", 4, 2),
+        SingleLabel(("a", "b")),
+        {},
+    )
     save_model(tmp_path / "m.safetensors", model, card)
     assert load_card(tmp_path / "m.safetensors") == card

@@ -71,7 +71,7 @@ def test_set_of_nothing_writes_nothing(path):
         ("precompute.views=-1", ["precompute.views = -1", "greater than or equal to 0"]),
         ("data.valid_fraction=0.9", ["valid_fraction + test_fraction"]),
         ("find_lr.lr_min=.nan", ["find_lr.lr_min = nan", "finite"]),
-        ("train_head.epoch=3", ["train_head.epoch", "balance, batch_size, cycle_len"]),
+        ("train_head.epoch=3", ["train_head.epoch", "balance, batch_size, columns, cycle_len"]),
         ("no.such=3", ["no.such", "train_head"]),
         ("data.label_pattern=(", ["data.label_pattern = '('", "regular expression"]),
         ("data.fold=5", ["fold must be none, or 0 to 4"]),

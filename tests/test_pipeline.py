@@ -174,7 +174,7 @@ def test_new_images_run_what_they_change_and_code_edits_what_uses_them(copied):
     assert "link_data:" in stale
     # the manifest is what it was, so that nothing is computed anew; the report says how many files were ignored
     assert ran(how(copied)) == ["link_data", "evaluate"]
-    with (copied / "headstart/evaluation/metrics.py").open("a") as file:
+    with (copied / "headstart/targets/reports/classification.py").open("a") as file:
         file.write("# an edit\n")
     stale = dvc_here(copied, "status")
     assert "evaluate:" in stale

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -119,20 +120,22 @@ def test_predictions_are_those_of_the_model(folder, model, tmp_path):
             p = network(x).softmax(1)[0]
         assert row.label_1 == row.predicted and row.confidence == row.probability_1
         found = {row.label_1: row.probability_1, row.label_2: row.probability_2, row.label_3: row.probability_3}
-        assert [found[label] for label in card.classes] == pytest.approx(p.tolist(), abs=0.02)  # bfloat16, where there is
+        assert [found[label] for label in card.target.classes] == pytest.approx(
+            p.tolist(), abs=0.02
+        )  # bfloat16, where there is
         assert row.probability_1 >= row.probability_2 >= row.probability_3
 
 
 def test_the_same_bytes_come_out_whatever_was_known(folder, model, tmp_path):
     first = predict_folder(folder, job(model), state=tmp_path / "s.sqlite")
-    write_predictions(tmp_path / "1.parquet", first.rows, "parquet", {"model": "x"})
+    write_predictions(tmp_path / "1.parquet", first, "parquet", {"model": "x"})
     (folder / "b/new.png").write_bytes(encode(picture(1, 77)))
     time.sleep(0.05)  # a file changed this instant is not remembered
     second = predict_folder(folder, job(model), state=tmp_path / "s.sqlite")
     assert second.computed < first.computed / 2 and len(second.rows) == len(first.rows) + 1
     (folder / "b/new.png").unlink()
     third = predict_folder(folder, job(model), state=tmp_path / "s.sqlite")
-    write_predictions(tmp_path / "3.parquet", third.rows, "parquet", {"model": "x"})
+    write_predictions(tmp_path / "3.parquet", third, "parquet", {"model": "x"})
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "3.parquet").read_bytes()
     fresh = predict_folder(folder, job(model, workers=1), state=tmp_path / "other.sqlite")
     assert fresh.rows.equals(first.rows)
@@ -154,7 +157,7 @@ def test_a_changed_file_model_or_limit_is_never_answered_from_before(folder, mod
 def test_a_class_of_any_name_leaves_the_counts_alone():
     names = ["errors", "files", "abstained", "classes", "files"]
     rows = pd.DataFrame({"predicted": [*names, None], "abstained": [False] * 5 + [True], "error": ""})
-    found = Predictions(rows, 6, 0, 1.0)
+    found = Predictions(rows, {"predicted": "string", "abstained": "bool", "error": "string"}, 6, 0, 1.0)
     counts = {"errors": 1, "files": 2, "abstained": 1, "classes": 1}
     assert found.summary() == {"files": 6, "errors": 0, "abstained": 1, "classes": counts}
     table = table_rows(found)
@@ -175,10 +178,10 @@ def test_abstaining_and_top_k(folder, model, tmp_path):
 
 
 def test_a_csv_starts_no_formula(folder, model, tmp_path):
-    rows = predict_folder(folder, job(model), state=tmp_path / "s.sqlite").rows
-    write_predictions(tmp_path / "p.csv", rows, "csv", {})
+    found = predict_folder(folder, job(model), state=tmp_path / "s.sqlite")
+    write_predictions(tmp_path / "p.csv", found, "csv", {})
     text = (tmp_path / "p.csv").read_text()
-    assert '"\'=1+1.png"' in text and len(pd.read_csv(tmp_path / "p.csv")) == len(rows)
+    assert '"\'=1+1.png"' in text and len(pd.read_csv(tmp_path / "p.csv")) == len(found.rows)
 
 
 # Dies or hangs on files of these names, as a broken decoder would; the real worker that looks at the suspects does not.
@@ -318,7 +321,7 @@ def test_a_killed_run_goes_on_where_it_was(copied, tmp_path):
     process.wait()
     assert not (tmp_path / "p.parquet").exists()
     said = predict(copied, "--images", str(folder), "--out", str(tmp_path / "p.parquet"))
-    again = int(said.rpartition(" files: ")[2].split()[0].replace(",", ""))
+    again = int(re.search(r": ([\d,]+) (?:classified|predicted) in this run", said)[1].replace(",", ""))
     assert 0 < again <= 1200 - batch.REMEMBER
     assert len(pd.read_parquet(tmp_path / "p.parquet")) == 1200
 
@@ -374,7 +377,7 @@ def test_the_limits_a_model_was_trained_with_hold_wherever_it_is_used(done, mode
     predictor = Predictor(model)
     assert predictor.limits.max_pixels == 10_000
     with pytest.raises(InputError, match="101 x 101 pixels are more than 10,000"):
-        predictor.probabilities([encode(picture(0, 1, side=101))])
+        predictor.answers_of_bytes([encode(picture(0, 1, side=101))])
     (tmp_path / "images").mkdir()
     (tmp_path / "images/large.png").write_bytes(encode(picture(0, 1, side=101)))
     rows = predict_folder(tmp_path / "images", job(model), state=tmp_path / "s.sqlite").rows

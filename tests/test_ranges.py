@@ -209,7 +209,7 @@ def test_an_elongated_image_goes_through_scan_loader_and_prediction(tmp_path):
         assert view.shape == (3, 32, 32)
     assert sum(image.nbytes for image in kept.images.values()) <= 3 * 32 * 32 * 16
     make_model(tmp_path)
-    assert Predictor(tmp_path / "m.safetensors").probabilities([data]).shape == (1, 3)
+    assert Predictor(tmp_path / "m.safetensors").answers_of_bytes([data]).shape == (1, 3)
     assert torch.equal(base_view(long_image(8, 1_200), PRE), next(iter(images.views("a/long.png", key, [0]))))
 
 

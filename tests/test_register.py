@@ -13,7 +13,10 @@ from headstart.core.errors import InputError
 from headstart.core.params import load_params
 from headstart.manifest import read_manifest, write_manifest
 from headstart.models.trained import Outdated
-from headstart.tracking.promotion import against_guess, aligned
+from headstart.targets.single_label import SingleLabel, aligned
+from headstart.targets.target import Answered
+from headstart.tracking import promotion
+from headstart.tracking.promotion import PromotionRule, against_guess
 from headstart.tracking.registry import CHALLENGER, CHAMPION, NAME, Registry, find_model
 from tests import forks, templates
 from tests.projects import ENVIRONMENT, how
@@ -198,16 +201,19 @@ def test_below_30_test_images_nothing_is_decided_and_a_person_may(done, tmp_path
 
 def test_whoever_replaces_a_champion_must_beat_the_most_frequent_class_too():
     """A champion without the data's classes cannot be right, and its successor was right on half of one class alone."""
-    labels = pd.Series(["ok"] * 65)
-    poor = torch.tensor([[0.9, 0.1]] * 32 + [[0.1, 0.9]] * 33)
-    assert against_guess((poor, ("ok", "defect")), labels, "ok", 0.05)[0] is False
-    perfect = torch.tensor([[0.9, 0.1]] * 65)
-    found, sentence = against_guess((perfect, ("ok", "defect")), labels, "ok", 0.05)
+    target, rule = SingleLabel(("ok", "defect")), PromotionRule(alpha=0.05, margin=0.0, seed=0)
+    trained_on = pd.DataFrame({"label": ["defect", "ok", "ok", *["defect"] * 9], "split": ["train"] * 3 + ["test"] * 9})
+
+    def judged(answers: list[list[float]], labels: list[str]) -> tuple[bool, str]:
+        answered = Answered(torch.tensor(answers, dtype=torch.float64), target)
+        return against_guess(answered, target.truth(labels), promotion.PresentData(trained_on, target), rule)
+
+    labels = ["ok"] * 65
+    assert judged([[0.9, 0.1]] * 32 + [[0.1, 0.9]] * 33, labels)[0] is False
+    found, sentence = judged([[0.9, 0.1]] * 65, labels)
     assert found is False, "no better than that"
     assert "it classifies 65 correctly; always answering 'ok' would be correct for 65" in sentence
-    labels = pd.Series(["ok"] * 35 + ["defect"] * 30)
-    good = torch.tensor([[0.9, 0.1]] * 35 + [[0.1, 0.9]] * 30)
-    assert against_guess((good, ("ok", "defect")), labels, "ok", 0.05)[0] is True
+    assert judged([[0.9, 0.1]] * 35 + [[0.1, 0.9]] * 30, ["ok"] * 35 + ["defect"] * 30)[0] is True
 
 
 DYING = """
@@ -305,5 +311,5 @@ def test_what_a_version_was_trained_on_is_read_from_an_earlier_version_s_manifes
     frame = pd.DataFrame({"path": ["a", "b"], "key": ["k", "l"], "split": ["train", "test"], "label": ["x", "y"]})
     write_manifest(tmp_path / "m.parquet", frame)
     assert list(read_manifest(tmp_path / "m.parquet", ("key", "split"))["key"]) == ["k", "l"]
-    with pytest.raises(InputError, match="columns .*peak.* are missing"):
+    with pytest.raises(InputError, match="columns fold, group are missing"):
         read_manifest(tmp_path / "m.parquet")

@@ -10,10 +10,11 @@ from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.images.preprocessing import normalise
 from headstart.models.backbones import Backbone, build_backbone
-from headstart.models.heads import Classifier, build_head
+from headstart.models.heads import Classifier, HeadSpec, build_head
 from headstart.models.trained import ModelCard, load_classifier, refuse_another, save_model
 from headstart.prediction.export import export
 from headstart.prediction.predictor import Predictor
+from headstart.targets.single_label import SingleLabel
 from tests.conftest import LIMITS, encode, picture
 from tests.test_families import FAMILIES
 
@@ -53,11 +54,18 @@ def trained(name: str, size: int, path) -> tuple[Classifier, Backbone, ModelCard
         whole = timm.create_model(name, num_classes=7, **sized)
     torch.save(whole.state_dict(), path)
     backbone = build_backbone(name, str(path), size, weights_sha256=sha256_file(path))
-    head = build_head("mlp", backbone.width, 3, seed=0)
+    head = build_head(HeadSpec("mlp", backbone.width, 3), seed=0)
     model = Classifier(backbone.body, head).eval()
     limits = {"max_pixels": 10_000, "min_side": 4, "formats": LIMITS["formats"]}
+    target = SingleLabel(("a", "b", "c"))
     card = ModelCard(
-        name, backbone.options, backbone.preprocessing, limits, "mlp", backbone.width, ("a", "b", "c"), {"weights": "w"}
+        name,
+        backbone.options,
+        backbone.preprocessing,
+        limits,
+        HeadSpec("mlp", backbone.width, len(target.classes)),
+        target,
+        {"weights": "w"},
     )
     return model, backbone, card
 
@@ -106,7 +114,9 @@ def test_weights_from_a_file_keep_the_input_scaling_wherever_the_model_is_used(n
     view = predictor._view_of(data[0], 0)[None]
     with torch.inference_mode():
         wanted = model(normalise(view, card.preprocessing)).softmax(1)
-    assert torch.allclose(predictor.probabilities(data), wanted, atol=0.02), "by precompute's engine, perhaps in bfloat16"
+    assert torch.allclose(predictor.answers_of_bytes(data), wanted.double(), atol=0.02), (
+        "by precompute's engine, perhaps in bfloat16"
+    )
     export(tmp_path / "m.safetensors", tmp_path / "m.pt2")
     program = torch.export.load(tmp_path / "m.pt2").module()
     with torch.no_grad():
@@ -122,17 +132,18 @@ def test_a_model_file_that_comes_back_as_another_network_is_refused(tmp_path):
 
 
 def test_classes_that_the_data_has_and_the_model_not_are_found(tmp_path):
-    from headstart.manifest import write_manifest
-    from headstart.models.classes import classes_of, unknown_classes, warning
+    from headstart.core.files import write_json
+    from headstart.models.classes import target_in, unknown_classes, warning
     from tests.conftest import scan_folder, write_shapes
 
     model, _, card = trained("squeezenet1_1", 64, tmp_path / "weights.pth")
     save_model(tmp_path / "m.safetensors", model, card)
-    assert classes_of(tmp_path / "m.safetensors") == ("a", "b", "c")
-    assert unknown_classes(tmp_path / "m.safetensors", tmp_path / "none.parquet") == []
-    write_manifest(tmp_path / "m.parquet", scan_folder(write_shapes(tmp_path / "images", classes=4)).manifest)
-    assert unknown_classes(tmp_path / "m.safetensors", tmp_path / "m.parquet") == ["d"]
+    assert target_in(tmp_path / "m.safetensors") == {"kind": "single_label", "classes": ["a", "b", "c"]}
+    assert unknown_classes(tmp_path / "m.safetensors", tmp_path / "none.json") == []
+    found = scan_folder(write_shapes(tmp_path / "images", classes=4))
+    write_json(tmp_path / "target.json", found.format.describe(found.manifest))
+    assert unknown_classes(tmp_path / "m.safetensors", tmp_path / "target.json") == ["d"]
     assert "does not know 1 of the classes that the data has now: 'd'" in warning(["d"])
     (tmp_path / "m.safetensors").write_bytes(b"no model")
     with pytest.raises(InputError, match="not a Headstart model"):
-        classes_of(tmp_path / "m.safetensors")
+        target_in(tmp_path / "m.safetensors")

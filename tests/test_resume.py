@@ -18,11 +18,11 @@ from headstart.models.weights import state_digest
 from headstart.training.checkpoints import Checkpoint, Saved, load_optimizer, open_checkpoint, optimizer_tensors
 from headstart.training.head import train_head
 from headstart.training.interrupts import WholeSteps
-from headstart.training.loop import History
+from headstart.training.loop import History, TrainingRun
 from headstart.training.optimizers import build_optimizer
 from headstart.training.options import Options
 from tests import forks
-from tests.test_training import in_memory, rows, silent
+from tests.test_training import TARGET, in_memory, rows, silent
 
 
 def run(folder: Path, point: str = "none", arm: str = "moving") -> subprocess.CompletedProcess[str]:
@@ -69,13 +69,13 @@ def test_sigterm_saves_the_step_it_is_in_and_exits_with_143(tmp_path, undisturbe
 
 
 def checkpointed(folder: Path, **options) -> tuple[nn.Module, History]:
-    from headstart.models.heads import build_head
+    from headstart.models.heads import HeadSpec, build_head
 
     x, y = rows()
-    head = build_head("mlp", 8, 3, seed=1)
+    head = build_head(HeadSpec("mlp", 8, 3), seed=1)
     history = train_head(
-        head, in_memory(x, y), in_memory(x[1:], y), epochs=3, lr=1e-2, seed=0, log=silent,
-        options=Options(**({"batch_size": 16} | options)), checkpoint=Checkpoint(folder, "head"),
+        head, in_memory(x, y), in_memory(x[1:], y), TARGET, epochs=3, lr=1e-2,
+        options=Options(**({"batch_size": 16} | options)), run=TrainingRun(0, silent, checkpoint=Checkpoint(folder, "head")),
     )  # fmt: skip
     return head, history
 

@@ -11,15 +11,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from headstart.seeds import scoped_seed
+from headstart.targets.single_label import SingleLabel, cross_entropy
+from headstart.targets.target import LossRule
 from headstart.training.checkpoints import Checkpoint
-from headstart.training.loop import Phase, Trainer, is_spoilt
-from headstart.training.optimizers import build_optimizer, cross_entropy
-from headstart.training.options import Options
+from headstart.training.loop import Phase, Trainer, TrainingRun, is_spoilt
+from headstart.training.optimizers import build_optimizer
+from headstart.training.options import Objective
 from headstart.training.schedules import OneCycle
 from headstart.training.tuning import what_was_kept
-from headstart.training.validation import calibrated_log_loss, collect_logits, scores
+from headstart.training.validation import collect_logits
 
 STEPS = 12
+TARGET = SingleLabel(("a", "b", "c"))
 
 
 def task(seed: int = 0, separation: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,13 +61,13 @@ def phase(model: nn.Module, lr: float, epochs: int = 2, name: str = "all") -> Ph
         prepare=model.train,
         forward=model,
         batches=batches,
-        validate=lambda: scores(collect_logits(model, [X_VALID]), Y_VALID),
+        validate=lambda: TARGET.scores(collect_logits(model, [X_VALID]), Y_VALID),
     )
 
 
-def fit(model: nn.Module, phases: list[Phase], **options):
-    options = {"guess": math.log(3), "log": lambda epoch, found: None} | options
-    return Trainer(model=model, loss=cross_entropy(), seed=0, what="fine_tune", **options).fit(phases)
+def fit(model: nn.Module, phases: list[Phase], guess: float | None = math.log(3), checkpoint: Checkpoint | None = None):
+    run = TrainingRun(0, lambda epoch, found: None, checkpoint=checkpoint)
+    return Trainer(model, Objective(cross_entropy(), guess, TARGET.chosen_by), run, what="fine_tune").fit(phases)
 
 
 def state(model: nn.Module) -> list[torch.Tensor]:
@@ -82,8 +85,8 @@ def test_what_no_epoch_betters_is_kept_as_it_came():
     assert [row["epoch"] for row in history.epochs] == [0, 1, 2]
     assert history.best_epoch()["epoch"] == 0
     assert same(state(model), before)
-    assert history.epochs[0]["valid_log_loss"] == scores(collect_logits(model, [X_VALID]), Y_VALID)["log_loss"]
-    found = what_was_kept(history)
+    assert history.epochs[0]["valid_log_loss"] == TARGET.scores(collect_logits(model, [X_VALID]), Y_VALID)["log_loss"]
+    found = what_was_kept(history, TARGET)
     assert found["epoch"] == 0 and "The trained head is kept without fine-tuning" in found["sentence"]
 
 
@@ -92,7 +95,7 @@ def test_what_an_epoch_betters_is_replaced():
         model = nn.Linear(8, 3)
     history = fit(model, [phase(model, 0.1)])
     assert history.best_epoch()["epoch"] == 2
-    assert "The fine-tuned network of epoch 2 is kept" in what_was_kept(history)["sentence"]
+    assert "The fine-tuned network of epoch 2 is kept" in what_was_kept(history, TARGET)["sentence"]
 
 
 def test_a_head_has_no_epoch_0():
@@ -111,7 +114,7 @@ def test_a_rate_that_spoils_the_network_is_lowered_and_it_is_said(caplog):
     assert [row["epoch"] for row in history.epochs] == [0, 1, 2]
     assert len({point[0] for point in history.trace}) == len(history.trace), "no step is in the trace twice"
     assert max(point[1] for point in history.trace) <= 5 * history.scale * 1.001
-    assert "The learning rate was lowered to 0.33 of the set rate" in what_was_kept(history)["sentence"]
+    assert "The learning rate was lowered to 0.33 of the set rate" in what_was_kept(history, TARGET)["sentence"]
 
 
 def test_a_sound_training_is_the_same_with_and_without_the_watch():
@@ -174,7 +177,7 @@ def test_with_few_steps_an_epoch_what_is_recorded_is_what_is_left(knows, lr, tmp
     monkeypatch.setattr(sys.modules[__name__], "Y", Y[:128])
     model = good_model(knows)
     history = fit(model, [phase(model, lr, 6)], checkpoint=Checkpoint(tmp_path, "t"))
-    found = scores(collect_logits(model, [X_VALID]), Y_VALID)
+    found = TARGET.scores(collect_logits(model, [X_VALID]), Y_VALID)
     assert history.best_epoch()["valid_log_loss"] == pytest.approx(found["log_loss"])
     assert [row["epoch"] for row in history.epochs] == list(range(7))
     best = min(row["valid_calibrated_log_loss"] for row in history.epochs)
@@ -204,8 +207,8 @@ def test_a_collapse_is_a_loss_above_a_guess_s(losses, guess, spoilt):
 
 def test_a_guess_is_the_best_constant_answer():
     y = torch.tensor([0] * 90 + [1] * 9 + [2])
-    for options in (Options(), Options(label_smoothing=0.1), Options(balance="weights")):
-        loss = options.loss(y, torch.device("cpu"))
+    for rule in (LossRule(), LossRule(label_smoothing=0.1), LossRule(balance="weights")):
+        loss = TARGET.loss(rule, y)
         found = torch.zeros(3, requires_grad=True)
         optimizer = torch.optim.LBFGS([found], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -216,7 +219,11 @@ def test_a_guess_is_the_best_constant_answer():
             return value
 
         optimizer.step(closure)
-        assert options.guess(y) == pytest.approx(float(closure().detach()), abs=1e-4)
+        assert TARGET.guess(rule, y) == pytest.approx(float(closure().detach()), abs=1e-4)
+
+
+def calibrated_log_loss(logits: torch.Tensor, y: torch.Tensor) -> float:
+    return SingleLabel(("a", "b", "c", "d")).scores(logits, y)["calibrated_log_loss"]
 
 
 def test_epochs_are_compared_by_what_they_know_and_not_by_how_sure_they_are():

@@ -82,7 +82,7 @@ def test_answers_are_the_models(address, done):
     status, rows = ask(address, [text(image) for image in IMAGES])
     champion = Registry(done).get_alias("champion")
     assert champion is not None
-    expected = Predictor(champion.file).probabilities(IMAGES)
+    expected = Predictor(champion.file).answers_of_bytes(IMAGES)
     assert status == 200
     for row, p in zip(rows, expected.tolist(), strict=True):
         assert row["probabilities"] == pytest.approx(p, abs=1e-6)

@@ -45,17 +45,17 @@ def params(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("text", ODD)
 def test_text_arrives_as_it_was_written_for_us_for_dvc_and_for_others(params, text):
     before = params.read_text().splitlines()
-    assert set_params(params, [f"backbone.name={text}"]).backbone.name == text
-    assert load_params(params).backbone.name == text
-    assert load_yaml(str(params))["backbone"]["name"] == text
-    assert yaml.safe_load(params.read_text())["backbone"]["name"] == text, "YAML 1.1"
+    assert set_params(params, [f"data.label_column={text}"]).data.label_column == text
+    assert load_params(params).data.label_column == text
+    assert load_yaml(str(params))["data"]["label_column"] == text
+    assert yaml.safe_load(params.read_text())["data"]["label_column"] == text, "YAML 1.1"
     changed = [(a, b) for a, b in zip(before, params.read_text().splitlines(), strict=True) if a != b]
-    assert len(changed) == 1 and changed[0][1].endswith("# any timm model, or any torchvision classification model")
+    assert len(changed) == 1 and changed[0][1].endswith("# its column with the labels")
     inode = params.stat().st_ino
-    set_params(params, [f"backbone.name={text}"])
+    set_params(params, [f"data.label_column={text}"])
     assert params.stat().st_ino == inode, "nothing to change"
     set_params(params, ["seed=5"])
-    assert load_params(params).backbone.name == text
+    assert load_params(params).data.label_column == text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,8 @@ import json, pathlib, socket, sys, time
 job = json.loads(sys.stdin.readline())
 connection = socket.socket(fileno=int(sys.argv[-2]))
 def answer(index):
-    found = {"labels": ["a"], "p": [1.0], "key": job["paths"][index], "final": True}
+    row = {"predicted": "a", "confidence": 1.0, "abstained": False, "label_1": "a", "probability_1": 1.0}
+    found = {"row": row, "key": job["paths"][index], "final": True}
     connection.sendall(json.dumps([[index, found]]).encode() + b"\\n")
 """
 HANGS = "import time; time.sleep(600)"
@@ -66,8 +68,17 @@ def test_after_a_hang_another_goes_on_with_what_is_left(caplog):
     assert "another one continues with 1 files" in caplog.text
 
 
+def card_alone(path: Path) -> Path:
+    """A model file without tensors, whose card has the target alone."""
+    card = json.dumps({"target": {"kind": "single_label", "classes": ["a"]}})
+    header = json.dumps({"__metadata__": {"headstart": card}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    return path
+
+
 def test_what_was_answered_before_a_hang_is_kept(tmp_path, monkeypatch):
     folder = write_shapes(tmp_path / "shapes", classes=1, each=3)
+    job = ScoringJob(**JOB.__dict__ | {"model": card_alone(tmp_path / "m.safetensors")})
     time.sleep(0.05)  # what changed this instant is not remembered
 
     def scored(code: list[str]) -> None:
@@ -75,9 +86,9 @@ def test_what_was_answered_before_a_hang_is_kept(tmp_path, monkeypatch):
 
     scored(command(HANGS_LATER, str(tmp_path / "mark")))
     with pytest.raises(Unavailable, match="no sign of life"):
-        predict_folder(folder, JOB, state=tmp_path / "s.sqlite")
+        predict_folder(folder, job, state=tmp_path / "s.sqlite")
     scored(command(WELL))
-    again = predict_folder(folder, JOB, state=tmp_path / "s.sqlite")
+    again = predict_folder(folder, job, state=tmp_path / "s.sqlite")
     assert again.computed == 2 and len(again.rows) == 3 and (again.rows["predicted"] == "a").all()
 
 

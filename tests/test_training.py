@@ -15,28 +15,34 @@ from headstart.models.cuts import cut_body
 from headstart.models.depthwise import Depthwise
 from headstart.models.folding import FoldedConv, training_view
 from headstart.models.freezing import freeze_except, layer_groups, trained_groups, training_mode
-from headstart.models.heads import Classifier, build_head, fit_standardiser
+from headstart.models.heads import Classifier, HeadSpec, build_head, fit_standardiser
 from headstart.models.weights import state_digest
+from headstart.targets.single_label import SingleLabel, class_weights, cross_entropy
+from headstart.targets.target import LossRule
 from headstart.training.activation_dataset import ActivationDataset, epoch_batches
-from headstart.training.batch_sources import BatchSource, from_feature_maps, from_images
-from headstart.training.fine_tune import Network, UnfreezePhase, fine_tune
+from headstart.training.batch_sources import BatchSource, TrainingImages, from_feature_maps, from_images
+from headstart.training.fine_tune import Labels, Network, UnfreezePhase, fine_tune
 from headstart.training.head import train_head
-from headstart.training.loop import History, train_step
-from headstart.training.optimizers import build_optimizer, class_weights, cross_entropy, epoch_order
+from headstart.training.loop import History, TrainingRun, train_step
+from headstart.training.optimizers import build_optimizer, epoch_order
 from headstart.training.options import Options
 from headstart.training.schedules import group_rates, steps_per_epoch
-from headstart.training.validation import collect_logits, scores
+from headstart.training.validation import collect_logits
 
 CPU = torch.device("cpu")
+TARGET = SingleLabel(("a", "b", "c"))
 
 
 def silent(epoch: int, metrics: dict[str, float]) -> None:
     pass
 
 
+RUN = TrainingRun(0, silent)
+
+
 def unfrozen(name: str = "test_resnet", unfreeze_from: str = "all") -> tuple[Classifier, dict[str, list[nn.Parameter]]]:
     backbone = build_backbone(name, "random", 32)
-    model = Classifier(backbone.body, build_head("mlp", backbone.width, 3, 0))
+    model = Classifier(backbone.body, build_head(HeadSpec("mlp", backbone.width, 3), 0))
     groups = layer_groups(backbone.groups, model)
     freeze_except(groups, trained_groups(list(groups), unfreeze_from))
     return model, groups
@@ -65,7 +71,7 @@ def test_batch_norm_rows_of_the_table(unfreeze_from, bn_freeze, batch_stats, mov
 
 def test_a_frozen_part_is_in_eval_mode_with_its_dropout():
     backbone = build_backbone("efficientnet_b0", "random", 32)  # dropout and stochastic depth inside
-    model = Classifier(backbone.body, build_head("mlp", backbone.width, 3, 0))
+    model = Classifier(backbone.body, build_head(HeadSpec("mlp", backbone.width, 3), 0))
     groups = layer_groups(backbone.groups, model)
     freeze_except(groups, ["head"])
     training_mode(model, bn_freeze=False)
@@ -150,15 +156,15 @@ def test_a_head_learns_keeps_its_best_epoch_and_repeats_to_the_bit(kind):
     x, y = rows()
 
     def trained() -> tuple[nn.Module, object]:
-        head = build_head(kind, 8, 3, seed=1)
+        head = build_head(HeadSpec(kind, 8, 3), seed=1)
         fit_standardiser(head, x[0].split(50))
         return head, train_head(
-            head, in_memory(x, y), in_memory(x[1:], y), epochs=6, lr=1e-2, seed=0, log=silent, options=Options(batch_size=16)
+            head, in_memory(x, y), in_memory(x[1:], y), TARGET, epochs=6, lr=1e-2, options=Options(batch_size=16), run=RUN
         )
 
     (head, history), (twin, _) = trained(), trained()
     assert state_digest(head) == state_digest(twin)
-    found = scores(collect_logits(head, [x[1]]), y)
+    found = TARGET.scores(collect_logits(head, [x[1]]), y)
     best = history.best_epoch()
     assert found["accuracy"] > 0.9
     assert found["log_loss"] == best["valid_log_loss"]
@@ -168,9 +174,10 @@ def test_a_head_learns_keeps_its_best_epoch_and_repeats_to_the_bit(kind):
 def test_a_loss_that_is_not_finite_or_explodes_stops_naming_step_rate_and_files():
     x, y = rows()
     x[:, 7] = float("nan")
-    head = build_head("linear", 8, 3, seed=0)
+    head = build_head(HeadSpec("linear", 8, 3), seed=0)
     names = [f"c/{i}.png" for i in range(len(y))]
-    options = {"epochs": 2, "seed": 0, "log": silent, "options": Options(batch_size=16), "name_of": names.__getitem__}
+    run = TrainingRun(0, silent, names.__getitem__)
+    options = {"target": TARGET, "epochs": 2, "options": Options(batch_size=16), "run": run}
     naming = r"the loss is nan in epoch 1, step \d+ at learning rate \S+\n  in the batch of c/\d+"
     with pytest.raises(InputError, match=naming) as nan:
         train_head(head, in_memory(x, y), in_memory(x[1:], y), lr=1e-2, **options)
@@ -180,13 +187,13 @@ def test_a_loss_that_is_not_finite_or_explodes_stops_naming_step_rate_and_files(
     broken = x.clone()
     broken[0, 5] = float("inf")  # a validation image
     with pytest.raises(InputError, match=r"the validation log-loss is nan after epoch 1"):
-        train_head(build_head("linear", 8, 3, 0), in_memory(x[1:], y), in_memory(broken, y), lr=1e-2, **options)
+        train_head(build_head(HeadSpec("linear", 8, 3), 0), in_memory(x[1:], y), in_memory(broken, y), lr=1e-2, **options)
     with pytest.raises(InputError, match=r"(?s)the loss is \d.*wanted: a loss below 1000"):
-        train_head(build_head("mlp", 8, 3, 0), in_memory(x * 1e4, y), in_memory(x[1:], y), lr=1e4, **options)
+        train_head(build_head(HeadSpec("mlp", 8, 3), 0), in_memory(x * 1e4, y), in_memory(x[1:], y), lr=1e4, **options)
 
 
 def test_prediction_leaves_modes_as_they_were():
-    head = build_head("mlp", 8, 3, seed=0)
+    head = build_head(HeadSpec("mlp", 8, 3), seed=0)
     head.train()
     head[0].eval()
     collect_logits(head, [torch.randn(4, 8)])
@@ -200,18 +207,18 @@ BACKBONE = build_backbone("test_resnet", "random", 32)
 
 def images_feed(workers: int = 1) -> BatchSource:
     """The images, changed in every epoch."""
-    train, valid = (lambda epoch, row: IMAGES[row] ^ abs(epoch), LABELS), (lambda row: IMAGES[row], LABELS)
-    return from_images(train, valid, BACKBONE.preprocessing, workers, CPU)
+    train = TrainingImages(lambda epoch, row: IMAGES[row] ^ abs(epoch), LABELS)
+    return from_images(train, (lambda row: IMAGES[row], len(IMAGES)), BACKBONE.preprocessing, workers, CPU)
 
 
 def network(bn_freeze: bool = True) -> Network:
-    model = Classifier(copy.deepcopy(BACKBONE.body), build_head("mlp", BACKBONE.width, 3, 0))
+    model = Classifier(copy.deepcopy(BACKBONE.body), build_head(HeadSpec("mlp", BACKBONE.width, 3), 0))
     return Network(model, BACKBONE.groups, bn_freeze)
 
 
 def tuned(net: Network, stretches: list[tuple[UnfreezePhase, BatchSource]], **options) -> History:
     settings = Options(**({"batch_size": 8, "label_smoothing": 0.1} | options))
-    return fine_tune(net, stretches, y_train=LABELS, y_valid=LABELS, options=settings, seed=0, log=silent)
+    return fine_tune(net, stretches, Labels(TARGET, LABELS, LABELS), settings, RUN)
 
 
 @pytest.mark.parametrize("bn_freeze", [True, False])
@@ -241,7 +248,7 @@ def test_the_view_for_frozen_batch_norm_is_the_same_function_of_the_same_tensors
     """Not where a shortcut reads the convolution too (CoAtNet), and not without batch norm."""
     size = {"test_vit": 160, "coatnet_pico_rw_224": 224}.get(name, 64)
     backbone = build_backbone(name, "random", size)
-    model = Classifier(backbone.body, build_head("mlp", backbone.width, 3, 0)).eval()
+    model = Classifier(backbone.body, build_head(HeadSpec("mlp", backbone.width, 3), 0)).eval()
     for module in model.modules():  # statistics that are not those of a new network
         if isinstance(module, nn.BatchNorm2d):
             generator = torch.Generator().manual_seed(len(module.weight))
@@ -267,7 +274,8 @@ def test_a_tail_on_the_cached_map_has_the_losses_of_the_full_forward():
     """With the same views: the map of each image is of the very picture that the full forward sees."""
     front, _ = cut_body(BACKBONE.body, BACKBONE.groups, "early")
     preprocessing = BACKBONE.preprocessing
-    still = from_images((lambda epoch, row: IMAGES[row], LABELS), (lambda row: IMAGES[row], LABELS), preprocessing, 1, CPU)
+    train, valid = TrainingImages(lambda epoch, row: IMAGES[row], LABELS), (lambda row: IMAGES[row], len(IMAGES))
+    still = from_images(train, valid, preprocessing, 1, CPU)
     with torch.no_grad():
         maps = front(torch.cat(list(still.valid())))
     cached = ActivationDataset(lambda images, views: maps[images], 1, LABELS)
@@ -292,7 +300,7 @@ def test_gradual_unfreezing_goes_on_from_the_best_of_the_phase_before():
     assert [(row["epoch"], row["phase"]) for row in history.epochs] == [
         (0, "as it came"), (1, "head"), (2, "late"), (3, "late"), (4, "all")]  # fmt: skip
     assert [row[0] for row in history.trace] == list(range(1, 13))
-    found = scores(collect_logits(net.model, images_feed().valid()), LABELS)
+    found = TARGET.scores(collect_logits(net.model, images_feed().valid()), LABELS)
     best = min(row["valid_calibrated_log_loss"] for row in history.epochs)
     assert found["calibrated_log_loss"] == pytest.approx(best, rel=1e-4)
     with pytest.raises(InputError, match="2 rates for 3 layer groups"):
@@ -301,13 +309,13 @@ def test_gradual_unfreezing_goes_on_from_the_best_of_the_phase_before():
 
 def test_early_stopping_keeps_the_best_and_ends_a_phase_only():
     x, y = rows(60)
-    head = build_head("mlp", 8, 3, seed=1)
+    head = build_head(HeadSpec("mlp", 8, 3), seed=1)
     noise = in_memory(torch.randn(1, 60, 8, generator=torch.Generator().manual_seed(1)), y)
     history = train_head(
-        head, noise, in_memory(x[1:], y), epochs=50, lr=3e-2, seed=0, log=silent, options=Options(batch_size=16, patience=2)
+        head, noise, in_memory(x[1:], y), TARGET, epochs=50, lr=3e-2, options=Options(batch_size=16, patience=2), run=RUN
     )
     assert len(history.epochs) == history.best + 1 + 2 < 50
-    found = scores(collect_logits(head, [x[1]]), y)
+    found = TARGET.scores(collect_logits(head, [x[1]]), y)
     best = history.best_epoch()["valid_calibrated_log_loss"]
     assert found["calibrated_log_loss"] == best == min(e["valid_calibrated_log_loss"] for e in history.epochs)
 
@@ -319,17 +327,18 @@ def test_class_weights_and_balanced_sampling():
     expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=y.numpy()) * 3 / 4  # ours has 4 classes
     assert class_weights(y, 4)[[0, 1, 3]].tolist() == pytest.approx(expected.tolist())
     assert class_weights(y, 4)[2] == 0
-    drawn = torch.cat([y[epoch_order(y, True, torch.Generator().manual_seed(seed))] for seed in range(60)])
+    weights_n = SingleLabel(tuple("abcd")).sampling_weights(y)
+    drawn = torch.cat([y[epoch_order(len(y), weights_n, torch.Generator().manual_seed(seed))] for seed in range(60)])
     shares = torch.bincount(drawn, minlength=4) / len(drawn)
     assert shares[[0, 1, 3]].tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
-    order = epoch_order(y, False, torch.Generator().manual_seed(0))
+    order = epoch_order(len(y), None, torch.Generator().manual_seed(0))
     assert sorted(order.tolist()) == list(range(100))
     logits = torch.randn(100, 4)
     weights = class_weights(y, 4)
     by_hand = (weights[y] * F.cross_entropy(logits, y, reduction="none")).sum() / weights[y].sum()
-    assert float(Options(balance="weights").loss(y, CPU)(logits, y)) == pytest.approx(float(by_hand))
+    assert float(SingleLabel(tuple("abcd")).loss(LossRule(balance="weights"), y)(logits, y)) == pytest.approx(float(by_hand))
     wider = torch.cat([logits, torch.full((100, 2), -1e9)], 1)  # two more classes, in no training image
-    assert float(Options(balance="weights").loss(y, CPU)(wider, y)) == pytest.approx(float(by_hand))
+    assert float(SingleLabel(tuple("abcdef")).loss(LossRule(balance="weights"), y)(wider, y)) == pytest.approx(float(by_hand))
 
 
 def test_label_smoothing_is_szegedys():
@@ -364,7 +373,7 @@ def test_bfloat16_is_for_hardware_that_has_it(monkeypatch):
 @pytest.mark.parametrize("bn_freeze", [True, False])
 def test_in_bfloat16_grouped_convolutions_stay_in_float32_unless_they_are_depthwise(bn_freeze):
     backbone = build_backbone("regnetx_002", "random", 32)
-    model = Classifier(backbone.body, build_head("linear", backbone.width, 3, 0))
+    model = Classifier(backbone.body, build_head(HeadSpec("linear", backbone.width, 3), 0))
     torch.nn.init.normal_(model.head[1].weight)
     feed = images_feed()
     nets = [Network(model, backbone.groups, bn_freeze, precision) for precision in ("float32", "bfloat16")]

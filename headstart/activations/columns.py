@@ -6,8 +6,7 @@ Shape legend: n rows, m numbers, k categories.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +19,23 @@ from headstart.columns.checks import disguised_target
 from headstart.columns.encoders import Encoders, fit_encoders
 from headstart.columns.roles import choose_roles
 from headstart.core.errors import InputError
+from headstart.core.params import Data
 from headstart.core.text import printable
 from headstart.manifest import own_columns
 
 logger = logging.getLogger("headstart")
 CHUNK = 65_536
-Names = str | Sequence[str]
 
 
-@dataclass(frozen=True)
-class AskedColumns:
-    """The columns to learn from, as params.yaml names them: lists of names, or "auto"."""
+def write_columns(folder: Path, manifest: pd.DataFrame, data: Data) -> dict[str, int]:
+    """Fit encoders to the training rows alone, encode all rows, and write them; without columns to learn from, do nothing.
 
-    categorical: Names
-    continuous: Names
-    date: Names
-
-    def any(self) -> bool:
-        """Return whether there are columns to learn from."""
-        return bool(self.categorical or self.continuous or self.date)
-
-
-def write_columns(folder: Path, manifest: pd.DataFrame, asked: AskedColumns, about: dict[str, Any]) -> dict[str, int]:
-    """Fit encoders to the training rows alone, encode all rows, and write them.
+    The files also say how joined columns and days between events were made, to make them again for new rows.
 
     Args:
         folder: of the Arrow files.
         manifest: with the source's own columns.
-        about: how these columns were made (joins, days between events), to make them again for new rows.
+        data: params.yaml, section data.
 
     Returns:
         The number of columns of each role, for the stage's summary.
@@ -55,9 +43,17 @@ def write_columns(folder: Path, manifest: pd.DataFrame, asked: AskedColumns, abo
     Raises:
         InputError: a column does not exist or cannot be used, or the same image has two rows that differ.
     """
+    asked = data.columns
+    if not (asked.categorical or asked.continuous or asked.date):
+        return {}
+    about = {
+        "joins": [one.model_dump() for one in data.joins],
+        "elapsed": [one.model_dump() for one in data.elapsed],
+        "split_by": data.split_by,
+    }
     own = own_columns(manifest).set_axis(manifest["path"].str.removeprefix("row "), axis=0)
     train = (manifest["split"] == "train").to_numpy()
-    roles, remarks = choose_roles(own[train], *(_named(one) for one in (asked.categorical, asked.continuous, asked.date)))
+    roles, remarks = choose_roles(own[train], asked.categorical, asked.continuous, asked.date)
     for _, text in remarks:
         logger.info("  %s", printable(text))
     if not roles.names:
@@ -74,10 +70,6 @@ def write_columns(folder: Path, manifest: pd.DataFrame, asked: AskedColumns, abo
     width = len(encoders.continuous_names) + len(encoders.cardinalities)
     write_shards(folder, _blocks(encoders, keys, table), (width,), "float32", meta)
     return {role: len(names) for role, names in roles.as_dict().items()}
-
-
-def _named(names: Names) -> Names:
-    return names if isinstance(names, str) else tuple(names)
 
 
 def encoded_rows(encoders: Encoders, frame: pd.DataFrame) -> np.ndarray:

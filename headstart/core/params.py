@@ -405,6 +405,8 @@ def _allowed(item: Any) -> list[str]:
         return [f"it is called {RENAMED_VALUES[_key_of(item)][item['input']]} now"]
     if item["type"] == "literal_error":
         return re.findall(r"'([^']*)'", item["ctx"]["expected"])
+    if item["type"] == "model_type":
+        return ["a mapping of " + ", ".join(_keys_at(item["loc"]))]
     if item["type"] == "bool_type":
         return ["true", "false"]
     return [str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")]

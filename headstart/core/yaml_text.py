@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
 
@@ -33,6 +34,15 @@ def text_value(text: str) -> str:
     if re.fullmatch(r"[A-Za-z./_][A-Za-z0-9./_-]*", text) and not _NOT_TEXT.fullmatch(text.strip("./_-")):
         return text
     return SingleQuotedScalarString(text) if text.isprintable() else DoubleQuotedScalarString(text)
+
+
+def one_line(value: Any) -> Any:
+    """Return a value that is written in one line: a list in lines of its own would move the comment behind its key."""
+    if isinstance(value, CommentedSeq | CommentedMap):
+        value.fa.set_flow_style()
+        for inner in value.values() if isinstance(value, CommentedMap) else value:
+            one_line(inner)
+    return value
 
 
 def dump_yaml(document: Any) -> str:

@@ -99,7 +99,7 @@ def page(found: Evaluation, folder: Path, drawn: Mapping[str, bytes]) -> str:
         report.template,
         {
             "source": found.source,
-            "backbone": found.card.backbone,
+            "backbone": found.card.backbone if gallery.images else "columns alone",
             "image_size": found.card.preprocessing.image_size if found.card.preprocessing else 0,
             "what": "images" if gallery.images else "rows",
             "classes": judged.classes,

@@ -49,14 +49,16 @@ def data_section(folder: Path) -> dict[str, Any]:
     """Read link_data's report: the counts as a sentence and rows, near copies, and pictures in base64."""
     found = json.loads((folder / "summary.json").read_text())
     copies = pd.read_csv(folder / "near_duplicates.csv", dtype=str, keep_default_na=False)
-    rows = [("images", found["images"]), ("quarantined", found["quarantined"]), ("ignored", found["ignored"])]
+    rows = [("images" if found["of_images"] else "rows", found["images"])]
+    rows += [("quarantined", found["quarantined"]), ("ignored", found["ignored"])] if found["of_images"] else []
     rows += [(f"ignored, named {kind}", number) for kind, number in found["ignored_by_extension"].items()]
+    files = [("files in the folder", found["files"])] if found["of_images"] else []
     notes = [(f"accepted with a warning: {kind}", number) for kind, number in found["warned"].items()]
     notes += [(f"normalised: {kind}", number) for kind, number in found["normalised"].items()]
     return {
         **found,
         "sentence": data_sentence(found),
-        "rows": [(kind, f"{number:,}") for kind, number in (*rows, ("files in the folder", found["files"]), *notes)],
+        "rows": [(kind, f"{number:,}") for kind, number in (*rows, *files, *notes)],
         "near": copies.head(NEAR_SHOWN).to_dict("records"),
         "near_total": len(copies),
         "pictures": {

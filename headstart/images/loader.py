@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -95,3 +95,22 @@ def image_map(function: Callable[[A], B], items: Iterable[A], workers: int, ahea
 def alone(function: Callable[[], B]) -> B:
     """Call a function as `image_map`'s workers do, with torch limited to one thread, so that it gives the same bits."""
     return next(image_map(lambda _: function(), [None], workers=1, ahead=1))
+
+
+def open_images(
+    folder: Path,
+    max_pixels: int,
+    preprocessing: Preprocessing,
+    augment: Mapping[str, Any],
+    seed: int,
+    keep_resized: bool = True,
+) -> ImageSource:
+    """Return a source's images.
+
+    Args:
+        augment: params.yaml, section precompute.augment.
+        seed: of the augmented views.
+        keep_resized: keep resized images in memory, for a caller that reads each several times.
+    """
+    cache = ResizedImageCache(RESIZED_CACHE_BYTES if keep_resized else 0)
+    return ImageSource(folder, max_pixels, preprocessing, Augmentation(**augment), seed, cache)

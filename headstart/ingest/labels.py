@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from posixpath import normpath
 from typing import Any
@@ -164,7 +165,7 @@ def _with_labels(path: Path, frame: pd.DataFrame, labels: LabelFormat) -> tuple[
 
 
 def _loose_text(value: Any) -> str:
-    return "" if value is None else str(value)
+    return "" if value is None or value != value else str(value)
 
 
 def _refuse(path: Path, bad: list[tuple[int, BadCell]]) -> None:
@@ -199,8 +200,8 @@ def _row(paths: Paths, cells: Mapping[str, Any], labels: LabelFormat) -> Row:
 def _text(value: Any, column: str, number: bool = False) -> str:
     if value is None or (isinstance(value, float) and value != value):
         return ""
-    if number and isinstance(value, float):
-        return repr(value)
+    if number and isinstance(value, float | Decimal):
+        return repr(float(value))
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise BadCell(column, f"{value!r} of type {type(value).__name__}", "text or a whole number")
     return str(value)
@@ -233,8 +234,12 @@ def _check_columns(path: Path, columns: list[str], shape: _Shape) -> None:
     if missing:
         raise InputError(
             f"{path} row 1: no column {', '.join(missing)}; columns found: {', '.join(columns) or 'none'}",
-            wanted="path,label[,split][,group][,more], separated by commas, semicolons or tabs",
+            wanted=f"{','.join(shape.required(columns))}[,split][,group][,more], separated by commas, semicolons or tabs",
         )
+    for role, name in (("path", shape.names.path), ("label", shape.names.label), ("group", shape.names.group)):
+        if role in columns and name not in (role, NONE):
+            text = f"{path} row 1: a column {role}, but data.{role}_column is {name}"
+            raise InputError(text, fix=f"rename the column {role}")
     if shape.labels.columns and shape.names.label in columns:
         text = f"{path} row 1: a column {shape.names.label}, but data.label_columns gives the labels too"
         raise InputError(text, fix="remove or rename one of them")
@@ -258,7 +263,7 @@ def _read_csv(path: Path, tree: Tree, base: str, shape: _Shape) -> tuple[pd.Data
     numbered = ((number, cells) for number, cells in enumerate(rows, start=1) if cells)  # a row may be blank
     header = _header([clean(name) for name in next(numbered, (1, []))[1]], formats, shape)
     if trimmed:
-        _keep_blanks(header, rows, exact, lambda cell: normpath(base + cell) in tree.files)
+        _keep_blanks(shape.own(header), rows, exact, lambda cell: normpath(base + cell) in tree.files)
     _check_columns(path, header, shape)
     header = shape.own(header)
     body = dict(numbered)

@@ -131,10 +131,10 @@ def list_as_set(tree: Tree, data: Data) -> Listing:
         found.extra, remarks = add_columns(found.extra, tree, data.joins, data.elapsed, data.split_by)
         found.remarks += remarks
     if data.split_by != NONE:
-        table = found.extra.loc[[entry.path for entry in found.entries]]
+        table = found.extra.reindex([entry.path for entry in found.entries])  # without a table there are no columns
         declared = pd.Series([entry.split for entry in found.entries], table.index)
         assigned = by_time(table, data.split_by, declared, data.valid_fraction, data.test_fraction)
-        found.entries = [replace(entry, split=split) for entry, split in zip(found.entries, assigned, strict=True)]
+        found.entries = [replace(entry, split=split, group="") for entry, split in zip(found.entries, assigned, strict=True)]
     return found
 
 

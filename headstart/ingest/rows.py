@@ -16,21 +16,23 @@ from headstart.ingest import splits
 from headstart.ingest.labels import labels_file
 from headstart.ingest.near_duplicates import NO_LEAKS
 from headstart.ingest.scan import Scan, SplitRule
+from headstart.ingest.spelling import clean
 from headstart.ingest.tables import Remarks, add_columns, read_table
 from headstart.ingest.time_order import by_time
 from headstart.ingest.tree import Tree
 from headstart.manifest import ROW_COLUMNS, SPLITS
-from headstart.targets.labels import BadLabel, LabelFormat
+from headstart.targets.labels import NONE, BadLabel, LabelFormat
 
 ID = "id"
 SEPARATOR = "\x1f"
+CHUNK = 65_536  # rows at a time: a text for each cell takes much memory
 
 
 def scan_rows(tree: Tree, data: Data, rule: SplitRule) -> Scan:
     """Read a source's table, join what belongs to it, and give each row its label, key, split and fold.
 
-    A row's key is a hash of its column `id`, or of all its cells; so a row keeps its split whatever is added later, and rows
-    that are equal in every cell count as copies of each other.
+    A row's key is a hash of its column `id`, or of all its cells but its split; so a row keeps its split whatever rows are
+    added later, and rows that are equal in every cell count as copies of each other.
 
     Raises:
         InputError: the table is missing, a column or value cannot be used, or a split has no rows.
@@ -41,16 +43,19 @@ def scan_rows(tree: Tree, data: Data, rule: SplitRule) -> Scan:
             f"{tree.root}: no labels.csv or labels.parquet", fix="set data.labels_file to the table with the labels"
         )
     table = read_table(path)
+    if table.empty:
+        raise InputError(f"{path}: no rows", wanted="a row for each example, below the names of the columns")
     table, labels, bad_remarks = _labelled(str(path), table, data)
     keys, names = _keys(str(path), table)
     declared = _declared(str(path), table)
-    groups = _groups(str(path), table, data.group_column)
-    own = table.drop(columns=[name for name in ("label", "split", "group", ID) if name in table])
+    groups = _groups(str(path), table, data.group_column) if data.split_by == NONE else ""  # a date's rows stay together
+    own = table.drop(columns=[name for name in ("label", "split", "group") if name in table])
     own, remarks = add_columns(own, tree, data.joins, data.elapsed, data.split_by)
+    own = own.drop(columns=ID, errors="ignore")
     _refuse_reserved(str(path), own)
     frame = pd.DataFrame({"key": keys, "path": names, "label": table["label"], "group": groups, "declared": declared})
     frame = frame.reset_index(drop=True)
-    if data.split_by != "none":
+    if data.split_by != NONE:
         frame["declared"] = by_time(own, data.split_by, frame["declared"], data.valid_fraction, data.test_fraction)
     assigned, folds, rescued = splits.assign(frame, labels, **rule.__dict__)
     frame = frame.assign(split=assigned, fold=np.array(folds, np.int16))
@@ -74,7 +79,7 @@ def _labelled(path: str, table: pd.DataFrame, data: Data) -> tuple[pd.DataFrame,
         read = _read_all(path, table, lambda row: labels.flagged(dict(zip(labels.columns, row, strict=True))), list(cells))
         labels = labels.settled("label", ())
     else:
-        texts = table[data.label_column].map(lambda cell: "" if cell is None or cell != cell else str(cell)).tolist()
+        texts = table[data.label_column].map(lambda cell: "" if cell is None or cell != cell else clean(str(cell))).tolist()
         labels = labels.settled(data.label_column, texts)
         read = _read_all(path, table, labels.read, texts)
     if too_few := labels.too_few(read):
@@ -101,28 +106,36 @@ def _read_all(path: str, table: pd.DataFrame, read: Callable[[Any], str], cells:
     bad = [(row, one) for row, one in zip(table.index, answers, strict=True) if isinstance(one, BadLabel)]
     if bad:
         lines = [f"row {row}: the label is {one.found.replace(chr(0), ' = ')}" for row, one in bad]
+        many = f": {len(bad):,} rows cannot be used:\n    " if len(bad) > 1 else " "
         wanted = "; ".join(dict.fromkeys(one.wanted for _, one in bad if one.wanted)) or "a label in every row"
-        raise InputError(
-            f"{path}: {len(bad):,} rows cannot be used:\n    {listing(lines)}", wanted=wanted, fix="correct or remove them"
-        )
+        raise InputError(f"{path}{many}{listing(lines)}", wanted=wanted, fix="correct or remove them")
     return [one for one in answers if isinstance(one, str)]
 
 
 def _keys(path: str, table: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return each row's key and its name: of its column `id`, or of its cells and its number.
+    """Return each row's key and its name: of its column `id`, or of its cells (but its split) and its number.
 
     Raises:
-        InputError: an id occurs twice.
+        InputError: an id is missing, or occurs twice.
     """
     if ID in table:
+        missing = table.index[table[ID].isna() | (table[ID].astype("str") == "")]
+        if len(missing):
+            raise InputError(
+                f"{path} row {missing[0]}, column {ID}: empty", fix="give each row its own id, or rename the column"
+            )
         ids = table[ID].astype("str").tolist()
         twice = table.index[table[ID].duplicated()]
         if len(twice):
             found = f"{path} row {twice[0]}, column {ID}: {table[ID][twice[0]]!r} is already in another row"
             raise InputError(found, fix="give each row its own id, or rename the column")
         return [_sha256(f"{ID}{SEPARATOR}{one}") for one in ids], ids
-    columns = [table[name].astype("str").fillna("").tolist() for name in sorted(table.columns)]
-    return [_sha256(SEPARATOR.join(cells)) for cells in zip(*columns, strict=True)], [f"row {row}" for row in table.index]
+    keys: list[str] = []
+    for start in range(0, len(table), CHUNK):
+        part = table.iloc[start : start + CHUNK]
+        columns = [part[name].astype("str").fillna("").tolist() for name in sorted(table.columns) if name != "split"]
+        keys += [_sha256(SEPARATOR.join(cells)) for cells in zip(*columns, strict=True)]
+    return keys, [f"row {row}" for row in table.index]
 
 
 def _sha256(text: str) -> str:

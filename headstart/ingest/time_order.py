@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from headstart.columns.date_texts import date_names
 from headstart.columns.values import dates
 from headstart.core.errors import InputError
 from headstart.core.text import listing
@@ -28,9 +29,16 @@ def by_time(own: pd.DataFrame, column: str, declared: pd.Series, valid_fraction:
     date_n = dates(own[column])
     missing = own.index[np.isnat(date_n)]
     if len(missing):
-        lines = [f"{row}: no date" for row in missing]
+        lines = [f"row {row}: no date" if isinstance(row, int) else f"{row}: no date" for row in missing]
         raise InputError(f"data.split_by {column}: {len(missing):,} rows without a date:\n    {listing(lines)}")
     if (declared != "").any():
+        lacking = {"valid", "test"} - set(declared)
+        if lacking:
+            raise InputError(
+                f"data.split_by {column}: the source has splits of its own, but no {' and no '.join(sorted(lacking))} rows",
+                wanted="rows of all three splits, or none: otherwise chance, and not time, would choose them",
+                fix="name them in the table's column split, or remove the column",
+            )
         _refuse_future(column, date_n, declared)
         return list(declared)
     order = np.sort(date_n)
@@ -38,7 +46,7 @@ def by_time(own: pd.DataFrame, column: str, declared: pd.Series, valid_fraction:
     found = np.where(date_n >= starts[0], "test", np.where(date_n >= starts[1], "valid", "train"))
     lacking = {"train", "valid", "test"} - set(found)
     if lacking:
-        span = f"{order[0]} to {order[-1]}, {len(np.unique(order)):,} different"
+        span = f"{' to '.join(date_names(order[[0, -1]]))}, {len(np.unique(order)):,} different"
         raise InputError(
             f"data.split_by {column}: no rows are left for {', '.join(sorted(lacking))} (dates {span})",
             wanted="dates that can be split",
@@ -50,10 +58,12 @@ def by_time(own: pd.DataFrame, column: str, declared: pd.Series, valid_fraction:
 def _refuse_future(column: str, date_n: np.ndarray, declared: pd.Series) -> None:
     """Refuse a source's own splits if a training row is newer than a validation or test row."""
     judged = declared.isin(["valid", "test"]).to_numpy()
-    if judged.any() and (~judged).any() and date_n[~judged].max() > date_n[judged].min():
-        late = int((date_n[~judged] > date_n[judged].min()).sum())
+    oldest = date_n[judged].min()
+    late = int((date_n[~judged] > oldest).sum())
+    if late:
+        (day,) = date_names(np.array([oldest]))
         raise InputError(
-            f"data.split_by {column}: {late:,} training rows are newer than {date_n[judged].min()}, the oldest row to judge by",
+            f"data.split_by {column}: {late:,} training rows are newer than {day}, the oldest row to judge by",
             wanted="training rows that are older than all validation and test rows",
             fix="remove the table's column split, or set data.split_by: none",
         )

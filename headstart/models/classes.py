@@ -24,6 +24,8 @@ def target_in(model: Path) -> dict[str, Any]:
             length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
             header = json.loads(stream.read(min(length, MOST_BYTES)))
         return dict(json.loads(header["__metadata__"]["headstart"])["target"])
+    except FileNotFoundError:
+        raise InputError(f"{model}: no such file", fix="run the pipeline first") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{model}: not a Headstart model, or damaged") from None
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headstart.core.code_digest import closure, digest
-from headstart.core.files import canonical_json, write_bytes
+from headstart.core.files import canonical_json, sha256_file, write_bytes
 from headstart.core.progress import Pace, track
 from headstart.core.text import printable
 from headstart.images.kinds import why_ignored
@@ -79,6 +79,8 @@ def predict_folder(folder: Path, job: ScoringJob, *, state: Path, abstain_below:
     Raises:
         InputError: the folder does not exist, or the model cannot be used.
     """
+    predicted = prediction_columns(target_in(job.model)["kind"], job.top)
+    types = {"path": "string", "sha256": "string", **predicted, "error": "string"}
     root = check_folder(folder)
     found, errors, ignored = _listed(root)
     answers: dict[str, Answer] = {path: {"error": reason} for path, reason in errors.items()}
@@ -104,12 +106,6 @@ def predict_folder(folder: Path, job: ScoringJob, *, state: Path, abstain_below:
             memory.remember(fresh, now_ns)
     rate = pace.rate
     rows = [_row(path, answers[path], abstain_below) for path in sorted(answers)]
-    types = {
-        "path": "string",
-        "sha256": "string",
-        **prediction_columns(target_in(job.model)["kind"], job.top),
-        "error": "string",
-    }
     return Predictions(pd.DataFrame(rows, columns=list(types)), types, len(missing), ignored, rate)
 
 
@@ -142,8 +138,19 @@ def _scored(root: Path, paths: list[str], job: ScoringJob) -> Iterator[tuple[str
 def _namespace(job: ScoringJob) -> str:
     versions = [importlib.metadata.version(name) for name in LIBRARIES]
     code = digest(closure("headstart.prediction.scorer"))
-    facts = {"model": job.digest, "top": job.top, "device": job.device}
+    facts = {"model": job.digest, "top": job.top, "device": job.device, "tables": _table_digests(job), "root": job.root}
     return hashlib.sha256(canonical_json({**facts, "code": code, "versions": versions}).encode()).hexdigest()
+
+
+def _table_digests(job: ScoringJob) -> list[str]:
+    """Return the hashes of the table with the images' columns and of the tables that are joined to it."""
+    if not job.table:
+        return []
+    from headstart.models.trained import load_card  # it imports torch, which only a scorer needs otherwise
+
+    joins = (load_card(job.model).columns or {}).get("joins", ())
+    tables = [Path(job.table), *(Path(job.table).parent / one["file"] for one in joins)]
+    return [sha256_file(path) for path in tables if path.is_file()]
 
 
 def _row(path: str, answer: Answer, abstain_below: float) -> dict[str, Any]:

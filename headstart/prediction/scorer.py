@@ -24,6 +24,7 @@ from headstart.core.parallel import chunks
 from headstart.images.examine import Gone, Unreadable, Unusable, usable
 from headstart.images.loader import image_map
 from headstart.prediction.predictor import Predictor
+from headstart.prediction.table import ImageRows
 from headstart.prediction.thread_status import ThreadStatus
 from headstart.runtime import configure
 
@@ -35,12 +36,15 @@ class Scorer:
 
     Args:
         top: number of classes to report for each image.
+        rows: the encoded columns of each file, by path; None for a model without columns.
         connection: the socket for answers.
         board: the memory in which each thread reports its file.
     """
 
-    def __init__(self, predictor: Predictor, top: int, connection: socket.socket, board: ThreadStatus) -> None:
-        self.predictor, self.top, self.connection, self.board = predictor, top, connection, board
+    def __init__(
+        self, predictor: Predictor, top: int, rows: ImageRows | None, connection: socket.socket, board: ThreadStatus
+    ) -> None:
+        self.predictor, self.top, self.rows, self.connection, self.board = predictor, top, rows, connection, board
         self.sending = threading.Lock()
         self.numbers = itertools.count()
         self.local = threading.local()
@@ -55,19 +59,25 @@ class Scorer:
         """Decode and classify a batch of (index, path), and send the answers."""
         answers: list[tuple[int, dict[str, Any]]] = []
         seen: list[tuple[int, str, torch.Tensor]] = []
+        paths: list[str] = []
         for index, path in part:
+            if self.rows is not None and path not in self.rows:
+                answers.append((index, {"error": f"the table {self.rows.name} has no row for it", "final": False}))
+                continue
             self.at(index)
             try:
                 p = self.predictor.card.for_images
                 key, _, image = usable(path, self.predictor.limits, p.min_decode_side, p.whites)
                 seen.append((index, key, self.predictor.view(image)))
+                paths.append(path)
             except Unusable as error:
                 answers.append((index, {"error": str(error), "key": error.key, "final": not isinstance(error, Unreadable)}))
             except Gone:
                 answers.append((index, {"error": "was in the folder when it was listed, but is gone now", "final": False}))
         self.at(-1)
         if seen:
-            found = self.predictor.answers(torch.stack([view for *_, view in seen]))
+            columns = None if self.rows is None else self.rows[paths]
+            found = self.predictor.answers(torch.stack([view for *_, view in seen]), columns)
             for (index, key, _), row in zip(seen, self.predictor.card.target.rows(found, self.top), strict=True):
                 answers.append((index, {"key": key, "row": row, "final": True}))
         with self.sending:
@@ -83,7 +93,8 @@ def main(descriptor: int, board: int) -> None:
             predictor = Predictor(Path(job["model"]), device, BATCH, job["workers"])
             if sha256_file(Path(job["model"])) != job["digest"]:
                 raise InputError(f"{job['model']}: changed while it was classifying files", fix="run again")
-            scorer = Scorer(predictor, job["top"], connection, ThreadStatus(board))
+            rows = ImageRows(Path(job["table"]), Path(job["root"]), predictor) if predictor.encoders is not None else None
+            scorer = Scorer(predictor, job["top"], rows, connection, ThreadStatus(board))
             workers = job["workers"]
             for _ in image_map(scorer.score, chunks(enumerate(job["paths"]), BATCH), workers, ahead=2 * workers):
                 pass

@@ -41,6 +41,8 @@ class ScoringJob:
     workers: int
     threads: int
     device: str
+    table: str = ""  # the table with the images' columns, whose paths are relative to `root`; empty without columns
+    root: str = ""
 
 
 class Died(Exception):
@@ -65,8 +67,8 @@ def score_all(paths: Sequence[str], job: ScoringJob, command: Sequence[str] = CO
         command: the command that starts a scorer; two descriptors are appended.
 
     Yields:
-        (path, answer) in any order. An answer has key, labels and p (of the likeliest classes), or error; `final` means
-        that the same bytes would always give the same answer.
+        (path, answer) in any order. An answer has key and row (see `Target.rows`), or error; `final` means that the same
+        bytes would always give the same answer.
 
     Raises:
         InputError: the model cannot be used, or a scorer dies or hangs although no file is to blame.

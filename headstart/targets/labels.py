@@ -18,6 +18,7 @@ Kind = Literal["single_label", "multi_label", "number"]
 NONE = "none"
 MARGIN = 0.1  # of the training range, added at both ends of a bounded number: a sigmoid never reaches its ends
 MANY_CLASSES = 100  # whole numbers as labels: so many classes are more likely a quantity
+LARGEST = 1e100  # squares of larger numbers are no float64
 NUMBERS_SEEN = 2  # fewest different numbers to learn from
 
 
@@ -43,6 +44,14 @@ class LabelFormat:
     separator: str = NONE
     columns: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        joined = [name for name in self.columns if self.joiner in name]
+        if joined:
+            raise InputError(
+                f"data.label_columns: {joined[0]!r} contains {self.joiner!r}, which stands between the classes of a label",
+                fix="set data.label_separator to a text that is in none of the names",
+            )
+
     @property
     def joiner(self) -> str:
         """Return what stands between the classes in the manifest's labels."""
@@ -57,7 +66,7 @@ class LabelFormat:
         """Return the format with its kind decided.
 
         `auto` takes several classes if a separator or 0/1 columns are set, or the column is called tags; a number if all
-        labels are numbers and some have a fraction; else one class.
+        labels but the empty ones are numbers and some have a fraction; else one class.
         """
         if self.kind != "auto":
             return self
@@ -103,7 +112,8 @@ class LabelFormat:
         if self.kind == "number":
             return f"fewer than {NUMBERS_SEEN} different numbers" if len(seen) < NUMBERS_SEEN else ""
         if self.kind == "multi_label":
-            return f"the same label {min(seen)!r} for all" if len(seen) == 1 else "no labels" if not seen else ""
+            same = "no label for any" if seen == {""} else f"the same label {min(seen, default='')!r} for all"
+            return same if len(seen) == 1 else "no labels" if not seen else ""
         return "" if len(seen) > 1 else f"only one class ({min(seen)!r})" if seen else "no images in class folders"
 
     def remark(self, labels: Iterable[str]) -> str:
@@ -124,7 +134,11 @@ class LabelFormat:
         """Return `exploded` rows or, for numbers, all rows with `label` as one of up to ten ranges with equally many rows."""
         if self.kind != "number":
             return self.exploded(frame)
-        return frame.assign(label=pd.qcut(frame["label"].astype(float), 10, duplicates="drop"))
+        bands = pd.qcut(frame["label"].astype(float), 10, duplicates="drop").cat
+        names = [f"{one.left:.4g} to {one.right:.4g}" for one in bands.categories]
+        if len(set(names)) < len(names):  # a narrow range of large numbers
+            names = [str(one) for one in bands.categories]
+        return frame.assign(label=bands.rename_categories(names))
 
     def describe(self, manifest: pd.DataFrame, log: bool = False, bound: bool = False) -> dict[str, Any]:
         """Return what a network needs to know of a manifest's labels, as JSON values; see `target.read_target`.
@@ -146,26 +160,29 @@ AS_SHOWN = LabelFormat()
 
 
 def _have_fractions(labels: Iterable[str]) -> bool:
-    """Return whether all labels are numbers, and some have a fraction."""
+    """Return whether all labels but the empty ones are numbers, and some have a fraction."""
     found = False
     for text in labels:
         try:
-            value = float(text)
-        except ValueError:
-            return False
-        if not math.isfinite(value):
+            value = _number(text) if text.strip() else 0.0
+        except BadLabel:
             return False
         found = found or value != int(value)
     return found
 
 
-def _number_text(text: str) -> str:
+def _number(text: str) -> float:
     try:
-        value = float(text)
+        value = float(text if "_" not in text else "")  # Python reads 1_000 as a number
     except ValueError:
-        raise BadLabel(repr(text), "a number") from None
-    if not math.isfinite(value):
-        raise BadLabel(repr(text), "a finite number")
+        raise BadLabel(repr(text), "a number such as 12.5") from None
+    if not abs(value) <= LARGEST:
+        raise BadLabel(repr(text), "a finite number" if not math.isfinite(value) else f"a number up to {LARGEST:g}")
+    return value
+
+
+def _number_text(text: str) -> str:
+    value = _number(text)
     return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(value)
 
 
@@ -187,11 +204,11 @@ def _scale(manifest: pd.DataFrame, log: bool, bound: bool) -> dict[str, Any]:
             fix="--set data.log_target=false, or take these rows out",
         )
     learned = (np.log(values) if log else values)[(manifest["split"] == "train").to_numpy()]
-    low, high, deviation = float(learned.min()), float(learned.max()), float(learned.std())
+    low, high = float(learned.min()), float(learned.max())
     span = MARGIN * (high - low)
     return {
         "log": log,
         "mean": float(learned.mean()),
-        "deviation": deviation or 1.0,
+        "deviation": float(learned.std()) if low < high else 1.0,
         "bounds": [low - span, high + span] if bound else None,
     }

@@ -152,7 +152,7 @@ class MultiLabel:
         means = [samples_f(np.broadcast_to(one, y.shape), y, self.beta).mean() for one in tried]
         best = tried[int(np.argmax(means))]
         words = self.joiner.join(name for name, one in zip(self.classes, best, strict=True) if one)
-        return torch.from_numpy(best.astype(float)), repr(words)
+        return torch.from_numpy(best.astype(float)), repr(words) if words else "no label"
 
     def verdict(self, own: Answered, other: Answered, truth_nc: torch.Tensor) -> str:
         beta = _own(own).beta

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 
 from headstart.core.errors import InputError
@@ -87,8 +88,12 @@ class Number:
         return lambda logits, y: LOSSES[rule.loss](self.standardised(logits), y)
 
     def guess(self, rule: LossRule, y_n: torch.Tensor) -> float:
-        middle = y_n.median() if rule.loss == "l1" else y_n.mean()
-        return float(LOSSES[rule.loss](middle.expand_as(y_n), y_n))
+        def at(value: float) -> float:
+            return float(LOSSES[rule.loss](torch.full_like(y_n, value), y_n))
+
+        if rule.loss == "huber":
+            return float(minimize_scalar(at, bounds=(float(y_n.min()), float(y_n.max())), method="bounded").fun)
+        return at(float(y_n.median() if rule.loss == "l1" else y_n.mean()))
 
     def sampling_weights(self, y_n: torch.Tensor) -> torch.Tensor:
         self._refuse_balance(LossRule(balance="sampling"))
@@ -136,7 +141,9 @@ class Number:
         return error
 
     def compare(self, a: Answered, b: Answered, truth_n: torch.Tensor, seed: int) -> ScoreComparison:
-        before, after = (self.score_of_each(one.answers, truth_n) for one in (a, b))
+        """Compare absolute errors: of the logarithm if both models learned that, for the other's answers may have none."""
+        judge = _judge(a, b)
+        before, after = (judge.score_of_each(one.answers, truth_n) for one in (a, b))
         return compare_scores(before, after, "error", seed, share_of=float(-before.mean()))
 
     def constant(self, labels: Iterable[str]) -> tuple[torch.Tensor, str]:
@@ -145,8 +152,9 @@ class Number:
         return torch.tensor([middle], dtype=torch.float64), f"{middle:g}"
 
     def verdict(self, own: Answered, other: Answered, truth_n: torch.Tensor) -> str:
-        mine, others = (float((one.answers[:, 0] - truth_n).abs().mean()) for one in (own, other))
-        return f"its mean absolute error is {mine:.4g}; {{other}} has {others:.4g}"
+        judge = _judge(own, other)
+        mine, others = (-float(judge.score_of_each(one.answers, truth_n).mean()) for one in (own, other))
+        return f"its mean absolute error{' of the logarithm' if judge.log else ''} is {mine:.4g}; {{other}} has {others:.4g}"
 
     def align(self, answered: Answered) -> Answered:
         refuse_kind(self.kind, answered.target.kind)
@@ -163,3 +171,9 @@ class Number:
     def served(self, answers_nc: torch.Tensor) -> dict[str, list[Any]]:
         rows = self.rows(answers_nc, 1)
         return {name: [row[name] for row in rows] for name in self.served_types()}
+
+
+def _judge(one: Answered, other: Answered) -> Number:
+    """Return the target by whose unit two models' errors are compared."""
+    assert isinstance(one.target, Number) and isinstance(other.target, Number)
+    return replace(one.target, log=one.target.log and other.target.log)

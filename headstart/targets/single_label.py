@@ -52,12 +52,14 @@ class SingleLabel:
         return cross_entropy(rule.label_smoothing, weights)
 
     def guess(self, rule: LossRule, y_n: torch.Tensor) -> float:
-        """Return the entropy of the targets, in nats."""
-        counts = torch.bincount(y_n).double()
-        if rule.balance != "none":
-            counts = (counts > 0).double()
-        share_c = (1 - rule.label_smoothing) * counts / counts.sum() + rule.label_smoothing / len(counts)
-        return float(-torch.special.xlogy(share_c, share_c).sum())
+        """Return the entropy of the targets, in nats; weights also count the share that smoothing spreads over all classes."""
+        counts = torch.bincount(y_n, minlength=self.outputs).double()
+        shown = (counts > 0).double() if rule.balance == "sampling" else counts
+        share_c = (1 - rule.label_smoothing) * shown / shown.sum() + rule.label_smoothing / self.outputs
+        if rule.balance == "weights":
+            weight_c = class_weights(y_n, self.outputs).double()
+            share_c = weight_c * share_c * counts.sum() / (weight_c * counts).sum()
+        return float(-torch.special.xlogy(share_c, share_c / share_c.sum()).sum())
 
     def sampling_weights(self, y_n: torch.Tensor) -> torch.Tensor:
         return class_weights(y_n, int(y_n.max()) + 1)[y_n]

@@ -35,7 +35,7 @@ class PromotionRule:
 
 
 @dataclass(frozen=True)
-class TestData:
+class PresentData:
     """The present data, whose test images judge: the manifest, and what its labels are."""
 
     manifest: pd.DataFrame
@@ -59,7 +59,7 @@ def decide(
     registry: Registry,
     version: Version,
     champion: Version | None,
-    data: TestData,
+    data: PresentData,
     rule: PromotionRule,
     answers_of: Callable[[Version, pd.DataFrame], Answered],
 ) -> PromotionDecision:
@@ -109,7 +109,7 @@ def undecidable(images: int, number: int) -> str:
     )
 
 
-def against_guess(answered: Answered, truth: torch.Tensor, data: TestData, rule: PromotionRule) -> tuple[bool, str]:
+def against_guess(answered: Answered, truth: torch.Tensor, data: PresentData, rule: PromotionRule) -> tuple[bool, str]:
     """Return whether a model beats the best constant answer, beyond chance, and the figures in words.
 
     Args:

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
 from headstart.columns.encoders import Encoders
+from headstart.columns.values import numbers
 from headstart.core.code_digest import CODE_AT_START, digest
 from headstart.core.files import read_checked_json, remove, sha256_file
 from headstart.core.graph import load_graph
@@ -67,10 +68,10 @@ def record_pipeline(root: Path, params: Params, tags: Mapping[str, str] | None =
         for key, value in (provenance | _words(summaries)).items():
             run.client.set_tag(run.run_id, key, value)
         run.client.log_batch(run.run_id, params=[Param(key, value) for key, value in _flat(params.model_dump()).items()])
-        numbers = _numbers(results) | {"suggested_lr": found["lr"]}
+        figures = _numbers(results) | {"suggested_lr": found["lr"]}
         for stage, summary in summaries.items():
-            numbers |= {f"{stage}_{key}": value for key, value in _numbers(summary).items()}
-        log_metrics(run.client, run.run_id, numbers)
+            figures |= {f"{stage}_{key}": value for key, value in _numbers(summary).items()}
+        log_metrics(run.client, run.run_id, figures)
         run.client.log_inputs(run.run_id, [_data_set(root, params)])
         for artifact in ARTIFACTS:
             run.client.log_artifact(run.run_id, str(root / artifact), "" if artifact == "params.yaml" else "reports")
@@ -175,6 +176,6 @@ def _example(root: Path, params: Params) -> pd.DataFrame:
     if card.columns is not None:
         roles = Encoders.from_dict(card.columns["encoders"]).roles
         for name in roles.names:
-            numbers = name in roles.continuous
-            example[name] = pd.to_numeric(test[name]).astype(float) if numbers else test[name].astype("str").astype(object)
+            is_number = name in roles.continuous
+            example[name] = numbers(test[name]) if is_number else test[name].astype("str").astype(object)
     return pd.concat([example, example], ignore_index=True)

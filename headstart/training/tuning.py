@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -46,6 +47,7 @@ from headstart.training.validation import collect_logits
 
 logger = logging.getLogger("headstart")
 NOTHING_TO_UNFREEZE = "There is nothing to unfreeze: the model learned from columns alone. The trained network is kept."
+NOTHING_KEPT = {"epoch": 0, "rate_scale": 1.0, "sentence": NOTHING_TO_UNFREEZE}
 VARIANTS = {True: "frozen", False: "moving"}  # of batch norm's running statistics, by bn_freeze
 Rate = float | Sequence[float]
 # Opens a tracked run, given a training's name, its parameters and the file that keeps the run's id.
@@ -148,6 +150,23 @@ class TuningData:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """The result of fine-tuning.
+
+    Args:
+        answered: the kept model's answers for the validation images, with the target whose decision is fitted to them.
+        choice: why this variant of batch norm was kept; None if only one was trained.
+        seconds: that the training took.
+    """
+
+    model: Classifier
+    history: History
+    answered: Answered
+    choice: BatchNormChoice | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Tuner:
     """Fine-tuning from one trained head.
 
@@ -226,11 +245,20 @@ class Tuner:
             history = fine_tune(network, phases, data.labels(), options_of(self.settings), run)
         return network.model, history
 
-    def choose(self, models: Mapping[bool, Classifier], rule: DecisionRule) -> BatchNormChoice:
-        """Compare the two variants (by bn_freeze) on the validation images."""
-        frozen, moving = (self.valid_answers(models[variant], variant, rule) for variant in (True, False))
-        seed = derive_seed(self.seed, "bn_freeze")
-        return choose(frozen, moving, self.data.target.truth(self.data.valid["label"]), self.network.model.body, seed)
+    def tune(self, lr: Rate, rule: DecisionRule) -> Tuned:
+        """Train each variant of batch norm and, if there are two, keep the one that is better on the validation images."""
+        variants, start = self.variants(), time.monotonic()
+        names = {one: f"fine_tune {VARIANTS[one]}" if len(variants) > 1 else "fine_tune" for one in variants}
+        tuned = {one: self.train(one, lr, names[one]) for one in variants}
+        seconds = round(time.monotonic() - start, 3)
+        answered = {one: self.valid_answers(model, one, rule) for one, (model, _) in tuned.items()}
+        kept, choice = variants[0], None
+        if len(variants) > 1:
+            truth, body = self.data.target.truth(self.data.valid["label"]), self.network.model.body
+            choice = choose(answered[True], answered[False], truth, body, derive_seed(self.seed, "bn_freeze"))
+            kept = choice.bn_freeze
+            logger.info("  bn_freeze: %s", choice.sentence())
+        return Tuned(*tuned[kept], answered[kept], choice, seconds)
 
     def valid_answers(self, model: Classifier, bn_freeze: bool, rule: DecisionRule) -> Answered:
         """Return a trained model's answers for the validation images, and the target whose decision is fitted to them."""

@@ -75,7 +75,7 @@ def context(judged: Judged, manifest: pd.DataFrame) -> dict[str, Any]:
     true, said = judged.truth.numpy(), judged.answers[:, 0].numpy()
     low, high = (end.numpy() for end in judged.target.interval(judged.answers))
     inside = (low <= true) & (true <= high)
-    band_n = pd.qcut(true, min(BANDS, len(true)), labels=False, duplicates="drop")
+    band_n = pd.qcut(true, min(BANDS, len(true)), labels=False, duplicates="drop") if np.ptp(true) else np.zeros(len(true), int)
     rows = []
     for band in sorted(set(band_n)):
         chosen = band_n == band

@@ -37,15 +37,12 @@ def reliability_diagram(found: Reliability) -> bytes:
 
 
 def precision_recall(curves: Sequence[tuple[str, NDArray[np.float64], NDArray[np.float64]]]) -> bytes:
-    """Draw precision over recall, one line for each (name, recall, precision); beyond ten all are thin and unnamed."""
+    """Draw precision over recall, one line for each (name, recall, precision)."""
     figure = Figure(figsize=(6, 4.6), layout="constrained")
     axes = figure.subplots()
-    few = len(curves) <= 10
-    for name, recall, precision in curves:
-        axes.plot(recall, precision, linewidth=1.4 if few else 0.7, alpha=1 if few else 0.5, label=label(name))
+    lines = [axes.plot(recall, precision, linewidth=1.4)[0] for _, recall, precision in curves]
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
-    if few:
-        axes.legend(fontsize=8, loc="lower left")
+    axes.legend(lines, [label(name) for name, _, _ in curves], fontsize=8, loc="lower left")
     plain_frame(axes)
     return png(figure)
 
@@ -96,7 +93,7 @@ def residuals(said_n: NDArray[np.float64], residual_n: NDArray[np.float64]) -> b
     left.scatter(said_n, residual_n, s=9, color=ACCENT, alpha=min(1.0, 30 / len(said_n) ** 0.5), linewidths=0)
     left.set(xlabel="predicted", ylabel="predicted minus true")
     right.hist(residual_n, bins=40, color=ACCENT)
-    right.set(xlabel="predicted minus true", ylabel="test images")
+    right.set(xlabel="predicted minus true", ylabel="count")
     for axes in (left, right):
         plain_frame(axes)
     return png(figure)
