@@ -25,7 +25,7 @@ from headstart.runtime import configure
 from headstart.targets.kinds import read_target
 from headstart.targets.target import Answered
 from headstart.tracking import pending
-from headstart.tracking.promotion import PromotionDecision, PromotionRule, PresentData, decide
+from headstart.tracking.promotion import PresentData, PromotionDecision, PromotionRule, decide
 from headstart.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
 from headstart.tracking.store import full_disk_as_input_error
 

@@ -6,8 +6,11 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
 from flows.param_edits import edit_params
 from headstart.activations.store import Activations
@@ -15,7 +18,9 @@ from headstart.core.errors import InputError
 from headstart.core.graph import load_graph
 from headstart.core.params import load_params
 from headstart.core.stages import run_stage
-from headstart.datasets import builtin
+from headstart.core.yaml_text import read_yaml
+from headstart.datasets import builtin, digits
+from headstart.models.trained import load_card
 from tests.conftest import REPOSITORY, SMALL
 from tests.projects import flow_here
 from tests.test_builtin import pets_archives, site  # noqa: F401 (a fixture)
@@ -31,13 +36,15 @@ def params(tmp_path):
 
 
 def test_the_named_recipes_are_there():
-    assert {path.stem for path in RECIPES} >= {"digits", "dogs-vs-cats", "pets-breeds"}
+    named = "digits digit-pages turned-digits two-notations flights dogs-vs-cats pets-breeds planet rossmann"
+    assert {path.stem for path in RECIPES} == set(named.split())
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_valid_and_states_command_and_what_to_expect(params, recipe):
     edit = edit_params(params, [], recipe)
-    assert edit.params.data.source == f"data/{edit.params.data.builtin}"
+    own = recipe.stem in ("planet", "rossmann")  # files of the user's
+    assert edit.params.data.source == f"data/{recipe.stem if own else edit.params.data.builtin}"
     text = recipe.read_text()
     assert f"command    python -m flows.pipeline --recipe {recipe.stem}\n" in text
     expected = re.search(r"#   expected   (.*)", text)[1]
@@ -50,6 +57,30 @@ def test_a_recipe_is_valid_and_states_command_and_what_to_expect(params, recipe)
 
 def test_the_default_is_the_digits_recipe(params):
     assert edit_params(params, [], REPOSITORY / "recipes/digits.yaml").diff() == ""
+
+
+def keys(values, prefix=""):
+    """The dotted keys of a recipe; a list is a value."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_the_default_recipe_has_every_key_that_a_recipe_sets():
+    """So that nothing of a recipe stays when another one follows it."""
+    default = set(keys(read_yaml(REPOSITORY / "recipes/digits.yaml")))
+    for recipe in RECIPES:
+        assert set(keys(read_yaml(recipe))) <= default, recipe
+
+
+def test_nothing_of_a_recipe_stays_when_another_one_follows_it(params):
+    """Lists of several lines and comments behind keys survive every change."""
+    alone = {recipe: edit_params(REPOSITORY / "params.yaml", [], recipe).params for recipe in RECIPES}
+    for recipe in [*RECIPES, *reversed(RECIPES)]:
+        assert edit_params(params, [], recipe).make() == alone[recipe], recipe.stem
+    assert edit_params(params, [], REPOSITORY / "recipes/digits.yaml").make() == load_params(REPOSITORY / "params.yaml")
 
 
 def test_the_diff_shows_what_changes_and_set_comes_after(params):
@@ -76,7 +107,7 @@ def test_a_bad_recipe_is_refused_and_nothing_is_written(params, tmp_path):
         with pytest.raises(InputError, match=re.escape(told)):
             edit_params(params, [], tmp_path / "bad.yaml").make()
         assert params.read_text() == before
-    with pytest.raises(InputError, match="one of: digits, dogs-vs-cats, pets-breeds"):
+    with pytest.raises(InputError, match="one of: digit-pages, digits, dogs-vs-cats"):
         edit_params(params, [], REPOSITORY / "recipes/cats.yaml")
 
 
@@ -105,10 +136,68 @@ def test_dogs_against_cats_runs_on_a_small_archive_of_the_same_layout(project, s
     assert "For the unfrozen network" in page
 
 
+@pytest.mark.parametrize("name", ["digit-pages", "turned-digits"])
+def test_a_recipe_of_another_target_runs_on_a_few_digits(project, monkeypatch, name):
+    """All stages, with a small network, few digits and epochs; then what they wrote."""
+    few = tuple(part[:180] for part in digits._digits())
+    monkeypatch.setattr(digits, "_digits", lambda: few)
+    small = ("backbone.", "find_lr.", "runtime.", "precompute.batch_size", "fine_tune.batch_size")
+    sets = [f"{key}={value}" for key, value in SMALL.items() if key.startswith(small)]
+    sets += ["precompute.engine=torch", "train_head.epochs=2", "fine_tune.epochs=1", "evaluate.thresholds=per_class"]
+    params = edit_params(project / "params.yaml", sets, project / f"recipes/{name}.yaml").make()
+    for stage_name, stage in load_graph(project, params).items():
+        run_stage(stage, getattr(importlib.import_module(f"tasks.{stage_name}"), stage_name), project, params)
+    described = json.loads((project / "data/target.json").read_text())
+    results = json.loads((project / "reports/metrics.json").read_text())
+    manifest = pd.read_parquet(project / "data/manifest.parquet")
+    predictions = pd.read_parquet(project / "reports/predictions.parquet")
+    card = load_card(project / "models/fine_tuned.safetensors")
+    page = (project / "reports/report.html").read_text()
+    assert list(predictions["label"]) == list(manifest.loc[manifest["split"] == "test", "label"])
+    if name == "digit-pages":
+        assert described == {"kind": "multi_label", "classes": list("0123456789"), "joiner": " "}
+        assert len(card.target.thresholds) == 10 and card.target.rule == "per_class"
+        p = torch.from_numpy(np.stack(predictions["probabilities"]))
+        said = [" ".join(card.target.named(row)) for row in card.target.decide(p)]
+        assert said == list(predictions["predicted"])
+        assert set(results["fine_tuned_tta"]) >= {"f_beta", "mean_average_precision", "subset_accuracy", "micro_f1"}
+        assert "Labels that come together" in page
+    else:
+        assert described["kind"] == "number" and not described["log"] and described["bounds"] is None
+        error = predictions["predicted"] - predictions["label"].astype(float)
+        once = ~manifest.loc[manifest["split"] == "test", "key"].duplicated().to_numpy()
+        assert results["fine_tuned_tta"]["rmse"] == pytest.approx(float((error[once] ** 2).mean() ** 0.5))
+        inside = (predictions["low"] <= predictions["label"].astype(float)) & (
+            predictions["label"].astype(float) <= predictions["high"]
+        )
+        assert results["fine_tuned_tta"]["coverage"] == pytest.approx(float(inside[once].mean()))
+        assert "rmspe" not in results["head"]  # some angles are below zero
+        assert "Predicted against true" in page
+
+
+def test_pages_of_digits_share_no_digit_between_splits(tmp_path):
+    """Every digit's pixels are on pages of one split alone."""
+    digits.write_digit_pages(tmp_path / "pages")
+    table = pd.read_csv(tmp_path / "pages/labels.csv", dtype=str)
+    found = digits._by_split(1797)
+    assert sorted(np.concatenate(list(found.values()))) == list(range(1797))
+    assert {split: len(rows) for split, rows in table.groupby("split")} == {"test": 473, "train": 1713, "valid": 208}
+    images, labels = digits._digits()
+    page = np.asarray(Image.open(tmp_path / "pages" / table["path"][0]))
+    cells = [page[y : y + 12, x : x + 12] for y in (0, 12) for x in (0, 12)]
+    assert {int(part) for part in table["tags"][0].split()} == {
+        int(labels[n])
+        for cell in cells
+        if cell.any()
+        for n in found[table["split"][0]]
+        if any((cell[y : y + 8, x : x + 8] == images[n]).all() for y in range(5) for x in range(5))
+    }
+
+
 def test_the_command_line_shows_the_diff_and_refuses_what_is_not_there(project):
     command = [sys.executable, "-m", "flows.pipeline", "--recipe"]
     said = flow_here(project, "--recipe", "nosuch", code=2)
-    assert "wanted: one of: digits, dogs-vs-cats, pets-breeds" in said
+    assert "wanted: one of: digit-pages, digits, dogs-vs-cats" in said
     wrong = [*command, "pets-breeds", "--set", "data.source=data/none"]
     done = subprocess.run(wrong, cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -53,6 +53,17 @@ def test_a_killed_training_with_frozen_batch_norm_goes_on_to_the_same_bits(tmp_p
     assert run(tmp_path, arm="frozen").stdout == undisturbed.stdout
 
 
+@pytest.mark.parametrize("arm", ["several", "columns"])
+def test_a_killed_training_of_another_target_goes_on_to_the_same_bits(tmp_path, undisturbed, arm):
+    (tmp_path / "whole").mkdir()
+    whole = run(tmp_path / "whole", arm=arm)
+    assert whole.returncode == 0, whole.stderr
+    assert whole.stdout != undisturbed
+    for point in ("step 8", "saved 1", "term 2", "save 1"):
+        assert run(tmp_path, point, arm).returncode in (-signal.SIGKILL, 143)
+    assert run(tmp_path, arm=arm).stdout == whole.stdout
+
+
 def test_a_training_killed_again_and_again_goes_on_to_the_same_bits(tmp_path, undisturbed):
     for point in ("step 7", "save 1", "saved 1", "validate 1"):
         assert run(tmp_path, point).returncode == -signal.SIGKILL

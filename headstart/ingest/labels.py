@@ -243,6 +243,10 @@ def _check_columns(path: Path, columns: list[str], shape: _Shape) -> None:
     if shape.labels.columns and shape.names.label in columns:
         text = f"{path} row 1: a column {shape.names.label}, but data.label_columns gives the labels too"
         raise InputError(text, fix="remove or rename one of them")
+    for name in shape.labels.columns:
+        if name in (shape.names.path, shape.names.group):
+            text = f"{path} row 1: column {name} is in data.label_columns, but holds the paths or the groups"
+            raise InputError(text, fix=f"take {name} out of data.label_columns")
     columns = shape.own(columns)
     for name in columns:
         if name in RESERVED or columns.count(name) > 1 or not name:

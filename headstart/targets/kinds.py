@@ -37,6 +37,6 @@ def read_target(path: Path) -> Target:
         return target_of(json.loads(path.read_text()))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file", fix="run link_data first, or the whole pipeline") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         fix = "python -m flows.pipeline --force link_data"
         raise InputError(f"{path}: damaged: {type(error).__name__}", fix=fix) from None

@@ -92,7 +92,8 @@ def residuals(said_n: NDArray[np.float64], residual_n: NDArray[np.float64]) -> b
     left.axhline(0, color=QUIET, linewidth=1)
     left.scatter(said_n, residual_n, s=9, color=ACCENT, alpha=min(1.0, 30 / len(said_n) ** 0.5), linewidths=0)
     left.set(xlabel="predicted", ylabel="predicted minus true")
-    right.hist(residual_n, bins=40, color=ACCENT)
+    differ = np.ptp(residual_n) > 1e-9 * np.abs(residual_n).max()  # by more than rounding: bins narrower than that are refused
+    right.hist(residual_n, bins=40 if differ else 1, color=ACCENT)
     right.set(xlabel="predicted minus true", ylabel="count")
     for axes in (left, right):
         plain_frame(axes)
