@@ -19,7 +19,7 @@ from headstart.core.params import load_params
 from headstart.core.text import printable
 from headstart.hardware import resolve_workers
 from headstart.ingest.tree import check_folder
-from headstart.models.classes import unknown_classes, warning
+from headstart.models.classes import part_of_card, unknown_classes, warning
 from headstart.prediction.batch import Predictions, predict_folder, write_predictions
 from headstart.prediction.supervisor import ScoringJob
 from prefect import flow
@@ -87,6 +87,8 @@ def _of_table(file: Path, asked: Asked) -> Predictions:
 
 
 def _of_images(file: Path, asked: Asked, images: Path) -> Predictions:
+    if asked.table is not None and not part_of_card(file, "columns"):
+        raise InputError(f"--table {asked.table}: this model takes no columns", fix="leave --table out")
     params = load_params(PROJECT / "params.yaml")
     data, runtime = params.data, params.runtime
     job = ScoringJob(

@@ -28,14 +28,18 @@ else:
     instrumented = contextlib.nullcontext()
 
 with instrumented:
+    from headstart.activations.columns import write_columns
+    from headstart.activations.store import Activations
     from headstart.core.errors import InputError
-    from headstart.core.params import load_params
+    from headstart.core.params import check_params, load_params
     from headstart.images.containers import trailing_bytes
     from headstart.images.decode import Decoded, DecodeError, decode_image
     from headstart.images.examine import LOOK_SIDE, look
     from headstart.ingest.labels import read_labels
+    from headstart.ingest.rows import scan_rows
+    from headstart.ingest.scan import SplitRule
     from headstart.ingest.tree import preflight
-    from headstart.manifest import COLUMNS, read_manifest, write_manifest
+    from headstart.manifest import COLUMNS, ROW_COLUMNS, read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_PIXELS = 200_000
@@ -45,6 +49,19 @@ for name in ("a/1.png", "a/ü 2.png", "b/3.jpg"):
     (SCRATCH / "source" / name).parent.mkdir(parents=True, exist_ok=True)
     (SCRATCH / "source" / name).touch()
 TREE = preflight(SCRATCH / "source")
+(SCRATCH / "table").mkdir()
+(SCRATCH / "table/labels.csv").write_text("label\n1\n")
+(SCRATCH / "table/shops.csv").write_text("shop,size\n0,1.5\n1,2\n2,\n3,x\n")
+TABLE = preflight(SCRATCH / "table")
+_PARAMS = load_params(ROOT / "params.yaml").model_dump()
+_PARAMS["data"] |= {"path_column": "none", "columns": {"categorical": "auto", "continuous": "auto", "date": "auto"}}
+_PARAMS["data"] |= {
+    "joins": [{"file": "shops.csv", "on": ["shop"]}],
+    "elapsed": [{"event": "open", "by": "shop", "date": "date"}],
+}
+_PARAMS["backbone"]["name"] = "none"
+TABLE_PARAMS = check_params(_PARAMS, ROOT / "params.yaml")
+RULE = SplitRule(0, 0.2, 0.3, 5, "none")
 
 
 def decoder(data: bytes) -> None:
@@ -90,7 +107,10 @@ def _labels(name: str, data: bytes) -> None:
         return
     assert len(found.rows) == len(found.extra) == len({row.path for row in found.rows})
     assert all(
-        row.path in TREE.files and row.label.strip() and row.split in ("", "train", "valid", "test") for row in found.rows
+        row.path in TREE.files
+        and (row.label.strip() or found.format.kind == "multi_label")
+        and row.split in ("", "train", "valid", "test")
+        for row in found.rows
     )
 
 
@@ -113,11 +133,27 @@ def params(data: bytes) -> None:
 def manifest(data: bytes) -> None:
     """A whole manifest, or a refusal."""
     with contextlib.suppress(InputError):
-        assert set(COLUMNS) <= set(read_manifest(_file("manifest.parquet", data)).columns)
+        assert set(ROW_COLUMNS) <= set(read_manifest(_file("manifest.parquet", data)).columns)
+
+
+def table_csv(data: bytes) -> None:
+    """Rows of a table with splits, and finite encoded columns, or a refusal."""
+    (TABLE.root / "labels.csv").write_bytes(data)
+    try:
+        found = scan_rows(TABLE, TABLE_PARAMS.data, RULE)
+        write_columns(SCRATCH / "columns", found.manifest, TABLE_PARAMS.data)
+    except InputError as error:
+        assert str(error)
+        return
+    assert set(found.manifest["split"]) >= {"train", "valid", "test"}
+    assert found.manifest.groupby("key")["split"].nunique().max() == 1
+    stored = Activations(SCRATCH / "columns")
+    assert len(stored) == found.manifest["key"].nunique()
+    assert bool(stored.rows(list(found.manifest["key"])).isfinite().all())
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    function.__name__: function for function in (decoder, labels_csv, labels_parquet, params, manifest)
+    function.__name__: function for function in (decoder, labels_csv, labels_parquet, table_csv, params, manifest)
 }
 
 
@@ -131,6 +167,11 @@ def seeds(target: str) -> list[bytes]:
         odd = [images.animated("GIF"), images.animated("PNG"), images.cmyk("JPEG"), images.cmyk("TIFF"), images.lying_gif()]
         odd += [images.sixteen_bit_rgb()[0], images.lying_jpeg(90, 500), images.save(small[..., 0], "JPEG", progressive=True)]
         return plain + odd
+    if target == "table_csv":
+        head = "label,shop,date,sold,open\n"
+        lines = [f"{n % 7}.5,{n % 4},2013-01-{1 + n % 28:02},{n * n},{n % 2}" for n in range(40)]
+        days = [f"{n},{n % 3},{1 + n % 28:02}.02.2013,," for n in range(90)]
+        return [f"{head}{chr(10).join(part)}\n".encode() for part in (lines, days)]
     if target == "params":
         return [(ROOT / "params.yaml").read_bytes(), b"seed: 0\ndata: {builtin: digits}\n", b"seed: [1, &a {b: *a}]\n"]
     rows = pd.DataFrame({"path": ["a/1.png", "b/3.jpg"], "label": ["x", "y"], "split": ["train", None], "age": [1, 2]})

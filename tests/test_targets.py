@@ -45,7 +45,7 @@ from headstart.targets.single_label import SingleLabel
 from headstart.targets.tables import METRICS, PICTURE, prediction_columns
 from headstart.targets.target import Answered, DecisionRule, LossRule, Target, tta
 from headstart.tracking import promotion
-from headstart.tracking.promotion import PromotionDecision, PromotionRule, PresentData, decide
+from headstart.tracking.promotion import PresentData, PromotionDecision, PromotionRule, decide
 from headstart.tracking.registry import Version
 from tests.conftest import scan_folder, write_shapes
 
@@ -426,6 +426,9 @@ def test_an_interval_of_few_or_of_perfect_answers():
         fitted = NUMBER.fitted(truth[:n, None] + torch.tensor([[0.1], [-0.5], [0.2]])[:n], truth[:n], DecisionRule())
         assert fitted.half == pytest.approx(0.1 if n == 1 else 0.5), "the largest error"
     assert NUMBER.fitted(truth[:, None], truth, DecisionRule()).half == 0
+    errors = torch.arange(99, 0, -1).double()
+    fitted = NUMBER.fitted(errors[:, None], torch.zeros_like(errors), DecisionRule())
+    assert 90 <= fitted.half <= 91, "ninety of a hundred: the new one is as likely at each place among the others"
     low, high = Number(True, 0.0, 1.0, None, math.log(2)).interval(torch.tensor([[8.0]]))
     assert (float(low), float(high)) == pytest.approx((4, 16)), "a factor"
 
@@ -1061,6 +1064,20 @@ def test_metrics_galleries_and_predictions_agree(kind):
     assert table.num_rows == len(files) and json.loads(table.schema.metadata[b"classes"]) == list(judged.classes)
     rows = judged.target.rows(judged.answers, 1)
     assert table["predicted"].to_pylist() == [row["predicted"] for row in (*rows, *rows[:2])]
+
+
+@pytest.mark.parametrize(("target", "answers", "label", "html", "alt"), [
+    (SINGLE, [0.2, 0.7, 0.1], "b", "<b>b</b>, right (70.0 %)", "a b"),
+    (SINGLE, [0.2, 0.7, 0.1], "a", "<b>a</b> (20.0 %) classified as <b>b</b> (70.0 %)", "a a classified as b"),
+    (SEVERAL, [0.8, 0.3, 0.9], "a;b", "<b>a</b>, missed <b>b</b> (30 %), not <b>c</b> (90 %)", "labelled a, b, predicted a, c"),
+    (SEVERAL, [0.1, 0.3, 0.2], "", "no label", "labelled with nothing, predicted nothing"),
+    (Number(False, 0.0, 1.0, None, 1.5), [2.25], "3", "true <b>3</b>, predicted <b>2.25</b> (0.75 to 3.75)",
+     "true 3, predicted 2.25"),
+])  # fmt: skip
+def test_captions(target, answers, label, html, alt):
+    judged = Judged(pd.DataFrame({"label": [label]}), torch.tensor([answers]).double(), target.truth([label]), target)
+    caption = report_of(target).caption(judged, 0)
+    assert (str(caption.html), caption.alt) == (html, alt)
 
 
 def test_metrics_of_several_classes_against_scikit_learn():

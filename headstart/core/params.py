@@ -84,7 +84,7 @@ class Join(Section):
 
 
 class Elapsed(Section):
-    """Days since and until the last and the next event of an entity; `date` is auto if there is one column of dates."""
+    """Days since and until the last and the next event of an entity; with `date: auto` by the dates of `data.split_by`."""
 
     event: Annotated[str, Field(min_length=1)]
     by: Annotated[str, Field(min_length=1)]

@@ -359,15 +359,24 @@ def _read_parquet(path: Path, shape: _Shape) -> pd.DataFrame:
         table.validate(full=True)  # it finds text that is not UTF-8, and other damage
         _check_columns(path, table.column_names, shape)
         table = table.rename_columns(shape.own(table.column_names))
-        nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
-        if nested:
-            raise InputError(f"{path}, column {nested[0]}: nested values", wanted="text, numbers, dates, true or false")
+        refuse_nested(path, table)
         frame: pd.DataFrame = plain_table(table).to_pandas(integer_object_nulls=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not a Parquet file, or a damaged one: {error}") from None
     return frame.set_axis(range(1, len(frame) + 1), axis=0)
+
+
+def refuse_nested(path: Path, table: pa.Table) -> None:
+    """Refuse lists and structures as cells.
+
+    Raises:
+        InputError: a column has them.
+    """
+    nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
+    if nested:
+        raise InputError(f"{path}, column {nested[0]}: nested values", wanted="text, numbers, dates, true or false")
 
 
 def plain_table(table: pa.Table) -> pa.Table:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 import pandas as pd
 
 from headstart.core.errors import InputError
@@ -24,7 +25,6 @@ from headstart.manifest import ROW_COLUMNS, SPLITS
 from headstart.targets.labels import NONE, BadLabel, LabelFormat
 
 ID = "id"
-SEPARATOR = "\x1f"
 CHUNK = 65_536  # rows at a time: a text for each cell takes much memory
 
 
@@ -59,7 +59,7 @@ def scan_rows(tree: Tree, data: Data, rule: SplitRule) -> Scan:
         frame["declared"] = by_time(own, data.split_by, frame["declared"], data.valid_fraction, data.test_fraction)
     assigned, folds, rescued = splits.assign(frame, labels, **rule.__dict__)
     frame = frame.assign(split=assigned, fold=np.array(folds, np.int16))
-    splits.check(tree.root, frame, labels)
+    splits.check(tree.root, frame, labels, "row")
     manifest = pd.concat([frame[list(ROW_COLUMNS)], own.reset_index(drop=True)], axis=1)
     notes = pd.DataFrame([*bad_remarks, *remarks], columns=["path", "kind", "text"])
     none = pd.DataFrame(columns=["path", "reason"], dtype=str)
@@ -74,6 +74,9 @@ def _labelled(path: str, table: pd.DataFrame, data: Data) -> tuple[pd.DataFrame,
     if missing:
         found = f"{path} row 1: no column {', '.join(missing)}; columns found: {', '.join(map(str, table.columns))}"
         raise InputError(found, wanted="the column with the labels", fix="set data.label_column")
+    if "label" in table and "label" not in wanted:
+        text = f"{path} row 1: a column label, but the labels are in {', '.join(wanted)}"
+        raise InputError(text, fix="rename or remove the column label")
     if labels.columns:
         cells = zip(*(table[name].tolist() for name in labels.columns), strict=True)
         read = _read_all(path, table, lambda row: labels.flagged(dict(zip(labels.columns, row, strict=True))), list(cells))
@@ -129,17 +132,13 @@ def _keys(path: str, table: pd.DataFrame) -> tuple[list[str], list[str]]:
         if len(twice):
             found = f"{path} row {twice[0]}, column {ID}: {table[ID][twice[0]]!r} is already in another row"
             raise InputError(found, fix="give each row its own id, or rename the column")
-        return [_sha256(f"{ID}{SEPARATOR}{one}") for one in ids], ids
+        return [hashlib.sha256(orjson.dumps([ID, one])).hexdigest() for one in ids], ids
     keys: list[str] = []
     for start in range(0, len(table), CHUNK):
         part = table.iloc[start : start + CHUNK]
         columns = [part[name].astype("str").fillna("").tolist() for name in sorted(table.columns) if name != "split"]
-        keys += [_sha256(SEPARATOR.join(cells)) for cells in zip(*columns, strict=True)]
+        keys += [hashlib.sha256(orjson.dumps(cells)).hexdigest() for cells in zip(*columns, strict=True)]
     return keys, [f"row {row}" for row in table.index]
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _declared(path: str, table: pd.DataFrame) -> list[str]:

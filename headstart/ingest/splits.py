@@ -108,8 +108,8 @@ def split_by_group(frame: pd.DataFrame) -> pd.Series:
     return (frame["split"] == EXCLUDED) & frame["group"].isin(set(used["group"]) - {""}) & ~frame["key"].isin(used["key"])
 
 
-def check(source: object, frame: pd.DataFrame, labels: LabelFormat) -> None:
-    """Refuse a manifest that cannot be used to train or to test.
+def check(source: object, frame: pd.DataFrame, labels: LabelFormat, what: str = "image") -> None:
+    """Refuse a manifest that cannot be used to train or to test; `what` are its rows.
 
     Raises:
         InputError: a split has no images, or a class no training images.
@@ -117,19 +117,20 @@ def check(source: object, frame: pd.DataFrame, labels: LabelFormat) -> None:
     for split in SPLITS:
         if not (frame["split"] == split).any():
             held = int((frame["split"] == EXCLUDED).sum())
-            more = "add images, or raise data.valid_fraction / data.test_fraction"
+            more = f"add {what}s, or raise data.valid_fraction / data.test_fraction"
+            counts = f"{len(frame)} {what}s in all, {held} excluded from training"
             raise InputError(
-                f"{source}: no image is left in the {split} split ({len(frame)} images in all, {held} excluded from training)",
+                f"{source}: no {what} is left in the {split} split ({counts})",
                 wanted="at least one in each of train, valid, test",
-                fix="add images that are no copies of others" if split == "train" else more,
+                fix=f"add {what}s that are no copies of others" if split == "train" else more,
             )
     by_class = labels.exploded(frame)
     missing = sorted(set(by_class["label"]) - set(by_class.loc[by_class["split"] == "train", "label"]))
     if missing:
         raise InputError(
-            f"{source}: no training image of {len(missing)} class(es):\n    {listing(missing)}",
-            wanted="at least one that is no copy of a validation or test image",
-            fix="add images of these classes",
+            f"{source}: no training {what} of {len(missing)} class(es):\n    {listing(missing)}",
+            wanted=f"at least one that is no copy of a validation or test {what}",
+            fix=f"add {what}s of these classes",
         )
 
 

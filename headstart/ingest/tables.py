@@ -16,7 +16,7 @@ from headstart.core.errors import InputError
 from headstart.core.params import Elapsed
 from headstart.core.params import Join as JoinParams
 from headstart.core.text import listing, printable
-from headstart.ingest.labels import as_text, delimiter_of, plain_table
+from headstart.ingest.labels import as_text, delimiter_of, plain_table, refuse_nested
 from headstart.ingest.spelling import clean
 from headstart.ingest.tree import Tree
 from headstart.targets.labels import NONE
@@ -81,8 +81,11 @@ def _from_parquet(path: Path) -> pd.DataFrame:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         table.validate(full=True)
+        refuse_nested(path, table)
         frame: pd.DataFrame = plain_table(table).to_pandas(integer_object_nulls=True)
     except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: not a Parquet file, or a damaged one: {error}") from None
     return frame.set_axis(range(1, len(frame) + 1), axis=0)
 

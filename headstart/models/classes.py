@@ -12,7 +12,13 @@ LENGTH_BYTES, MOST_BYTES = 8, 100_000_000  # of a safetensors file's header, whi
 
 
 def target_in(model: Path) -> dict[str, Any]:
-    """Return the target in a model file's card as JSON values, see `Target.as_dict`.
+    """Return the target in a model file's card as JSON values, see `Target.as_dict`; it raises as `part_of_card` does."""
+    target: dict[str, Any] = part_of_card(model, "target")
+    return target
+
+
+def part_of_card(model: Path, name: str) -> Any:
+    """Return a part of a model file's card as JSON values, see `ModelCard`.
 
     Raises:
         InputError: the file is not a Headstart model, or is damaged.
@@ -23,7 +29,7 @@ def target_in(model: Path) -> dict[str, Any]:
         with model.open("rb") as stream:
             length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
             header = json.loads(stream.read(min(length, MOST_BYTES)))
-        return dict(json.loads(header["__metadata__"]["headstart"])["target"])
+        return json.loads(header["__metadata__"]["headstart"])[name]
     except FileNotFoundError:
         raise InputError(f"{model}: no such file", fix="run the pipeline first") from None
     except (ValueError, KeyError, TypeError):

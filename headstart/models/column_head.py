@@ -17,7 +17,7 @@ from torch import nn
 
 EMBEDDED_STD = 0.3  # of new embeddings: with 1, rare categories drown the numbers (docs/decisions.md)
 MOMENTUM = 0.01  # of batch norm's running statistics: batches of a table are small, and their averages must be steady
-UNKNOWN = 0  # the code of a category that training has not seen
+UNKNOWN, RESERVED = 0, 2  # the code of a category that training has not seen; codes for unknown and missing
 SAMPLE = 100_000  # rows that are enough for quantiles
 
 
@@ -117,6 +117,8 @@ class Entities(nn.Module):
         for table in self.tables:
             assert isinstance(table, nn.Embedding)
             nn.init.normal_(table.weight, std=EMBEDDED_STD)
+            with torch.no_grad():
+                table.weight[:RESERVED].zero_()  # a code that never comes in training adds nothing
         self.register_buffer("hidden_k", torch.tensor(spec.hidden), persistent=False)
         self.dropout = nn.Dropout(spec.embedding_dropout)
         self.width = sum(embedding_width(n, spec.embedding) for n in spec.cardinalities)
