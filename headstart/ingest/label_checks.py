@@ -36,7 +36,11 @@ def clean_labels(tree: Tree, found: Listing, folders: bool) -> None:
         found.problems.append(Problem(text, fix="rename it"))
     found.remarks += [("", "label spelling", f"{was!r} is read as {name!r} ({n:,} files)") for was, name, n in spelled.changed]
     if spelled.changed:
-        cleaned = (form.write(map(clean, form.classes(entry.label))) for entry in found.entries)
+        # a kind of space that becomes a plain one may separate classes
+        cleaned = (
+            form.write(part for name in form.classes(entry.label) for part in form.classes(clean(name)))
+            for entry in found.entries
+        )
         found.entries = [replace(entry, label=label) for entry, label in zip(found.entries, cleaned, strict=True)]
 
 

@@ -96,6 +96,9 @@ def list_source(
         _by_pattern(tree, found, _layout(tree, found, base), label_pattern)
     else:
         _by_folders(tree, found, _layout(tree, found, base), nested_folders)
+    if table is None and labels.columns:
+        text = f"data.label_columns is set, but {tree.root} has no table"
+        found.problems.append(Problem(text, wanted="labels.csv or labels.parquet", accept="data.label_columns=[]"))
     if table is None:
         _read_entries(found, labels)
     if group_pattern != NONE:

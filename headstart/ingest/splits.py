@@ -88,6 +88,8 @@ def _rescue(classes: pd.Series, units: pd.Series, splits: pd.Series, shares: dic
     free = classes[movable.loc[classes.index]]
     moved = []
     for label in rescued:
+        if (splits.loc[classes.index[classes == label]] == "train").any():
+            continue  # an image that was moved for another class has it too
         candidates = units.loc[free.index[free == label]]
         if len(candidates):
             unit = max(candidates.unique(), key=lambda one: (shares[one], one))

@@ -120,7 +120,10 @@ def number_histogram(manifest: pd.DataFrame) -> bytes:
     axes = figure.subplots()
     values = manifest["label"].astype(float)
     parts = {split: values[manifest["split"] == split] for split in COLOURS if (manifest["split"] == split).any()}
-    axes.hist([*parts.values()], bins=40, stacked=True, color=[COLOURS[split] for split in parts], label=[*parts])
+    differ = np.ptp(values) > 1e-9 * np.abs(values).max()  # by more than rounding: bins narrower than that are refused
+    axes.hist(
+        [*parts.values()], bins=40 if differ else 1, stacked=True, color=[COLOURS[split] for split in parts], label=[*parts]
+    )
     axes.set(xlabel="label", ylabel="rows")
     axes.legend(fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     plain_frame(axes)

@@ -47,6 +47,7 @@ class MultiLabel:
     kind: ClassVar[str] = "multi_label"
     chosen_by: ClassVar[str] = "calibrated_log_loss"
     headline: ClassVar[str] = "mean_average_precision"
+    worse: ClassVar[float] = 1.1
     scores_in_words: ClassVar[Mapping[str, str]] = {
         "calibrated_log_loss": "log-loss (after temperature scaling)",
         "mean_average_precision": "mean average precision",

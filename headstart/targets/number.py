@@ -46,6 +46,7 @@ class Number:
     kind: ClassVar[str] = "number"
     chosen_by: ClassVar[str] = "mse"
     headline: ClassVar[str] = "rmse"
+    worse: ClassVar[float] = 4.0  # dropout alone makes squared errors larger than a guess's
     scores_in_words: ClassVar[Mapping[str, str]] = {"mse": "squared error (standardised)", "rmse": "RMSE"}
     classes: ClassVar[tuple[str, ...]] = ()
 
@@ -126,8 +127,8 @@ class Number:
         Source: Angelopoulos and Bates 2021, arXiv:2107.07511, section 2.
         """
         errors = (self.learned(answers_nc[:, 0]) - self.learned(truth_n)).abs().numpy()
-        rank = min(1.0, math.ceil((len(errors) + 1) * COVERAGE) / len(errors))
-        return replace(self, half=float(np.quantile(errors, rank, method="higher")))
+        rank = min(len(errors), math.ceil((len(errors) + 1) * COVERAGE))
+        return replace(self, half=float(np.sort(errors)[rank - 1]))
 
     def interval(self, answers_nc: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the ends of the interval that holds 90 % of the numbers, [n] each."""

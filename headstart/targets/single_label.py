@@ -23,6 +23,7 @@ class SingleLabel:
     kind: ClassVar[str] = "single_label"
     chosen_by: ClassVar[str] = "calibrated_log_loss"
     headline: ClassVar[str] = "accuracy"
+    worse: ClassVar[float] = 1.1
     scores_in_words: ClassVar[Mapping[str, str]] = {
         "calibrated_log_loss": "log-loss (after temperature scaling)",
         "accuracy": "accuracy",

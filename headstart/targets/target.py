@@ -59,7 +59,7 @@ class Target(Protocol):
 
     A target is a frozen value. It is part of a model's card, so that an answer means the same wherever the model is used.
     `chosen_by` names the validation score whose lowest value chooses an epoch, `headline` the one that logs show;
-    `scores_in_words` has both in words.
+    `scores_in_words` has both in words. `worse` times a guess's loss is the loss of a network that has been spoilt.
     """
 
     @property
@@ -70,6 +70,8 @@ class Target(Protocol):
     def headline(self) -> str: ...
     @property
     def scores_in_words(self) -> Mapping[str, str]: ...
+    @property
+    def worse(self) -> float: ...
     @property
     def classes(self) -> tuple[str, ...]: ...
     @property

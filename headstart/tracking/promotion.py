@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from headstart.core.errors import InputError
 from headstart.manifest import without_copies
 from headstart.models.trained import Outdated, load_card
 from headstart.statistics import FEWEST
-from headstart.targets.target import Answered, Target, refuse_kind
+from headstart.targets.target import Answered, Target
 from headstart.tracking.registry import Registry, Version
 
 
@@ -82,16 +81,22 @@ def decide(
     beats_guess, sentence = against_guess(answered, truth, data, rule)
     if champion is None or not beats_guess:
         return PromotionDecision(version.number, beats_guess, f"it is the first; {sentence}" if champion is None else sentence)
-    try:
-        known = load_card(champion.file).target
-        refuse_kind(data.target.kind, known.kind)
-    except InputError as error:
-        reason = "was written by an earlier version of Headstart" if isinstance(error, Outdated) else "answers another question"
+    known, reason = _target_of(champion, data.target.kind)
+    if known is None:
         earlier = f"the champion, version {champion.number}, {reason} and cannot be compared; decide by hand: {by_hand}"
         return PromotionDecision(version.number, False, earlier)
     champions = data.target.align(answers_of(champion, fair))
     better, sentence = against_champion(answered, champions, truth, champion.number, rule)
     return PromotionDecision(version.number, better, sentence + _lacking(data.target.classes, known.classes))
+
+
+def _target_of(champion: Version, kind: str) -> tuple[Target | None, str]:
+    """Return what a champion answers; None, and why, if it cannot be compared with a model of this kind."""
+    try:
+        known = load_card(champion.file).target
+    except Outdated:
+        return None, "was written by an earlier version of Headstart"
+    return (known, "") if known.kind == kind else (None, "answers another question")
 
 
 def unseen_test_images(registry: Registry, manifest: pd.DataFrame, versions: Sequence[Version]) -> pd.DataFrame:
@@ -117,8 +122,8 @@ def against_guess(answered: Answered, truth: torch.Tensor, data: PresentData, ru
         truth: these images' labels, see `Target.truth`.
     """
     training = data.manifest.loc[data.manifest["split"] == "train", "label"]
-    constant_c, words = data.target.constant(list(training))
-    guessed = Answered(constant_c.expand(len(truth), -1), answered.target)
+    constant_c, words = answered.target.constant(list(training))  # by the model's own F-beta
+    guessed = Answered(constant_c.expand(len(truth), -1), data.target)  # a model's thresholds may exclude a class
     found = data.target.compare(guessed, answered, truth, rule.seed)
     figures = data.target.verdict(answered, guessed, truth).format(other=f"always answering {words}")
     test = f"{found.test} p = {found.p_value:.2g}; promotion needs p below {rule.alpha:g}"

@@ -24,7 +24,7 @@ from headstart.targets.target import Loss
 from headstart.training.checkpoints import Checkpoint, Saved, Tensors, load_optimizer, optimizer_tensors
 from headstart.training.interrupts import WholeSteps
 from headstart.training.optimizers import set_rates
-from headstart.training.options import Objective
+from headstart.training.options import WORSE, Objective
 from headstart.training.schedules import Schedule
 
 Batch = tuple[Any, torch.Tensor, torch.Tensor]  # x, encoded labels y [n] or [n, c], training rows [n] int64
@@ -35,7 +35,7 @@ TRACED = 50  # points in an epoch's loss curve
 EXPLODED = 1000.0  # nats, where a guess among c classes costs ln c; of standardised numbers, where a guess costs 1
 WATCHED = 20  # a phase is watched for a collapse over this many steps, and over 32 times as many images
 RECENT = 5  # the mean loss is taken over this many steps, and over 32 times as many images
-WORSE, LEAST = 1.1, 0.25  # limit: a guess's loss times this, and at least this many nats above it (unequal classes: noise)
+LEAST = 0.25  # limit: at least this many nats above a guess's loss (unequal classes: noise)
 FAR_WORSE = 2.0  # limit as a factor on the first loss, if that already exceeds a guess's loss
 RETREAT, MOST_RETREATS = 3.0, 3  # a collapse divides the rates by this, at most this many times
 FILES_NAMED = 8
@@ -103,7 +103,7 @@ class Collapsed(Exception):
     """The first steps of a phase have destroyed what the network had learned."""
 
 
-def is_spoilt(losses: Sequence[tuple[float, int]], guess: float) -> bool:
+def is_spoilt(losses: Sequence[tuple[float, int]], guess: float, worse: float = WORSE) -> bool:
     """Return whether a trained network has become worse than a guess, by its loss over the last steps.
 
     A network whose first loss already exceeds a guess's (overconfident, or with classes of very unequal size) counts as
@@ -112,9 +112,10 @@ def is_spoilt(losses: Sequence[tuple[float, int]], guess: float) -> bool:
     Args:
         losses: (mean loss, images) of the steps so far; each loss is taken before its step.
         guess: the loss of the best constant answer, in nats.
+        worse: the factor on it that counts as worse.
     """
     first = losses[0][0] if losses else 0.0
-    limit = max(WORSE * guess, guess + LEAST, FAR_WORSE * first if first > guess else 0.0)
+    limit = max(worse * guess, guess + LEAST, FAR_WORSE * first if first > guess else 0.0)
     steps = images = 0
     total = 0.0
     for loss, count in reversed(losses):
@@ -299,7 +300,7 @@ class Trainer:
         if history.best_epoch()["epoch"] > history.done - step // steps:  # starting again would lose that epoch
             return
         history.watched.append((loss, images))
-        if is_spoilt(history.watched, self.objective.guess):
+        if is_spoilt(history.watched, self.objective.guess, self.objective.worse):
             raise Collapsed
 
     def _refuse(self, loss: float, optimizer: torch.optim.Optimizer, step: int, rows: torch.Tensor) -> None:

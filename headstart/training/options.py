@@ -14,6 +14,8 @@ from headstart.targets.target import Loss, LossRule, Target
 from headstart.training.optimizers import Kind, build_optimizer
 from headstart.training.schedules import OneCycle, Schedule, WarmRestarts
 
+WORSE = 1.1
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -23,11 +25,13 @@ class Objective:
         loss: to minimise.
         guess: the loss of the best constant answer, by which a collapse of a trained network is seen; None: none is looked for.
         chosen_by: the validation score whose lowest value is the best epoch's.
+        worse: a trained network's loss in its first steps that is this many times a guess's has been spoilt.
     """
 
     loss: Loss
     guess: float | None
     chosen_by: str
+    worse: float = WORSE
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ class Options:
 
     def objective(self, target: Target, y: torch.Tensor) -> Objective:
         """Return what a training with these encoded labels minimises."""
-        return Objective(per_member(target.loss(self.loss_rule, y)), target.guess(self.loss_rule, y), target.chosen_by)
+        loss = per_member(target.loss(self.loss_rule, y))
+        return Objective(loss, target.guess(self.loss_rule, y), target.chosen_by, target.worse)
 
     def optimize(self, groups: Sequence[tuple[Sequence[nn.Parameter], float]]) -> torch.optim.Optimizer:
         """Build the optimizer over layer groups of (parameters, peak rate)."""
