@@ -54,7 +54,7 @@ peers: ## create or update the benchmarks' environment from bench/requirements.l
 	@PYTHON="$(PYTHON)" VENV="$(BENCH)" LOCK=bench/requirements.lock sh scripts/install.sh
 
 bench: peers ## run every benchmark, those of fastai and timm too (about 3 hours)
-	@for name in precompute head recipe tail depthwise cache scan duplicates overhead neighbours predict serving; do $(BENCH)/bin/python -m bench.$$name || exit; done
+	@for name in precompute head recipe tail depthwise cache scan duplicates overhead neighbours predict serving columns tabular targets; do $(BENCH)/bin/python -m bench.$$name || exit; done
 
 soak: install ## kill, damage, fill and crowd small projects in random order, and check that nothing is lost (about 2 hours, as root)
 	@python -m bench.soak $(ARGS)

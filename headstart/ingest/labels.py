@@ -186,7 +186,7 @@ def _records(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _row(paths: Paths, cells: Mapping[str, Any], labels: LabelFormat) -> Row:
-    texts = {name: _text(value, name, name == "label" and labels.kind == "number") for name, value in cells.items()}
+    texts = {name: _text(value, name, name == "label" and not labels.has_classes) for name, value in cells.items()}
     path, split = paths.find(texts["path"]), clean(texts.get("split", ""))
     try:
         label = labels.read(texts["label"] if clean(texts["label"]) else "")
@@ -219,7 +219,7 @@ class _Shape:
         if self.labels.columns:
             return (self.names.path, *self.labels.columns)
         tags = self.names.label == "label" and "label" not in columns and "tags" in columns
-        return (self.names.path, "tags" if tags and self.labels.kind in ("auto", "multi_label") else self.names.label)
+        return (self.names.path, "tags" if tags and self.labels.several else self.names.label)
 
     def own(self, columns: Sequence[str]) -> list[str]:
         """Return the columns' names with those that have a role called path, label and group."""

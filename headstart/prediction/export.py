@@ -52,6 +52,9 @@ def export(path: Path, out: Path) -> dict[str, Any]:
         InputError: the model cannot be exported, or the program's answers differ from the model's.
     """
     model, card = load_classifier(path)
+    if card.columns is not None:
+        found = f"{path}: this model takes columns of a table beside the image"
+        raise InputError(found, wanted="a model of images alone", fix="python -m flows.predict --images PATH --table FILE")
     p = card.for_images
     whole = _FromViews(model, p, card.target).eval()
     views = probe_images(p.image_size, 4)

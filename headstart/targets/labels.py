@@ -62,6 +62,11 @@ class LabelFormat:
         """Return whether labels name classes; else they are numbers."""
         return self.kind != "number"
 
+    @property
+    def several(self) -> bool:
+        """Return whether a label may name several classes, as far as it is known."""
+        return self.kind in ("auto", "multi_label")
+
     def settled(self, label_column: str, labels: Iterable[str]) -> LabelFormat:
         """Return the format with its kind decided.
 
