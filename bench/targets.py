@@ -1,7 +1,8 @@
 """Compare the kinds of target on the same images: `python -m bench.targets`.
 
-Several labels or a number must not be slower. The three kinds rotate in one process: epochs of the linear head on cached activations (1,200 images, 2,560 values), and steps of
-the whole EfficientNet-lite0 at 96 px. Each figure is a ratio to one label an image.
+Several labels or a number must not be slower. The three kinds rotate in one process: epochs of the linear head on cached
+activations (1,200 images, 2,560 values), and an epoch of the whole EfficientNet-lite0 at 96 px. Each figure is a ratio to one
+label an image.
 """
 
 from __future__ import annotations
@@ -85,9 +86,8 @@ def main() -> None:
                 found[kind].append(seconds(target, labels))
         for kind in ("multi_label", "number"):
             ratios = [mine / one for mine, one in zip(found[kind], found["single_label"], strict=True)]
-            print(
-                f"{what:<10}{kind:<14}{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) of single_label's time"
-            )
+            low, high = min(ratios), max(ratios)
+            print(f"{what:<10}{kind:<14}{statistics.median(ratios):.2f} ({low:.2f}-{high:.2f}) of single_label's time")
 
 
 if __name__ == "__main__":
