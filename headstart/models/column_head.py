@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional as F
 
 EMBEDDED_STD = 0.3  # of new embeddings: with 1, rare categories drown the numbers (docs/decisions.md)
 MOMENTUM = 0.01  # of batch norm's running statistics: batches of a table are small, and their averages must be steady
@@ -132,6 +133,26 @@ class Entities(nn.Module):
         return out
 
 
+class First(nn.Module):
+    """The first linear layer, of [activations, bins | embeddings] to [n, h], in two parts: bins, most of it, need no gradient."""
+
+    def __init__(self, fixed: int, embedded: int, hidden: int) -> None:
+        super().__init__()
+        weight = torch.empty(hidden, fixed + embedded)
+        nn.init.kaiming_normal_(weight)
+        self.fixed = nn.Parameter(weight[:, :fixed].clone()) if fixed else None
+        self.embedded = nn.Parameter(weight[:, fixed:].clone()) if embedded else None
+        self.bias = nn.Parameter(torch.zeros(hidden))
+
+    def forward(self, parts: list[torch.Tensor], embedded_ne: torch.Tensor | None) -> torch.Tensor:
+        out_nh: torch.Tensor = self.bias
+        if self.fixed is not None:
+            out_nh = F.linear(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), self.fixed, out_nh)
+        if self.embedded is not None and embedded_ne is not None:
+            out_nh = out_nh + F.linear(embedded_ne, self.embedded)
+        return out_nh
+
+
 class ColumnNetwork(nn.Module):
     """A row [n, d + m + k] to logits [n, c]."""
 
@@ -140,25 +161,25 @@ class ColumnNetwork(nn.Module):
         self.numbers, self.width = len(spec.edges), width
         self.bins = PiecewiseLinear(spec.edges) if spec.edges else None
         self.entities = Entities(spec) if spec.cardinalities else None
-        size = width + sum(len(ends) - 1 for ends in spec.edges) + (self.entities.width if self.entities else 0)
+        fixed = width + sum(len(ends) - 1 for ends in spec.edges)
+        embedded = self.entities.width if self.entities else 0
+        sizes = [*spec.layers, outputs]
+        self.first = First(fixed, embedded, sizes[0])
         layers: list[nn.Module] = []
-        for hidden, dropout in zip(spec.layers, spec.dropouts, strict=True):
-            layers += [
-                nn.Linear(size, hidden),
-                nn.ReLU(inplace=True),
-                nn.BatchNorm1d(hidden, momentum=MOMENTUM),
-                nn.Dropout(dropout),
-            ]
-            nn.init.kaiming_normal_(layers[-4].weight)  # type: ignore[arg-type]
-            size = hidden
-        self.layers = nn.Sequential(*layers, nn.Linear(size, outputs))
+        for hidden, following, dropout in zip(spec.layers, sizes[1:], spec.dropouts, strict=True):
+            layers += [nn.ReLU(inplace=True), nn.BatchNorm1d(hidden, momentum=MOMENTUM)]
+            layers += [nn.Dropout(dropout)] if dropout else []
+            layers.append(linear := nn.Linear(hidden, following))
+            if following != outputs:
+                nn.init.kaiming_normal_(linear.weight)
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, x_nd: torch.Tensor) -> torch.Tensor:
         end = self.width + self.numbers
         parts = [x_nd[:, : self.width]] if self.width else []
         parts += [self.bins(x_nd[:, self.width : end])] if self.bins is not None else []
-        parts += [self.entities(x_nd[:, end:].long())] if self.entities is not None else []
-        logits: torch.Tensor = self.layers(torch.cat(parts, dim=1))
+        embedded = self.entities(x_nd[:, end:].long()) if self.entities is not None else None
+        logits: torch.Tensor = self.layers(self.first(parts, embedded))
         return logits
 
 
