@@ -168,10 +168,8 @@ def main() -> None:
         print(f"{side:<8}{statistics.median(rates):>10,.0f} rows/s   test RMSPE {statistics.median(errors):.4f}")
     for side in ("small", "ours"):
         ratios = [run["rate"] / peer["rate"] for run, peer in zip(found[side], found["fastai"], strict=True)]
-        low, high = min(ratios), max(ratios)
-        print(
-            f"{side} against fastai: {statistics.median(ratios):.1f} ({low:.1f}-{high:.1f}) times the rows/s, batch {given.batch}"
-        )
+        times = f"{statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f})"
+        print(f"{side} against fastai: {times} times the rows/s, batch {given.batch}")
 
 
 if __name__ == "__main__":

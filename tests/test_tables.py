@@ -734,8 +734,9 @@ def test_members_are_networks_side_by_side(width):
 def plain_member(member: torch.nn.Module, x_nd: torch.Tensor, width: int) -> torch.Tensor:
     parts = [x_nd[:, :width], member.bins(x_nd[:, width : width + 2])]
     parts += [table.weight[x_nd[:, width + 2 + i].long()] for i, table in enumerate(member.entities.tables)]
-    linear, _, norm, _, last = member.layers
-    h = torch.relu(torch.cat(parts, 1) @ linear.weight.T + linear.bias)
+    _, norm, *_, last = member.layers
+    weight = torch.cat([member.first.fixed, member.first.embedded], 1)
+    h = torch.relu(torch.cat(parts, 1) @ weight.T + member.first.bias)
     h = (h - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps) * norm.weight + norm.bias
     return h @ last.weight.T + last.bias
 

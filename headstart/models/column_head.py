@@ -134,7 +134,7 @@ class Entities(nn.Module):
 
 
 class First(nn.Module):
-    """The first linear layer, of [activations, bins | embeddings] to [n, h], in two parts: bins, most of it, need no gradient."""
+    """The first linear layer, of [activations, bins | embeddings] to [n, h], in two parts: bins need no gradient."""
 
     def __init__(self, fixed: int, embedded: int, hidden: int) -> None:
         super().__init__()
