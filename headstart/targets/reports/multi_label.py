@@ -78,7 +78,7 @@ def caption(judged: Judged, i: int) -> Caption:
         Markup("missed <b>{}</b> ({:.0f} %)").format(name, 100 * probability(judged, i, name)) for name in sorted(true - said)
     ]
     parts += [
-        Markup("not <b>{}</b> ({:.0f} %)").format(name, 100 * probability(judged, i, name)) for name in sorted(said - true)
+        Markup("wrongly <b>{}</b> ({:.0f} %)").format(name, 100 * probability(judged, i, name)) for name in sorted(said - true)
     ]
     alt = f"labelled {', '.join(sorted(true)) or 'with nothing'}, predicted {', '.join(sorted(said)) or 'nothing'}"
     sheet = f"{short(' '.join(sorted(true)) or '–')}\nas {short(' '.join(sorted(said)) or '–')}"
