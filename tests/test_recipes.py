@@ -20,6 +20,8 @@ from headstart.core.params import load_params
 from headstart.core.stages import run_stage
 from headstart.core.yaml_text import read_yaml
 from headstart.datasets import builtin, digits
+from headstart.ingest.layouts import list_as_set
+from headstart.ingest.tree import preflight
 from headstart.models.trained import load_card
 from tests.conftest import REPOSITORY, SMALL
 from tests.projects import flow_here
@@ -173,6 +175,25 @@ def test_a_recipe_of_another_target_runs_on_a_few_digits(project, monkeypatch, n
         assert results["fine_tuned_tta"]["coverage"] == pytest.approx(float(inside[once].mean()))
         assert "rmspe" not in results["head"]  # some angles are below zero
         assert "Predicted against true" in page
+
+
+def test_planets_files_are_read_as_kaggle_has_them(params, tmp_path):
+    """Names without an extension, tags separated by blanks, a table of another name."""
+    folder = tmp_path / "planet"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32), (60 * number, 9, 9)).save(folder / f"train_{number}.jpg")
+    table = "image_name,tags\ntrain_0,haze primary\ntrain_1,clear primary water\ntrain_2,cloudy\ntrain_3,primary clear\n"
+    (folder / "train_v2.csv").write_text(table)
+    found = list_as_set(preflight(folder), edit_params(params, [], REPOSITORY / "recipes/planet.yaml").params.data)
+    assert not found.problems and found.format.kind == "multi_label"
+    labels = {entry.path: entry.label for entry in found.entries}
+    assert labels == {
+        "train_0.jpg": "haze primary",
+        "train_1.jpg": "clear primary water",
+        "train_2.jpg": "cloudy",
+        "train_3.jpg": "clear primary",
+    }
 
 
 def test_pages_of_digits_share_no_digit_between_splits(tmp_path):

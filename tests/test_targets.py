@@ -1088,7 +1088,8 @@ def test_metrics_galleries_and_predictions_agree(kind):
 @pytest.mark.parametrize(("target", "answers", "label", "html", "alt"), [
     (SINGLE, [0.2, 0.7, 0.1], "b", "<b>b</b>, right (70.0 %)", "a b"),
     (SINGLE, [0.2, 0.7, 0.1], "a", "<b>a</b> (20.0 %) classified as <b>b</b> (70.0 %)", "a a classified as b"),
-    (SEVERAL, [0.8, 0.3, 0.9], "a;b", "<b>a</b>, missed <b>b</b> (30 %), wrongly <b>c</b> (90 %)", "labelled a, b, predicted a, c"),
+    (SEVERAL, [0.8, 0.3, 0.9], "a;b", "<b>a</b>, missed <b>b</b> (30 %), wrongly <b>c</b> (90 %)",
+     "labelled a, b, predicted a, c"),
     (SEVERAL, [0.1, 0.3, 0.2], "", "no label", "labelled with nothing, predicted nothing"),
     (Number(False, 0.0, 1.0, None, 1.5), [2.25], "3", "true <b>3</b>, predicted <b>2.25</b> (0.75 to 3.75)",
      "true 3, predicted 2.25"),
