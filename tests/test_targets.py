@@ -37,7 +37,14 @@ from headstart.ingest.summary import pictures, summarise
 from headstart.ingest.tree import preflight
 from headstart.targets.kinds import read_target, target_of
 from headstart.targets.labels import AS_SHOWN, BadLabel, LabelFormat
-from headstart.targets.multi_label import GRID, MultiLabel, mean_average_precision, positive_weights, samples_f
+from headstart.targets.multi_label import (
+    GRID,
+    MultiLabel,
+    mean_average_precision,
+    positive_weights,
+    quick_mean_average_precision,
+    samples_f,
+)
 from headstart.targets.number import Number
 from headstart.targets.reports.judged import Judged
 from headstart.targets.reports.kinds import report_of
@@ -1083,6 +1090,15 @@ def test_metrics_galleries_and_predictions_agree(kind):
     assert table.num_rows == len(files) and json.loads(table.schema.metadata[b"classes"]) == list(judged.classes)
     rows = judged.target.rows(judged.answers, 1)
     assert table["predicted"].to_pylist() == [row["predicted"] for row in (*rows, *rows[:2])]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_quick_average_precision_is_scikit_learns(seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(50, 7, generator=generator).double()
+    y = (torch.rand(50, 7, generator=generator) < torch.linspace(0, 1, 7)).double()  # the first class never, the last always
+    quick, slow = (one(scores, y) for one in (quick_mean_average_precision, mean_average_precision))
+    assert quick == pytest.approx(slow, abs=1e-12) and 0 < quick < 1
 
 
 @pytest.mark.parametrize(("target", "answers", "label", "html", "alt"), [
