@@ -216,7 +216,7 @@ def _f(both: Any, said: Any, true: Any, beta: float, empty: float = 0.0) -> Any:
 
 def quick_mean_average_precision(scores_nc: torch.Tensor, y_nc: torch.Tensor) -> float:
     """Return `mean_average_precision` for scores without ties; of all classes at once, since every epoch asks for it."""
-    ordered_nc = y_nc.gather(0, scores_nc.argsort(0, descending=True, stable=True)).double()
+    ordered_nc = y_nc.gather(0, scores_nc.argsort(dim=0, descending=True, stable=True)).double()
     precision_nc = ordered_nc.cumsum(0) / torch.arange(1, len(y_nc) + 1).unsqueeze(1)
     with_c = y_nc.sum(0)
     present_c = (with_c > 0) & (with_c < len(y_nc))
