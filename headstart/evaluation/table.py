@@ -1,4 +1,4 @@
-"""Answers for a table's test rows: by the network, and by gradient boosting on the same encoded rows."""
+"""Answers for a table's test rows: by the network, and by gradient boosting on the same rows."""
 
 from __future__ import annotations
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import csv
-import io
 import re
-import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -16,12 +13,12 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headstart.core.errors import InputError
 from headstart.core.text import listing, printable
 from headstart.ingest.label_paths import BadCell, Paths
 from headstart.ingest.spelling import clean
+from headstart.ingest.table_files import DELIMITERS, as_text, csv_rows, read_parquet
 from headstart.ingest.tree import Tree
 from headstart.manifest import SPLITS
 from headstart.targets.labels import AS_SHOWN, NONE, BadLabel, LabelFormat
@@ -31,8 +28,6 @@ OWN = ("path", "label", "split", "group")
 RESERVED = (
     "key", "fold", "width", "height", "format", "mode", "orientation", "bytes", "phash", "peak", "declared",
 )  # fmt: skip
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
-DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 MANY = 1_000  # the search stops after so many bad rows
 
 
@@ -116,7 +111,11 @@ def read_labels(
             folder, a label that its kind of target cannot use, or an unknown split.
     """
     shape = _Shape(labels, names)
-    frame, formats = _read_csv(path, tree, base, shape) if path.suffix == ".csv" else (_read_parquet(path, shape), [])
+    frame, formats = (
+        _read_csv(path, tree, base, shape)
+        if path.suffix == ".csv"
+        else (read_parquet(path, lambda table: _named(path, table, shape)), [])
+    )
     frame, shown = _with_labels(path, frame, labels)
     labels = labels.settled(shown, map(_loose_text, frame["label"]))
     paths = Paths(tree, base)
@@ -292,20 +291,6 @@ def _header(names: list[str], formats: list[str], shape: _Shape) -> list[str]:
     return names
 
 
-def as_text(path: Path, data: bytes) -> str:
-    if data.startswith(UTF_16) or b"\0\0\0\0" in (data[:8:2], data[1:8:2]):
-        raise InputError(
-            f"{path} row 1: UTF-16 text",
-            wanted="UTF-8, which spreadsheets call CSV UTF-8",
-            fix=f"iconv -f UTF-16 -t UTF-8 {shlex.quote(path.name)} > new.csv, then replace the file with new.csv",
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{path} row {row}: not UTF-8 text", fix="save the file as UTF-8") from None
-
-
 def _delimiter(text: str, shape: _Shape) -> str:
     """Return the delimiter: a comma, unless the header has the columns that must be there only with another one."""
     first = text.lstrip("\r\n").partition("\n")[0]
@@ -316,19 +301,13 @@ def _delimiter(text: str, shape: _Shape) -> str:
     return ","
 
 
-def delimiter_of(text: str) -> str:
-    """Return the delimiter of a table: the one that its first row has most often."""
-    first = text.lstrip("\r\n").partition("\n")[0]
-    return max(DELIMITERS, key=first.count)
-
-
 def _csv_tables(path: Path, text: str, delimiter: str) -> tuple[list[list[str]], list[list[str]]]:
     """Return the rows without and with blank space after delimiters; with it, quotes that follow it may be an error."""
-    rows = [*_csv_rows(path, text, delimiter, trim=True)]
+    rows = [*csv_rows(path, text, delimiter, trim=True)]
     if not re.search(f"(^|[{delimiter}\n]) ", text):
         return rows, rows
     try:
-        return rows, [*_csv_rows(path, text, delimiter, trim=False)]
+        return rows, [*csv_rows(path, text, delimiter, trim=False)]
     except InputError:
         return rows, [[f" {cell}" for cell in row] for row in rows]
 
@@ -343,46 +322,7 @@ def _keep_blanks(header: list[str], rows: list[list[str]], exact: list[list[str]
                 row[index] = one[index]
 
 
-def _csv_rows(path: Path, text: str, delimiter: str, trim: bool) -> Iterator[list[str]]:
-    stream = io.StringIO(text, newline="")  # not splitlines, which ends lines at U+2028 and others
-    reader = csv.reader(stream, strict=True, delimiter=delimiter, skipinitialspace=trim)
-    try:
-        yield from reader
-    except csv.Error as error:
-        wanted = f"values separated by {DELIMITERS[delimiter]}, quotes doubled"
-        raise InputError(f"{path} row {reader.line_num}: {error}", wanted=wanted) from None
-
-
-def _read_parquet(path: Path, shape: _Shape) -> pd.DataFrame:
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        table.validate(full=True)  # it finds text that is not UTF-8, and other damage
-        _check_columns(path, table.column_names, shape)
-        table = table.rename_columns(shape.own(table.column_names))
-        refuse_nested(path, table)
-        frame: pd.DataFrame = plain_table(table).to_pandas(integer_object_nulls=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a Parquet file, or a damaged one: {error}") from None
-    return frame.set_axis(range(1, len(frame) + 1), axis=0)
-
-
-def refuse_nested(path: Path, table: pa.Table) -> None:
-    """Refuse lists and structures as cells.
-
-    Raises:
-        InputError: a column has them.
-    """
-    nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
-    if nested:
-        raise InputError(f"{path}, column {nested[0]}: nested values", wanted="text, numbers, dates, true or false")
-
-
-def plain_table(table: pa.Table) -> pa.Table:
-    """Return the table without pandas's metadata and with categories as values, as the manifest holds it."""
-    for index, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            column = table.column(index)
-            table = table.set_column(index, field.name, column.cast(field.type.value_type))
-    return table.replace_schema_metadata(None)
+def _named(path: Path, table: pa.Table, shape: _Shape) -> pa.Table:
+    """Return a table whose columns have the names of their roles, once they are checked."""
+    _check_columns(path, table.column_names, shape)
+    return table.rename_columns(shape.own(table.column_names))

@@ -153,9 +153,9 @@ def _declared(path: str, table: pd.DataFrame) -> list[str]:
 
 
 def _groups(path: str, table: pd.DataFrame, column: str) -> list[str]:
-    name = "group" if column == "none" else column
+    name = "group" if column == NONE else column
     if name not in table:
-        if column == "none":
+        if column == NONE:
             return [""] * len(table)
         raise InputError(f"{path} row 1: no column {column}; columns found: {', '.join(map(str, table.columns))}")
     return table[name].astype("str").fillna("").str.strip().tolist()

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headstart.columns.elapsed import add_elapsed
 from headstart.columns.joins import Join, join
@@ -16,8 +14,8 @@ from headstart.core.errors import InputError
 from headstart.core.params import Elapsed
 from headstart.core.params import Join as JoinParams
 from headstart.core.text import listing, printable
-from headstart.ingest.labels import as_text, delimiter_of, plain_table, refuse_nested
 from headstart.ingest.spelling import clean
+from headstart.ingest.table_files import as_text, delimiter_of, read_parquet
 from headstart.ingest.tree import Tree
 from headstart.targets.labels import NONE
 
@@ -32,7 +30,7 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises:
         InputError: it is no such file, is damaged, or two columns have the same name.
     """
-    frame = _from_parquet(path) if path.suffix == ".parquet" else _from_csv(path)
+    frame = read_parquet(path) if path.suffix == ".parquet" else _from_csv(path)
     names = list(frame.columns)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or "" in names:
@@ -43,7 +41,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def _from_csv(path: Path) -> pd.DataFrame:
     delimiter = delimiter_of(as_text(path, path.read_bytes()))
-    header, numbers = _csv_rows(path, delimiter)
+    header, numbers = _checked_rows(path, delimiter)
     try:
         frame = pd.read_csv(
             path, sep=delimiter, dtype="str", keep_default_na=False, encoding="utf-8-sig", header=0, index_col=False,
@@ -54,7 +52,7 @@ def _from_csv(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: {str(error).splitlines()[0]}", wanted=CELLS) from None
 
 
-def _csv_rows(path: Path, delimiter: str) -> tuple[list[str], list[int]]:
+def _checked_rows(path: Path, delimiter: str) -> tuple[list[str], list[int]]:
     """Return the header and the other rows' numbers, blank rows apart; pandas drops and fills up cells without a word.
 
     Raises:
@@ -75,19 +73,6 @@ def _csv_rows(path: Path, delimiter: str) -> tuple[list[str], list[int]]:
     if wrong or not header:
         raise InputError(f"{path}: {listing(wrong) or 'empty'}", wanted=CELLS)
     return header, numbers
-
-
-def _from_parquet(path: Path) -> pd.DataFrame:
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        table.validate(full=True)
-        refuse_nested(path, table)
-        frame: pd.DataFrame = plain_table(table).to_pandas(integer_object_nulls=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a Parquet file, or a damaged one: {error}") from None
-    return frame.set_axis(range(1, len(frame) + 1), axis=0)
 
 
 def add_columns(

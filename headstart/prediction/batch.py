@@ -27,7 +27,7 @@ from headstart.images.kinds import why_ignored
 from headstart.ingest.scan_state import scan_state
 from headstart.ingest.tree import check_folder, walk
 from headstart.manifest import write_csv
-from headstart.models.classes import target_in
+from headstart.models.classes import part_of_card, target_in
 from headstart.prediction.supervisor import Answer, ScoringJob, score_all
 from headstart.targets.tables import prediction_columns
 
@@ -146,9 +146,7 @@ def _table_digests(job: ScoringJob) -> list[str]:
     """Return the hashes of the table with the images' columns and of the tables that are joined to it."""
     if not job.table:
         return []
-    from headstart.models.trained import load_card  # it imports torch, which only a scorer needs otherwise
-
-    joins = (load_card(job.model).columns or {}).get("joins", ())
+    joins = (part_of_card(job.model, "columns") or {}).get("joins", ())
     tables = [Path(job.table), *(Path(job.table).parent / one["file"] for one in joins)]
     return [sha256_file(path) for path in tables if path.is_file()]
 

@@ -1,4 +1,4 @@
-"""The baseline of a table: scikit-learn's gradient boosting on the same encoded rows, by kind of target.
+"""The baseline of a table: scikit-learn's gradient boosting on the same rows, by kind of target.
 
 Source: Ke et al. 2017, LightGBM; https://scikit-learn.org/stable/modules/ensemble.html#histogram-based-gradient-boosting.
 Shape legend: n rows, m numbers and categories, c outputs.

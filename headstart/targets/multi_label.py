@@ -18,7 +18,7 @@ from headstart.core.errors import InputError
 from headstart.statistics import ScoreComparison, compare_scores
 from headstart.targets.labels import LabelFormat
 from headstart.targets.single_label import aligned, ranked
-from headstart.targets.target import Answered, DecisionRule, Loss, LossRule, Target, calibrated, refuse_kind, refuse_loss
+from headstart.targets.target import WORSE, Answered, DecisionRule, Loss, LossRule, Target, calibrated, refuse_kind, refuse_loss
 
 GRID = np.linspace(0.01, 0.99, 99)  # thresholds to choose from
 HEAVIEST = 100.0  # weight of a class's positives: a class with one image would take the whole gradient
@@ -47,7 +47,7 @@ class MultiLabel:
     kind: ClassVar[str] = "multi_label"
     chosen_by: ClassVar[str] = "calibrated_log_loss"
     headline: ClassVar[str] = "mean_average_precision"
-    worse: ClassVar[float] = 1.1
+    worse: ClassVar[float] = WORSE
     scores_in_words: ClassVar[Mapping[str, str]] = {
         "calibrated_log_loss": "log-loss (after temperature scaling)",
         "mean_average_precision": "mean average precision",
@@ -169,15 +169,20 @@ class MultiLabel:
         return Answered(aligned(answered.answers, theirs.classes, self.classes), target)
 
     def rows(self, answers_nc: torch.Tensor, top: int) -> list[dict[str, Any]]:
-        said = [self.joiner.join(self.named(row)) for row in self.decide(answers_nc)]
-        return [{"predicted": text} | row for text, row in zip(said, ranked(answers_nc, self.classes, top), strict=True)]
+        return [
+            {"predicted": text} | row
+            for text, row in zip(self.said(answers_nc), ranked(answers_nc, self.classes, top), strict=True)
+        ]
 
     def served_types(self) -> dict[str, str]:
         return {"predicted": "string", "probabilities": "double[]"}
 
     def served(self, answers_nc: torch.Tensor) -> dict[str, list[Any]]:
-        said = [self.joiner.join(self.named(row)) for row in self.decide(answers_nc)]
-        return {"predicted": said, "probabilities": answers_nc.tolist()}
+        return {"predicted": self.said(answers_nc), "probabilities": answers_nc.tolist()}
+
+    def said(self, answers_nc: torch.Tensor) -> list[str]:
+        """Return each image's predicted label."""
+        return [self.joiner.join(self.named(row)) for row in self.decide(answers_nc)]
 
     def named(self, chosen_c: torch.Tensor) -> list[str]:
         """Return the names of the classes that a row [c] has."""

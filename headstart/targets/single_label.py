@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from headstart.statistics import Comparison, compare
 from headstart.targets.labels import LabelFormat
-from headstart.targets.target import Answered, DecisionRule, Loss, LossRule, Target, calibrated, refuse_kind, refuse_loss
+from headstart.targets.target import WORSE, Answered, DecisionRule, Loss, LossRule, Target, calibrated, refuse_kind, refuse_loss
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SingleLabel:
     kind: ClassVar[str] = "single_label"
     chosen_by: ClassVar[str] = "calibrated_log_loss"
     headline: ClassVar[str] = "accuracy"
-    worse: ClassVar[float] = 1.1
+    worse: ClassVar[float] = WORSE
     scores_in_words: ClassVar[Mapping[str, str]] = {
         "calibrated_log_loss": "log-loss (after temperature scaling)",
         "accuracy": "accuracy",

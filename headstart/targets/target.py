@@ -17,6 +17,7 @@ from headstart.core.errors import InputError
 from headstart.statistics import Comparison, ScoreComparison
 from headstart.targets.labels import LabelFormat
 
+WORSE = 1.1  # a loss so many times a guess's is that of a network that has been spoilt
 HOTTEST = 8.0  # temperatures from 1/8 to 8: without a limit, a small set without errors would drive it to 0
 
 

@@ -20,11 +20,11 @@ from torch import nn
 
 from headstart.core.errors import InputError, is_shutdown
 from headstart.seeds import derive_seed, random_state, restore_random_state, scoped_seed
-from headstart.targets.target import Loss
+from headstart.targets.target import WORSE, Loss
 from headstart.training.checkpoints import Checkpoint, Saved, Tensors, load_optimizer, optimizer_tensors
 from headstart.training.interrupts import WholeSteps
 from headstart.training.optimizers import set_rates
-from headstart.training.options import WORSE, Objective
+from headstart.training.options import Objective
 from headstart.training.schedules import Schedule
 
 Batch = tuple[Any, torch.Tensor, torch.Tensor]  # x, encoded labels y [n] or [n, c], training rows [n] int64

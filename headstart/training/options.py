@@ -10,11 +10,9 @@ import torch
 from torch import nn
 
 from headstart.core.params import Training
-from headstart.targets.target import Loss, LossRule, Target
+from headstart.targets.target import WORSE, Loss, LossRule, Target
 from headstart.training.optimizers import Kind, build_optimizer
 from headstart.training.schedules import OneCycle, Schedule, WarmRestarts
-
-WORSE = 1.1
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ With `bn_freeze: auto` two variants train from the same head: one keeps batch no
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -97,8 +98,9 @@ class TuningData:
     workers: int
     columns: Activations | None = None
 
+    @functools.cached_property
     def labels(self) -> Labels:
-        """Return the encoded labels."""
+        """The encoded labels."""
         return Labels(self.target, self.target.encode(self.train["label"]), self.target.encode(self.valid["label"]))
 
     def _columns(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -108,7 +110,7 @@ class TuningData:
         return self.columns.rows(list(self.train["key"])), self.columns.rows(list(self.valid["key"]))
 
     def _weights(self) -> torch.Tensor | None:
-        return self.target.sampling_weights(self.labels().train) if self.balanced else None
+        return self.target.sampling_weights(self.labels.train) if self.balanced else None
 
     def source(self, network: Network, phase: PhaseParams, device: torch.device) -> BatchSource:
         """Return a phase's source of batches: the cached map if the phase trains nothing before it, else the images.
@@ -127,7 +129,7 @@ class TuningData:
         return batch_sources.from_images(
             train=TrainingImages(
                 lambda epoch, row: sized.augmented(train["path"][row], train["key"][row], epoch),
-                self.labels().train,
+                self.labels.train,
                 self._weights(),
             ),
             valid=(lambda row: self.images.base_view(valid["path"][row], valid["key"][row]), len(valid)),
@@ -143,7 +145,7 @@ class TuningData:
         if maps.meta["weights"] != state_digest(front):
             raise InputError(f"{folder} was computed with weights that differ from the network's", fix="run the whole pipeline")
         logger.info("  training the layers after group %r on its cached maps, %s views of each image", after, maps.views)
-        labels = self.labels()
+        labels = self.labels
         train = activations_of(maps, self.train["key"], labels.train, self._weights())
         valid = activations_of(maps, self.valid["key"], labels.valid)
         return batch_sources.from_feature_maps(after, train, valid, device, maps.digest(), self._columns())
@@ -207,7 +209,7 @@ class Tuner:
             default: the rate to use if rules or seeds disagree.
         """
         options, phase, source = options_of(self.settings), self.phases(default)[-1], self.sources[-1]
-        labels = self.data.labels()
+        labels = self.data.labels
         loss = options.objective(labels.target, labels.train).loss
 
         def curve(number: int) -> Curve:
@@ -242,7 +244,7 @@ class Tuner:
                 progress=lambda batches, epoch, steps: track(batches, f"{name}, epoch {epoch + 1}", steps, unit="batches"),
             )
             phases = list(zip(self.phases(lr), self.sources, strict=True))
-            history = fine_tune(network, phases, data.labels(), options_of(self.settings), run)
+            history = fine_tune(network, phases, data.labels, options_of(self.settings), run)
         return network.model, history
 
     def tune(self, lr: Rate, rule: DecisionRule) -> Tuned:
