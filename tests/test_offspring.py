@@ -76,6 +76,11 @@ def find(process: subprocess.Popen, *words: str) -> list[psutil.Process]:
     return [one for one in below(process) if is_alive(one) and tuple(command_line(one)[-len(words) :]) == words]
 
 
+def runs(process: subprocess.Popen, code: str) -> bool:
+    """Whether something below a process runs this code. A fork that has not called exec yet shows its parent's words."""
+    return any(command_line(one)[1:3] == ["-c", code] for one in below(process))
+
+
 def until(happened: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
@@ -252,7 +257,7 @@ sys.exit(guarded(main))
 
 def test_the_workers_of_a_scan_end_with_it(project):
     with started(sys.executable, "-c", SCAN, WORKER, cwd=project, stderr=subprocess.DEVNULL) as process:
-        until(lambda: any(WORKER in command_line(one) for one in below(process)))
+        until(lambda: runs(process, WORKER))
         nothing_outlives(process, "ready")
 
 
@@ -260,7 +265,7 @@ def test_the_classifier_of_a_prediction_ends_with_it(done, shapes, tmp_path):
     arguments = ("--images", str(shapes), "--out", str(tmp_path / "p.csv"), "--model", "models/fine_tuned.safetensors")
     command = (sys.executable, "-c", PREDICTION, DEAF, *arguments)
     with started(*command, cwd=done, stderr=subprocess.DEVNULL) as process:
-        until(lambda: any(DEAF in command_line(one) for one in below(process)))
+        until(lambda: runs(process, DEAF))
         nothing_outlives(process, "sleep(600)")
 
 
