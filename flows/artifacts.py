@@ -77,7 +77,7 @@ def run_summary(root: Path, rows: Sequence[dict[str, Any]], mlflow_run: str | No
         create_markdown_artifact(f"Model: {verdict}", key="champion")
     if mlflow_run is not None:
         create_table_artifact(list(rows), key="stages", description="outcome of each stage")
-        create_table_artifact(test_results(root), key="summary", description="results on the test images")
+        create_table_artifact(test_results(root), key="summary", description="results on the test split")
         page = os.environ.get(MLFLOW_URL, "http://127.0.0.1:5000").rstrip("/")
         create_link_artifact(f"{page}/{mlflow_run}", key="mlflow", link_text="this run in MLflow (make ui)")
 

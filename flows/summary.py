@@ -35,17 +35,18 @@ def summary_text(root: Path, params: Params, outcomes: Sequence[Outcome], total:
     abstained = " (find_lr.default: the search found no clear rate)" if found["abstained"] else ""
     lines.append(f"  suggested LR    {found['lr']:.2g}{abstained}")
     lines.append(f"  fine-tuning     {json.loads((root / 'reports/fine_tune/kept.json').read_text())['sentence']}")
-    lines += _test_results(results, METRICS[json.loads((root / "data/target.json").read_text())["kind"]])
+    unit = json.loads((root / "reports/data/summary.json").read_text())["unit"]
+    lines += _test_results(results, METRICS[json.loads((root / "data/target.json").read_text())["kind"]], unit)
     lines += ["", "  report          reports/report.html", "  metrics         reports/metrics.json"]
     lines += ["  compare runs    make ui     (MLflow on http://127.0.0.1:5000, Prefect on http://127.0.0.1:4200)"]
     return "\n".join(lines)
 
 
-def _test_results(results: Mapping[str, Any], words: Mapping[str, str]) -> list[str]:
+def _test_results(results: Mapping[str, Any], words: Mapping[str, str], unit: str) -> list[str]:
     """Return a title with the first metric, and a line for each model."""
     (first, title), *further = words.items()
     note = " (log-loss without temperature scaling)" if "log_loss" in words else ""
-    lines = [f"  {f'test {title}':<15} on {results['n_test']:,} images{note}"]
+    lines = [f"  {f'test {title}':<15} on {results['n_test']:,} {unit}{note}"]
     for key, name in MODELS.items():
         if key in results:
             more = "".join(f"   {text} {results[key][metric]:.4f}" for metric, text in further if metric in results[key])

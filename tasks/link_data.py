@@ -45,7 +45,7 @@ def link_data(context: StageContext, verify: bool = False) -> Summary:
     for name, picture in pictures(result, source, data.max_pixels).items():
         write_bytes(context.output(f"reports/data/{name}"), picture)
     log_scan(result, report)
-    numbers = {key: report[key] for key in ("images", "classes", "quarantined", "ignored")}
+    numbers = {key: report[key] for key in (report["unit"], "classes", "quarantined", "ignored")}
     return {**numbers, **report["splits"], "reread": result.reread}
 
 

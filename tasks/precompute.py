@@ -12,6 +12,7 @@ from headstart.activations.cache import open_root, record_use, row_bytes
 from headstart.activations.columns import write_columns
 from headstart.activations.compute import File
 from headstart.core.command_line import main
+from headstart.core.errors import naming
 from headstart.core.params import NO_BACKBONE
 from headstart.core.stages import StageContext, Summary
 from headstart.hardware import resolve_workers
@@ -35,7 +36,8 @@ def precompute(context: StageContext) -> Summary:
     params, settings = context.params, context.params.precompute
     device = configure(params.runtime.threads, params.runtime.device)
     listed = read_manifest(context.root / "data/manifest.parquet")
-    encoded = write_columns(context.out / "data/activations/columns", listed, params.data)
+    with naming(params.data.source):
+        encoded = write_columns(context.out / "data/activations/columns", listed, params.data)
     if params.backbone.name == NO_BACKBONE:
         return encoded
     manifest = listed.drop_duplicates("key").sort_values("key")

@@ -421,7 +421,7 @@ def test_a_missing_column_is_named():
     encoders = fit_encoders(frame, ROLES)
     for work in (encoders.encode, lambda rows: fit_encoders(rows, ROLES)):
         text = refusal(work, frame.drop(columns=["price", "shop"]))
-        assert text.startswith("no column shop, price; columns found: floor, open, stock, sold, seen")
+        assert text.startswith("the table: no column shop, price; columns found: floor, open, stock, sold, seen")
 
 
 def test_a_bad_value_is_named_when_it_is_encoded():
@@ -634,8 +634,8 @@ def test_a_join_is_a_look_up(keys, known):
     [
         ({"shop": ["1", 2, 1.0]}, Join("s.csv", ("shop",)), "s.csv: the key shop '1' occurs 2 times, in rows 2, 4"),
         ({"shop": ["1"], "date": ["x"]}, Join("s.csv", ("shop",)), "s.csv, column date: the table has a column of this name"),
-        ({"store": ["1"]}, Join("s.csv", ("shop",)), "s.csv has no column shop to join s.csv; columns found: store"),
-        ({"store": ["1"]}, Join("s.csv", ("store",)), "the table has no column store to join s.csv; columns found: shop, date"),
+        ({"store": ["1"]}, Join("s.csv", ("shop",)), "s.csv: no column shop; columns found: store"),
+        ({"store": ["1"]}, Join("s.csv", ("store",)), "the table, to join s.csv: no column store; columns found: shop, date"),
         ({"shop": ["1"]}, Join("s.csv", ("shop",), ("size",)), "s.csv has no column size"),
         (
             {"shop": ["A", "B"]},
@@ -657,27 +657,33 @@ def test_keys_that_are_missing_in_the_other_table_never_match():
 # Elapsed
 
 
-def slow_elapsed(frame: pd.DataFrame) -> tuple[list[float], list[float]]:
+def slow_elapsed(frame: pd.DataFrame, window: int) -> list[list[float]]:
     """The same as `add_elapsed` by comparing each row with all others."""
-    since, until = [], []
+    since, until, last, following = found = [[], [], [], []]
     for _, row in frame.iterrows():
         own = frame[(frame["shop"] == row["shop"]) & (frame["event"] == "1")]["date"]
         days = [(pd.Timestamp(date) - pd.Timestamp(row["date"])).days for date in own] if row["shop"] and row["date"] else []
         since.append(min((-day for day in days if day <= 0), default=math.nan))
         until.append(min((day for day in days if day >= 0), default=math.nan))
-    return since, until
+        known = row["shop"] and row["date"]
+        last.append(len({day for day in days if -window < day <= 0}) if known else math.nan)
+        following.append(len({day for day in days if 0 <= day < window}) if known else math.nan)
+    return found
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["a", "b", "c", ""]), st.integers(1, 9), st.sampled_from(["0", "1", ""])), max_size=30)
+    st.lists(st.tuples(st.sampled_from(["a", "b", "c", ""]), st.integers(1, 9), st.sampled_from(["0", "1", ""])), max_size=30),
+    st.integers(0, 12),
 )
 @QUICK
-def test_elapsed_is_what_a_slow_loop_finds(rows):
+def test_elapsed_is_what_a_slow_loop_finds(rows, window):
     frame = table(shop=[row[0] for row in rows], date=[f"2013-01-0{row[1]}" for row in rows], event=[row[2] for row in rows])
-    since, until = slow_elapsed(frame)
-    found = add_elapsed(frame, "date", "event", "shop")
-    np.testing.assert_array_equal(found["days since event"], np.array(since, float))
-    np.testing.assert_array_equal(found["days until event"], np.array(until, float))
+    found = add_elapsed(frame, "date", "event", "shop", window=window)
+    names = ["days since event", "days until event"]
+    names += [f"event in the {which} {window} days" for which in ("last", "next")] if window else []
+    assert list(found)[3:] == names
+    for name, slow in zip(names, slow_elapsed(frame, window), strict=False):
+        np.testing.assert_array_equal(found[name], np.array(slow, float))
     assert found[["shop", "date", "event"]].equals(frame) and found["days since event"].dtype == float
 
 
@@ -688,6 +694,14 @@ def test_rows_of_one_date_share_the_answer():
     assert found["days until promo"].fillna(-1).tolist() == [0, 0, -1]
     missing = add_elapsed(table(shop=["a", "a"], date=["", "2013-01-05"], promo=["1", "TRUE"]), "date", "promo", "shop")
     assert missing["days since promo"].fillna(-1).tolist() == [-1, 0]
+
+
+def test_an_event_may_be_any_of_some_values():
+    frame = table(shop=["a"] * 3, date=["2013-01-05", "2013-01-06", "2013-01-08"], holiday=["a", "0", "b"])
+    found = add_elapsed(frame, "date", "holiday", "shop", values=["a", "c"], window=2)
+    assert found["days since holiday"].tolist() == [0, 1, 3]
+    assert found["holiday in the last 2 days"].tolist() == [1, 1, 0]
+    assert found["holiday in the next 2 days"].tolist() == [1, 0, 0]
 
 
 def test_wrong_events_are_refused():

@@ -24,7 +24,7 @@ from headstart.activations.inputs import HeadInputs
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.core.graph import load_graph
-from headstart.core.params import Data, Params, load_params
+from headstart.core.params import Data, LeftOut, Params, load_params
 from headstart.core.stages import run_stage
 from headstart.ingest.rows import scan_rows
 from headstart.ingest.scan import Scan, SplitRule
@@ -308,7 +308,7 @@ def test_the_lr_search_changes_nothing(own):
 
 
 def write_rossmann(folder: Path) -> Path:
-    """Five stores on 200 days, as Kaggle's train.csv and store.csv have them, the newest first; closed days are gone."""
+    """Five stores on 200 days, as Kaggle's train.csv and store.csv have them, the newest first; closed on Sundays."""
     rng, lines = np.random.default_rng(1), []
     for day in range(199, -1, -1):
         date = np.datetime64("2013-01-01") + day
@@ -318,10 +318,9 @@ def write_rossmann(folder: Path) -> Path:
             holiday, school = ("a" if day in (0, 90) else "0"), int(80 <= day < 95)
             sales = int(open_ * (2000 + 900 * store + 1500 * promo + 10 * day + rng.integers(0, 200)))
             lines.append(f'{store},{weekday},{date},{sales},{sales // 9},{open_},{promo},"{holiday}",{school}')
-    kept = [line for line in lines if line.split(",")[3] != "0"]
     folder.mkdir()
     header = "Store,DayOfWeek,Date,Sales,Customers,Open,Promo,StateHoliday,SchoolHoliday"
-    (folder / "train.csv").write_text("\r\n".join([header, *kept]) + "\r\n")
+    (folder / "train.csv").write_text("\r\n".join([header, *lines]) + "\r\n")
     (folder / "store.csv").write_text(
         "Store,StoreType,Assortment,CompetitionDistance,CompetitionOpenSinceMonth,CompetitionOpenSinceYear,Promo2,"
         "Promo2SinceWeek,Promo2SinceYear,PromoInterval\n"
@@ -340,14 +339,16 @@ def test_rossmanns_recipe_on_a_small_folder_of_its_layout(tmp_path):
     edit_params(project / "params.yaml", sets, REPOSITORY / "recipes/rossmann.yaml").make()
     said = run_all(project)
     table = pd.read_csv(folder / "train.csv")
-    assert said["link_data"]["images"] == len(table) < 1000
+    assert said["link_data"]["rows"] == (table["Sales"] > 0).sum() < len(table) == 1000
     manifest = read_manifest(project / "data/manifest.parquet")
     dates = manifest.groupby("split")["Date"].agg(["min", "max"])
     assert dates.loc["train", "max"] < dates.loc["valid", "min"] <= dates.loc["valid", "max"] < dates.loc["test", "min"]
     assert manifest.groupby("Date")["split"].nunique().max() == 1
     card = load_card(project / TUNED)
     names = HeadInputs(project / "data/activations").encoders().continuous_names
-    assert {"days since Promo", "days until SchoolHoliday", "Date elapsed"} <= set(names)
+    assert {"days since Promo", "StateHoliday in the next 7 days", "Date elapsed"} <= set(names)
+    monday = manifest[manifest["Date"].astype(str).str.startswith("2013-04-01")]
+    assert monday["SchoolHoliday in the last 7 days"].astype(float).tolist() == [7] * 5, "the closed Sunday counts too"
     assert "Customers" not in names and "Open" not in names  # not known beforehand, or the same in all rows
     assert card.target.log and card.target.bounds is not None
     results = json.loads((project / "reports/metrics.json").read_text())
@@ -405,6 +406,16 @@ def test_a_row_keeps_its_split_when_rows_are_added(tmp_path):
     small().to_parquet(tmp_path / "labels.parquet")
     (tmp_path / "labels.csv").unlink()
     assert scanned(tmp_path).manifest.set_index("key")["split"].equals(before)
+
+
+def test_rows_are_left_out_by_their_values(tmp_path):
+    table = small().assign(open=[0, 1] * 60, label=[number * (number % 2) for number in range(120)])
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    found = scanned(tmp_path, leave_out=[LeftOut(column="open", values=[0])], target="number", log_target=True)
+    assert found.manifest["open"].astype(str).unique().tolist() == ["1"] and len(found.manifest) == 60
+    assert ("labels.csv", "left out", "60 rows, by data.leave_out") in found.notes.itertuples(index=False, name=None)
+    for column, said in (("shut", "data.leave_out: "), ("open", "every row has open 0 or 1")):
+        assert said in refused(tmp_path, table, leave_out=[LeftOut(column=column, values=[0, 1])])
 
 
 def test_equal_rows_share_a_key_and_a_split(tmp_path):

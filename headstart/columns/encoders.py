@@ -19,11 +19,12 @@ from headstart.columns.cells import refuse
 from headstart.columns.dates import CODED, MEASURED, date_parts, has_times
 from headstart.columns.roles import Roles
 from headstart.columns.values import number_name, numbers, read_categories, read_dates
-from headstart.core.errors import InputError
+from headstart.core.errors import InputError, require_columns
 from headstart.core.text import printable
 
 UNKNOWN, MISSING, FIRST = 0, 1, 2  # the codes of a category that training has not seen, of none, and of the first known one
 CHUNK = 65_536  # rows at a time, which bounds the memory
+TRAINED_ON = "all columns that the model is trained on"
 Columns = Iterator[tuple[str, NDArray]]
 
 
@@ -104,7 +105,7 @@ class Encoders:
         Raises:
             InputError: a column is missing, or a value is not what its column holds, or too far from the training values.
         """
-        _check_columns(frame, self.roles)
+        require_columns("the table", self.roles.names, frame.columns, rule=TRAINED_ON)
         texts, values = self.categorical_names, self.continuous_names
         codes_nk = np.empty((len(frame), len(texts)), np.int32)
         numbers_nm = np.empty((len(frame), len(values)), np.float32)
@@ -184,7 +185,7 @@ def fit_encoders(frame: pd.DataFrame, roles: Roles) -> Encoders:
         InputError: there are no rows, a column is missing or holds other values than its role needs, or a column's name is
             that of one made from another column.
     """
-    _check_columns(frame, roles)
+    require_columns("the table", roles.names, frame.columns, rule=TRAINED_ON)
     if not len(frame):
         raise InputError("no training rows", wanted="rows to learn categories, means and spreads from")
     categories = {name: tuple(sorted(read_categories(frame[name])[1])) for name in roles.categorical}
@@ -214,15 +215,6 @@ def _fit_parts(
         categories[f"{name} {part}"] = tuple(str(int(value)) for value in known)
     for part in measured:
         scales[f"{name} {part}"] = _scale(parts[part])
-
-
-def _check_columns(frame: pd.DataFrame, roles: Roles) -> None:
-    missing = [name for name in roles.names if name not in frame.columns]
-    if missing:
-        said, found = (printable(", ".join(map(str, names))) for names in (missing, frame.columns))
-        raise InputError(
-            f"no column {said}; columns found: {found or 'none'}", wanted="all columns that the model is trained on"
-        )
 
 
 def _check_names(encoders: Encoders) -> None:

@@ -12,7 +12,7 @@ from headstart.columns.cells import cells_of, distinct, kind_of, shown, trimmed
 from headstart.columns.date_texts import date_names, read_texts
 from headstart.columns.roles import Remarks
 from headstart.columns.values import dates, number_name, numbers, read_categories
-from headstart.core.errors import InputError
+from headstart.core.errors import InputError, require_columns
 from headstart.core.text import printable
 
 Codes = NDArray[np.int64]
@@ -59,12 +59,9 @@ def join(frame: pd.DataFrame, right: pd.DataFrame, spec: Join) -> tuple[pd.DataF
 def _columns(frame: pd.DataFrame, right: pd.DataFrame, spec: Join) -> list[str]:
     if not spec.on:
         raise InputError(f"{spec.file}: joined on no column", wanted="`on`: the columns that both tables have")
-    for side, table in (("the table", frame), (spec.file, right)):
+    for place, table in ((f"the table, to join {spec.file}", frame), (spec.file, right)):
         wanted = [*spec.on, *(spec.columns if table is right else ())]
-        missing = [name for name in wanted if name not in table.columns]
-        if missing:
-            said, found = (printable(", ".join(map(str, names))) for names in (missing, table.columns))
-            raise InputError(f"{side} has no column {said} to join {spec.file}; columns found: {found or 'none'}")
+        require_columns(place, wanted, table.columns)
     columns = [*(spec.columns or (name for name in right.columns if name not in spec.on))]
     there = [name for name in columns if name in frame.columns]
     if there:

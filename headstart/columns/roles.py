@@ -13,7 +13,7 @@ import pyarrow as pa
 from headstart.columns.cells import cells_of, distinct, kind_of, shown, trimmed
 from headstart.columns.date_texts import read_texts
 from headstart.columns.values import dates, numbers, read_categories, read_numbers
-from headstart.core.errors import InputError
+from headstart.core.errors import InputError, require_columns
 from headstart.core.text import printable
 
 Role = Literal["categorical", "continuous", "date"]
@@ -95,10 +95,7 @@ def _check(frame: pd.DataFrame, named: dict[Role, list[str] | None]) -> None:
         if columns.count(column) > 1:
             raise InputError(f"column {printable(column)}: this name occurs twice", fix="rename one of them")
     for role, names in named.items():
-        missing = [name for name in names or () if name not in columns]
-        if missing:
-            said, found = (printable(", ".join(list_)) for list_ in (missing, columns))
-            raise InputError(f"{role}: no column {said}; columns found: {found or 'none'}", fix="correct the name")
+        require_columns(role, names or (), columns, fix="correct the name")
         for name in names or ():
             if name in roles:
                 where = f"both {roles[name]} and {role}" if roles[name] != role else f"{role} twice"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import resource
+from collections.abc import Iterable, Iterator
+
+from headstart.core.text import printable
 
 logger = logging.getLogger("headstart")
 
@@ -25,6 +29,34 @@ class InputError(ValueError):
         if fix:
             lines.append(f"  to do:  {fix}")
         super().__init__("\n".join(lines))
+
+
+@contextlib.contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Put the name of a file or folder before the message of an InputError that leaves the block."""
+    try:
+        yield
+    except InputError as error:
+        error.args = (f"{place}: {error}",)
+        raise
+
+
+def require_columns(place: str, wanted: Iterable[str], present: Iterable[object], *, rule: str = "", fix: str = "") -> None:
+    """Refuse a table that lacks columns.
+
+    Args:
+        place: where the names are from, such as a file with its row, or a parameter.
+        wanted, present: names of columns.
+        rule, fix: `wanted` and `fix` of the error.
+
+    Raises:
+        InputError: a column is missing; the message names it and what is there.
+    """
+    names = [str(name) for name in present]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        said, found = (printable(", ".join(some)) for some in (missing, names))
+        raise InputError(f"{place}: no column {said}; columns found: {found or 'none'}", wanted=rule, fix=fix)
 
 
 class OfTheMachine(InputError):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from headstart.core.errors import InputError
 from headstart.core.yaml_text import read_yaml
@@ -48,6 +48,10 @@ def _on_this_machine(path: str) -> str:
     return path
 
 
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _with_a_home(path: str) -> str:
     if os.path.expanduser(path).startswith("~"):
         raise ValueError(f"no home folder is known for {path.partition('/')[0]}: write the full path")
@@ -55,6 +59,7 @@ def _with_a_home(path: str) -> str:
 
 
 Pattern = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_compiles)]
+Cell = Annotated[str, BeforeValidator(_as_text)]  # of a table, where 0 means "0"
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_without_home)]
 
 
@@ -83,12 +88,26 @@ class Join(Section):
     columns: list[str] = []
 
 
+class LeftOut(Section):
+    """Rows that are not learned from: those that hold one of these values in a column. Days between events count them."""
+
+    column: Annotated[str, Field(min_length=1)]
+    values: list[Cell]
+
+
 class Elapsed(Section):
-    """Days since and until the last and the next event of an entity; with `date: auto` by the dates of `data.split_by`."""
+    """Days since and until the last and the next event of an entity; with `date: auto` by the dates of `data.split_by`.
+
+    Args:
+        values: what the column `event` holds where the event took place, if that is not 1 or true.
+        window: days around each date in which events are counted; 0 counts none.
+    """
 
     event: Annotated[str, Field(min_length=1)]
     by: Annotated[str, Field(min_length=1)]
     date: Annotated[str, Field(min_length=1)] = "auto"
+    values: list[Cell] = []
+    window: Annotated[int, Field(ge=0, le=3660)] = 0
 
 
 class Data(Section):
@@ -106,6 +125,7 @@ class Data(Section):
     columns: Columns
     joins: list[Join]
     elapsed: list[Elapsed]
+    leave_out: list[LeftOut]
     split_by: Annotated[str, Field(min_length=1)]
     valid_fraction: Fraction
     test_fraction: Fraction
@@ -143,6 +163,12 @@ class Data(Section):
     def one_rule_for_splits(self) -> Data:
         if self.split_by != "none" and (self.fold != "none" or self.group_column != "none" or self.group_pattern != "none"):
             raise ValueError("split_by splits by time: fold, group_column and group_pattern must be none with it")
+        return self
+
+    @model_validator(mode="after")
+    def rows_to_leave_out(self) -> Data:
+        if self.leave_out and self.path_column != "none":
+            raise ValueError("leave_out is for a table alone: path_column must be none with it")
         return self
 
     @model_validator(mode="after")

@@ -49,10 +49,11 @@ def data_section(folder: Path) -> dict[str, Any]:
     """Read link_data's report: the counts as a sentence and rows, near copies, and pictures in base64."""
     found = json.loads((folder / "summary.json").read_text())
     copies = pd.read_csv(folder / "near_duplicates.csv", dtype=str, keep_default_na=False)
-    rows = [("images" if found["of_images"] else "rows", found["images"])]
-    rows += [("quarantined", found["quarantined"]), ("ignored", found["ignored"])] if found["of_images"] else []
+    unit = found["unit"]
+    rows = [(unit, found[unit])]
+    rows += [("quarantined", found["quarantined"]), ("ignored", found["ignored"])] if unit == "images" else []
     rows += [(f"ignored, named {kind}", number) for kind, number in found["ignored_by_extension"].items()]
-    files = [("files in the folder", found["files"])] if found["of_images"] else []
+    files = [("files in the folder", found["files"])] if unit == "images" else []
     notes = [(f"accepted with a warning: {kind}", number) for kind, number in found["warned"].items()]
     notes += [(f"normalised: {kind}", number) for kind, number in found["normalised"].items()]
     return {
@@ -89,8 +90,8 @@ def columns_section(columns: Mapping[str, Any] | None) -> list[dict[str, str]]:
 def data_sentence(found: Mapping[str, Any]) -> str:
     """Say in words how many images are in each split, and how many are excluded."""
     parts = [f"{found['splits'][split]:,} {split}" for split in SPLITS]
-    if not found["of_images"]:
-        return f"{found['images']:,} rows: {', '.join(parts)}; {found['exact_copies']:,} are equal to another in every cell."
+    if found["unit"] == "rows":
+        return f"{found['rows']:,} rows: {', '.join(parts)}; {found['exact_copies']:,} are equal to another in every cell."
     return (
         f"{found['images']:,} images: {', '.join(parts)}; {found['splits']['excluded']:,} excluded from training to avoid leaks"
         f" ({found['excluded_exact']:,} exact copies of validation or test images,"

@@ -26,8 +26,9 @@ def log_scan(result: Scan, report: Mapping[str, Any]) -> None:
     """Log what a scan found."""
     counts = Counter(result.manifest["split"])
     logger.info(
-        "  %s images%s: %s%s",
+        "  %s %s%s: %s%s",
         f"{len(result.manifest):,}",
+        report["unit"],
         f" of {report['classes']:,} classes" if report["classes"] else "",
         ", ".join(f"{number:,} {split.replace('_', ' ')}" for split, number in sorted(counts.items())),
         f"; {result.reread:,} files read, {result.unchanged:,} known from an earlier scan" if result.unchanged else "",

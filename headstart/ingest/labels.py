@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from headstart.core.errors import InputError
+from headstart.core.errors import InputError, require_columns
 from headstart.core.text import listing, printable
 from headstart.ingest.label_paths import BadCell, Paths
 from headstart.ingest.spelling import clean
@@ -228,13 +228,10 @@ class _Shape:
 
 
 def _check_columns(path: Path, columns: list[str], shape: _Shape) -> None:
-    missing = [name for name in shape.required(columns) if name not in columns]
-    missing += [name for name in (shape.names.group,) if name != NONE and name not in columns]
-    if missing:
-        raise InputError(
-            f"{path} row 1: no column {', '.join(missing)}; columns found: {', '.join(columns) or 'none'}",
-            wanted=f"{','.join(shape.required(columns))}[,split][,group][,more], separated by commas, semicolons or tabs",
-        )
+    required = shape.required(columns)
+    rule = f"{','.join(required)}[,split][,group][,more], separated by commas, semicolons or tabs"
+    group = [shape.names.group] if shape.names.group != NONE else []
+    require_columns(f"{path} row 1", [*required, *group], columns, rule=rule)
     for role, name in (("path", shape.names.path), ("label", shape.names.label), ("group", shape.names.group)):
         if role in columns and name not in (role, NONE):
             text = f"{path} row 1: a column {role}, but data.{role}_column is {name}"

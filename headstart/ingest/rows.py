@@ -10,8 +10,9 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from headstart.core.errors import InputError
-from headstart.core.params import Data
+from headstart.columns.values import read_categories
+from headstart.core.errors import InputError, require_columns
+from headstart.core.params import Data, LeftOut
 from headstart.core.text import listing
 from headstart.ingest import splits
 from headstart.ingest.labels import labels_file
@@ -42,16 +43,16 @@ def scan_rows(tree: Tree, data: Data, rule: SplitRule) -> Scan:
         raise InputError(
             f"{tree.root}: no labels.csv or labels.parquet", fix="set data.labels_file to the table with the labels"
         )
-    table = read_table(path)
-    if table.empty:
+    whole = read_table(path)
+    if whole.empty:
         raise InputError(f"{path}: no rows", wanted="a row for each example, below the names of the columns")
-    table, labels, bad_remarks = _labelled(str(path), table, data)
+    table, labels, bad_remarks = _labelled(str(path), _without(str(path), whole, data.leave_out), data)
     keys, names = _keys(str(path), table)
     declared = _declared(str(path), table)
     groups = _groups(str(path), table, data.group_column) if data.split_by == NONE else ""  # a date's rows stay together
-    own = table.drop(columns=[name for name in ("label", "split", "group") if name in table])
+    own = whole[[name for name in table if name not in ("label", "split", "group")]]
     own, remarks = add_columns(own, tree, data.joins, data.elapsed, data.split_by)
-    own = own.drop(columns=ID, errors="ignore")
+    own = own.loc[table.index].drop(columns=ID, errors="ignore")
     _refuse_reserved(str(path), own)
     frame = pd.DataFrame({"key": keys, "path": names, "label": table["label"], "group": groups, "declared": declared})
     frame = frame.reset_index(drop=True)
@@ -61,19 +62,31 @@ def scan_rows(tree: Tree, data: Data, rule: SplitRule) -> Scan:
     frame = frame.assign(split=assigned, fold=np.array(folds, np.int16))
     splits.check(tree.root, frame, labels, "row")
     manifest = pd.concat([frame[list(ROW_COLUMNS)], own.reset_index(drop=True)], axis=1)
+    if len(whole) > len(table):
+        remarks.append((path.name, "left out", f"{len(whole) - len(table):,} rows, by data.leave_out"))
     notes = pd.DataFrame([*bad_remarks, *remarks], columns=["path", "kind", "text"])
     none = pd.DataFrame(columns=["path", "reason"], dtype=str)
     return Scan(manifest, none, notes, NO_LEAKS, rescued, labels, len(frame), len(frame), 0)
+
+
+def _without(path: str, table: pd.DataFrame, left_out: Sequence[LeftOut]) -> pd.DataFrame:
+    """Return the rows that hold none of the values to leave out."""
+    for one in left_out:
+        require_columns(f"data.leave_out: {path} row 1", [one.column], table.columns)
+        places_n, names = read_categories(table[one.column])
+        table = table[~np.array([*(name in one.values for name in names), False])[places_n]]
+        if table.empty:
+            raise InputError(
+                f"data.leave_out: {path}: every row has {one.column} {' or '.join(one.values)}", wanted="rows to learn from"
+            )
+    return table
 
 
 def _labelled(path: str, table: pd.DataFrame, data: Data) -> tuple[pd.DataFrame, LabelFormat, Remarks]:
     """Return the table with canonical labels, and how they are written; 0/1 columns that gave them are gone."""
     labels = LabelFormat(data.target, data.label_separator, tuple(data.label_columns))
     wanted = list(labels.columns) or [data.label_column]
-    missing = [name for name in wanted if name not in table]
-    if missing:
-        found = f"{path} row 1: no column {', '.join(missing)}; columns found: {', '.join(map(str, table.columns))}"
-        raise InputError(found, wanted="the column with the labels", fix="set data.label_column")
+    require_columns(f"{path} row 1", wanted, table.columns, rule="the column with the labels", fix="set data.label_column")
     if "label" in table and "label" not in wanted:
         text = f"{path} row 1: a column label, but the labels are in {', '.join(wanted)}"
         raise InputError(text, fix="rename or remove the column label")
@@ -153,11 +166,10 @@ def _declared(path: str, table: pd.DataFrame) -> list[str]:
 
 
 def _groups(path: str, table: pd.DataFrame, column: str) -> list[str]:
+    if column == NONE and "group" not in table:
+        return [""] * len(table)
     name = "group" if column == NONE else column
-    if name not in table:
-        if column == NONE:
-            return [""] * len(table)
-        raise InputError(f"{path} row 1: no column {column}; columns found: {', '.join(map(str, table.columns))}")
+    require_columns(f"{path} row 1", [name], table.columns)
     return table[name].astype("str").fillna("").str.strip().tolist()
 
 

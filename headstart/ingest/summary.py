@@ -41,18 +41,19 @@ LISTED = 20
 
 
 def summarise(scan: Scan) -> dict[str, Any]:
-    """Return the counts of a scan as JSON values; `files` is the sum of images, quarantined and ignored."""
+    """Return the counts of a scan as JSON values; `files` is the sum of images (or rows), quarantined and ignored."""
     manifest, kinds = scan.manifest, Counter(scan.notes["kind"])
     ignored = kinds.pop("ignored", 0)
     assert scan.files == len(manifest) + len(scan.quarantine) + ignored
     by_class = scan.format.exploded(manifest)
+    unit = "images" if has_images(manifest) else "rows"
     unusual = unusual_shares(by_class)
     near = scan.leaks[scan.leaks["split"] == "train"]
     excluded = int((manifest["split"] == EXCLUDED).sum())
     return {
         "files": scan.files,
-        "images": len(manifest),
-        "of_images": has_images(manifest),
+        "unit": unit,
+        unit: len(manifest),
         "quarantined": len(scan.quarantine),
         "ignored": ignored,
         "ignored_by_extension": _sidecars(scan.notes),

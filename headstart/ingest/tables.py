@@ -104,5 +104,6 @@ def add_columns(
                 wanted="the column of dates",
                 fix="add date: COLUMN to the event",
             )
-        frame = add_elapsed(frame, date if event.date == AUTO else event.date, event.event, event.by)
+        day = date if event.date == AUTO else event.date
+        frame = add_elapsed(frame, day, event.event, event.by, event.values, event.window)
     return frame, remarks

@@ -7,7 +7,7 @@ import pandas as pd
 
 from headstart.columns.date_texts import date_names
 from headstart.columns.values import dates
-from headstart.core.errors import InputError
+from headstart.core.errors import InputError, require_columns
 from headstart.core.text import listing
 
 
@@ -24,8 +24,7 @@ def by_time(own: pd.DataFrame, column: str, declared: pd.Series, valid_fraction:
         InputError: there is no such column, a date is missing, all rows have one date, or the source's own train split is
             newer than what it is judged by.
     """
-    if column not in own:
-        raise InputError(f"data.split_by: no column {column}; columns found: {', '.join(map(str, own.columns))}")
+    require_columns("data.split_by", [column], own.columns)
     date_n = dates(own[column])
     missing = own.index[np.isnat(date_n)]
     if len(missing):

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from headstart.columns.encoders import Encoders
-from headstart.core.errors import InputError
+from headstart.core.errors import InputError, naming, require_columns
 from headstart.core.params import Elapsed, Join
 from headstart.core.text import printable
 from headstart.ingest.tables import add_columns, read_table
@@ -41,7 +41,8 @@ def predict_table(file: Path, predictor: Predictor, top: int = 1, abstain_below:
         raise InputError("this model learned from images", fix="python -m flows.predict --images PATH")
     table = completed(file, card)
     start = time.monotonic()
-    columns = predictor.encode(table)
+    with naming(str(file)):
+        columns = predictor.encode(table)
     assert columns is not None
     answers = torch.cat([predictor.answers(columns=part) for part in columns.split(CHUNK)])
     names = table[ID].astype("str").tolist() if ID in table else [f"row {row}" for row in table.index]
@@ -67,13 +68,8 @@ def completed(file: Path, card: ModelCard) -> pd.DataFrame:
     if joins or elapsed:
         table, _ = add_columns(table, _tables_beside(file, joins), joins, elapsed, card.columns["split_by"])
     wanted = Encoders.from_dict(card.columns["encoders"]).roles.names
-    missing = [name for name in wanted if name not in table]
-    if missing:
-        said, found = (printable(", ".join(map(str, names))) for names in (missing, table.columns))
-        raise InputError(
-            f"{file} row 1: no column {said}; columns found: {found}",
-            wanted=f"all columns that the model is trained on: {printable(', '.join(wanted))}",
-        )
+    rule = f"all columns that the model is trained on: {printable(', '.join(wanted))}"
+    require_columns(f"{file} row 1", wanted, table.columns, rule=rule)
     return table
 
 
@@ -98,13 +94,12 @@ class ImageRows:
                 "this model also takes columns of a table", fix="python -m flows.predict --images PATH --table FILE"
             )
         table = completed(file, predictor.card)
-        if PATH not in table:
-            found = f"{file} row 1: no column {PATH}; columns found: {', '.join(map(str, table.columns))}"
-            raise InputError(found, wanted="the images' paths, relative to the folder of images")
+        require_columns(f"{file} row 1", [PATH], table.columns, rule="the images' paths, relative to the folder of images")
         twice = table.index[table[PATH].duplicated()]
         if len(twice):
             raise InputError(f"{file} row {twice[0]}, column {PATH}: {table[PATH][twice[0]]!r} is already in another row")
-        columns = predictor.encode(table)
+        with naming(str(file)):
+            columns = predictor.encode(table)
         assert columns is not None
         self.name, self.columns = file.name, columns
         self.place_of = {f"{root}/{path}": place for place, path in enumerate(table[PATH].astype("str"))}

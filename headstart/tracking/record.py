@@ -103,7 +103,7 @@ def _summaries(root: Path, params: Params) -> dict[str, Summary]:
 def _data_set(root: Path, params: Params) -> DatasetInput:
     """Return the data as MLflow's dataset input, with the manifest's digest: runs on the same images can be compared."""
     found = json.loads((root / "reports/data/summary.json").read_text())
-    kept = {name: found[name] for name in ("images", "classes", "splits", "exact_copies", "quarantined")}
+    kept = {name: found[name] for name in (found["unit"], "classes", "splits", "exact_copies", "quarantined")}
     data = Dataset(
         name=Path(params.data.source).name,
         digest=sha256_file(root / "data/manifest.parquet")[:DIGEST_LENGTH],
