@@ -11,7 +11,8 @@ from typing import Any
 
 from headstart.core.errors import InputError
 from headstart.core.files import write_bytes
-from headstart.core.params import RENAMED, Params, check_params, is_text
+from headstart.core.params import Params, check_params, is_text
+from headstart.core.schema_errors import RENAMED
 from headstart.core.yaml_text import dump_yaml, one_line, parse_yaml, read_yaml, text_value
 
 DEFAULT_RECIPE = "digits.yaml"

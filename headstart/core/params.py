@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from headstart.core.errors import InputError
+from headstart.core.schema_errors import explain, model_in
 from headstart.core.yaml_text import read_yaml
 
 NO_BACKBONE = "none"  # the value of backbone.name for columns alone
-MAX_SHOWN = 200  # characters of a wrong value
-MAX_LINES = 15  # of an error message: one screen
-# Names of earlier versions. They are refused, and the message gives the new name.
-RENAMED = {"precompute.map_after": "precompute.cache_map_after", "promote.level": "promote.alpha"}
-RENAMED_VALUES = {"data.near_duplicates": {"hold_out": "exclude"}}
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 TrainingBatch = Annotated[int, Field(ge=2)]  # batch norm cannot normalise one row
@@ -375,98 +370,15 @@ def check_params(value: Any, path: Path) -> Params:
     try:
         return Params.model_validate(value)
     except ValidationError as error:
-        raise InputError(_explain(error, path), fix=f"edit {path.name}; README has the table of params") from None
+        raise InputError(explain(error, path, Params), fix=f"edit {path.name}; README has the table of params") from None
 
 
 def is_text(key: str) -> bool:
     """Return whether a parameter, such as `data.source`, is free text in which every character counts."""
     annotation: Any = Params
     for part in key.split("."):
-        model = _model_in(annotation)
+        model = model_in(annotation)
         if model is None or part not in model.model_fields:
             return False
         annotation = model.model_fields[part].annotation
     return annotation is str
-
-
-def _explain(error: ValidationError, path: Path) -> str:
-    seen: dict[str, list[str]] = {}
-    values: dict[str, Any] = {}
-    items = error.errors(include_url=False)
-    renamed = {RENAMED.get(_key_of(item)) for item in items}
-    for item in items:
-        key = _key_of(item)
-        if item["type"] == "missing" and key in renamed:
-            continue  # it is present under its old name
-        seen.setdefault(key, []).extend(_allowed(item))
-        values[key] = item.get("input")
-    # where a list or a word is allowed, an error inside the list replaces the one about the list
-    wrong = {key: allowed for key, allowed in seen.items() if not any(other.startswith(f"{key}.") for other in seen)}
-    lines = [f"{path}: {len(wrong)} wrong:"]
-    for key, allowed in wrong.items():
-        shown = "" if isinstance(values[key], Mapping) else f" = {_shown(values[key])}"
-        lines.append(f"  {key or 'params'}{shown}: {_either(list(dict.fromkeys(allowed)))}")
-    return "\n".join(lines[: MAX_LINES + 1] + ([f"  … and {len(wrong) - MAX_LINES} more"] if len(wrong) > MAX_LINES else []))
-
-
-def _either(choices: Sequence[str]) -> str:
-    return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:  # YAML can make a list that holds itself
-        return "a value that contains itself"
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
-
-
-def _allowed(item: Any) -> list[str]:
-    """Return what is allowed instead, as alternatives."""
-    if item["type"] == "extra_forbidden" and _key_of(item) in RENAMED:
-        return [f"it is called {RENAMED[_key_of(item)]} now"]
-    if item["type"] == "extra_forbidden":
-        return ["unknown key, allowed here: " + ", ".join(_keys_at(item["loc"][:-1]))]
-    if item["type"] == "literal_error" and str(item["input"]) in RENAMED_VALUES.get(_key_of(item), {}):
-        return [f"it is called {RENAMED_VALUES[_key_of(item)][item['input']]} now"]
-    if item["type"] == "literal_error":
-        return re.findall(r"'([^']*)'", item["ctx"]["expected"])
-    if item["type"] == "model_type":
-        return ["a mapping of " + ", ".join(_keys_at(item["loc"]))]
-    if item["type"] == "bool_type":
-        return ["true", "false"]
-    return [str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")]
-
-
-def _key_of(item: Any) -> str:
-    """Return the key of an error as it is in params.yaml: pydantic adds the member of a union that it tried."""
-    of_a_key = item["type"] in ("extra_forbidden", "invalid_key")
-    *parts, last = item["loc"] or ("",)
-    keys = [*_keys(parts), str(last)] if of_a_key else list(_keys(item["loc"]))
-    return ".".join(keys)
-
-
-def _keys(location: Sequence[int | str]) -> Iterator[str]:
-    annotation: Any = Params
-    for part in location:
-        model = _model_in(annotation)
-        if isinstance(part, str) and model is not None and part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            yield part
-        elif isinstance(part, int):
-            yield str(part)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the section that an annotation names, directly or as a list's items."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for inner in get_args(annotation) if (model := _model_in(inner))), None)
-
-
-def _keys_at(location: Sequence[int | str]) -> list[str]:
-    model: type[BaseModel] = Params
-    for part in _keys(location):
-        if part in model.model_fields:  # else it is an index
-            model = _model_in(model.model_fields[part].annotation) or model
-    return sorted(model.model_fields)
