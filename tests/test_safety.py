@@ -14,7 +14,8 @@ from headstart.seeds import scoped_seed
 from headstart.targets.single_label import SingleLabel, cross_entropy
 from headstart.targets.target import LossRule
 from headstart.training.checkpoints import Checkpoint
-from headstart.training.loop import Phase, Trainer, TrainingRun, is_spoilt
+from headstart.training.collapse import is_spoilt
+from headstart.training.loop import Phase, Trainer, TrainingRun
 from headstart.training.optimizers import build_optimizer
 from headstart.training.options import Objective
 from headstart.training.schedules import OneCycle

@@ -408,6 +408,11 @@ def test_a_row_keeps_its_split_when_rows_are_added(tmp_path):
     assert scanned(tmp_path).manifest.set_index("key")["split"].equals(before)
 
 
+def test_a_quoted_name_may_hold_other_delimiters(tmp_path):
+    (tmp_path / "t.csv").write_text('"a,b,c";"d\ne,f"\n1;2\n')
+    assert read_table(tmp_path / "t.csv").to_dict("records") == [{"a,b,c": "1", "d\ne,f": "2"}]
+
+
 def test_rows_are_left_out_by_their_values(tmp_path):
     table = small().assign(open=[0, 1] * 60, label=[number * (number % 2) for number in range(120)])
     table.to_csv(tmp_path / "labels.csv", index=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from headstart.core.errors import InputError
 
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
+LONGEST_HEADER = 1 << 20  # characters
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
@@ -33,8 +35,8 @@ def as_text(path: Path, data: bytes) -> str:
 
 
 def delimiter_of(text: str) -> str:
-    """Return the delimiter of a table: the one that its first row has most often."""
-    first = text.lstrip("\r\n").partition("\n")[0]
+    """Return the delimiter of a table: the one that its first row has most often outside quotes."""
+    first = re.sub('"[^"]*"', "", text.lstrip("\r\n")[:LONGEST_HEADER]).partition("\n")[0]
     return max(DELIMITERS, key=first.count)
 
 
