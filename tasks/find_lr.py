@@ -6,7 +6,7 @@ from headstart.activations.inputs import HeadInputs
 from headstart.core.command_line import main
 from headstart.core.stages import StageContext, Summary
 from headstart.manifest import read_manifest
-from headstart.models.heads import build_head, fit_standardiser
+from headstart.models.heads import build_head, fit_standardiser, members_of
 from headstart.runtime import configure
 from headstart.seeds import derive_seed
 from headstart.targets.kinds import read_target
@@ -46,7 +46,7 @@ def find_lr(context: StageContext) -> Summary:
         return range_test(
             head,
             head_prepare(options, settings.lr_min),
-            endless(train, options, seed),
+            endless(train, options, seed, members_of(head)),
             loss=options.objective(target, y).loss,
             lr_min=settings.lr_min,
             lr_max=settings.lr_max,

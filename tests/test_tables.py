@@ -32,7 +32,7 @@ from headstart.ingest.tables import read_table
 from headstart.ingest.tree import preflight
 from headstart.manifest import own_columns, read_manifest
 from headstart.models.column_head import ColumnHead, ColumnSpec, Entities, PiecewiseLinear, bin_edges, embedding_width
-from headstart.models.heads import HeadSpec, build_head
+from headstart.models.heads import HeadSpec, build_head, members_of
 from headstart.models.trained import load_card
 from headstart.models.weights import state_digest
 from headstart.prediction import batch
@@ -735,9 +735,12 @@ def test_members_are_networks_side_by_side(width):
     head = build_head(HeadSpec("mlp", width, 3, SPEC), seed=1)
     assert isinstance(head, ColumnHead)
     x_nd = rows_of(width=width)
-    logits_nsc = head.train()(x_nd)
-    assert logits_nsc.shape == (9, 3, 3)
-    assert not torch.equal(logits_nsc[:, 0], logits_nsc[:, 1])  # each begins elsewhere
+    assert members_of(head) == 3 and head.train()(x_nd.repeat(3, 1)).shape == (27, 3)
+    first, second, _ = head(x_nd.repeat(3, 1)).chunk(3)
+    assert not torch.equal(first, second)  # each begins elsewhere
+    if not width:
+        apart = [member(part) for member, part in zip(head.members, x_nd.chunk(3), strict=True)]
+        torch.testing.assert_close(head(x_nd), torch.cat(apart))  # each part by its own member
     twin = build_head(HeadSpec("mlp", width, 3, SPEC), seed=1)
     assert state_digest(twin) == state_digest(build_head(HeadSpec("mlp", width, 3, SPEC), seed=1))
     with torch.inference_mode():
@@ -752,7 +755,7 @@ def plain_member(member: torch.nn.Module, x_nd: torch.Tensor, width: int) -> tor
     parts += [table.weight[x_nd[:, width + 2 + i].long()] for i, table in enumerate(member.entities.tables)]
     _, norm, *_, last = member.layers
     weight = torch.cat([member.first.fixed, member.first.embedded], 1)
-    h = torch.relu(torch.cat(parts, 1) @ weight.T + member.first.bias)
+    h = F.silu(torch.cat(parts, 1) @ weight.T + member.first.bias)
     h = (h - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps) * norm.weight + norm.bias
     return h @ last.weight.T + last.bias
 
@@ -762,17 +765,17 @@ def test_a_spec_survives_json():
     assert again == SPEC and hash(again) == hash(SPEC) and SPEC.width == 4
     empty = ColumnSpec((), (3,), (0.5,), (), (), 0.0, "fastai", 1)
     assert ColumnSpec.from_dict(json.loads(json.dumps(empty.as_dict()))) == empty
-    assert build_head(HeadSpec("linear", 0, 2, empty), 0)(torch.tensor([[1.0], [2.0]])).shape == (2, 1, 2)
+    assert build_head(HeadSpec("linear", 0, 2, empty), 0)(torch.tensor([[1.0], [2.0]])).shape == (2, 2)
 
 
 @pytest.mark.parametrize("balance", ["none", "weights"])
 def test_the_loss_of_members_is_the_mean_of_their_losses(balance):
     torch.manual_seed(0)
-    logits_nsc, y_n = torch.randn(10, 3, 4), torch.arange(10) % 4
+    logits_snc, y_n = torch.randn(3, 10, 4), torch.arange(10) % 4
     loss = SingleLabel(tuple("abcd")).loss(LossRule(0.1, balance), y_n)
-    wanted = torch.stack([loss(logits_nsc[:, s], y_n) for s in range(3)]).mean()
-    torch.testing.assert_close(per_member(loss)(logits_nsc, y_n), wanted)
-    torch.testing.assert_close(per_member(loss)(logits_nsc[:, 0], y_n), loss(logits_nsc[:, 0], y_n))
+    wanted = torch.stack([loss(logits_nc, y_n) for logits_nc in logits_snc]).mean()
+    torch.testing.assert_close(per_member(loss)(logits_snc.flatten(0, 1), y_n), wanted)
+    torch.testing.assert_close(per_member(loss)(logits_snc[0], y_n), loss(logits_snc[0], y_n))
     number, y = Number(False, 0.0, 1.0).loss(LossRule(), torch.randn(10)), torch.randn(10)
-    wanted = torch.stack([F.mse_loss(logits_nsc[:, s, 0], y) for s in range(3)]).mean()
-    torch.testing.assert_close(per_member(number)(logits_nsc[:, :, :1], y), wanted)
+    wanted = torch.stack([F.mse_loss(logits_nc[:, 0], y) for logits_nc in logits_snc]).mean()
+    torch.testing.assert_close(per_member(number)(logits_snc.flatten(0, 1)[:, :1], y), wanted)

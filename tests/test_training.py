@@ -151,6 +151,18 @@ def test_an_epoch_holds_each_image_once_in_a_view_drawn_afresh():
         assert len(batches) == steps_per_epoch(count, size)
 
 
+def test_members_take_the_rows_in_orders_of_their_own():
+    x, y = torch.arange(2 * 50).reshape(2, 50, 1).float(), torch.arange(50)
+    batches = list(epoch_batches(in_memory(x, y), 16, 0, members=3))
+    assert [len(rows) for *_, rows in batches] == [48, 48, 48, 6]
+    assert all(torch.equal(values[:, 0] % 50, labels.float()) and torch.equal(labels, rows) for values, labels, rows in batches)
+    orders = [torch.cat(parts).tolist() for parts in zip(*(rows.chunk(3) for *_, rows in batches), strict=True)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({*map(tuple, orders)}) == 3
+    later = list(epoch_batches(in_memory(x, y), 16, 0, first=2, members=3))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(batches[2:], later, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_a_head_learns_keeps_its_best_epoch_and_repeats_to_the_bit(kind):
     x, y = rows()

@@ -184,9 +184,10 @@ class ColumnNetwork(nn.Module):
 
 
 class ColumnHead(nn.Module):
-    """Members side by side: a row [n, d + m + k] to each member's logits [n, s, c] in training, to their mean [n, c] after it.
+    """Members side by side: in training s parts of n rows, [s x n, d + m + k], to logits [s x n, c], each part by its member.
 
-    Each member learns by itself, from the same batches: a loss that is a mean over members gives each its own gradient.
+    After training, all members see the same rows [n, d + m + k], and their mean logits [n, c] count. Each member learns by
+    itself, and from rows in an order of its own: with the same batches their errors are alike, and a mean gains nothing.
 
     Source: Lakshminarayanan et al. 2017, Simple and Scalable Predictive Uncertainty Estimation, arXiv:1612.01474.
     """
@@ -200,5 +201,6 @@ class ColumnHead(nn.Module):
     def forward(self, x_nd: torch.Tensor) -> torch.Tensor:
         if self.width:
             x_nd = torch.cat([self.standardise(x_nd[:, : self.width]), x_nd[:, self.width :]], dim=1)
-        logits_nsc = torch.stack([member(x_nd) for member in self.members], dim=1)
-        return logits_nsc if self.training else logits_nsc.mean(1)
+        if self.training:
+            return torch.cat([member(part) for member, part in zip(self.members, x_nd.chunk(len(self.members)), strict=True)])
+        return torch.stack([member(x_nd) for member in self.members]).mean(0)

@@ -111,6 +111,11 @@ def build_head(spec: HeadSpec, seed: int) -> nn.Module:
         return linear_head(spec.width, spec.outputs) if spec.kind == "linear" else mlp_head(spec.width, spec.outputs)
 
 
+def members_of(head: nn.Module) -> int:
+    """Return how many networks a head trains side by side, each on rows of its own; see `ColumnHead`."""
+    return len(head.members) if isinstance(head, ColumnHead) else 1
+
+
 def fit_standardiser(head: nn.Module, blocks: Iterable[torch.Tensor]) -> None:
     """Fit a new head's fixed statistics, if it has any, to the training activations (blocks [n, d], or rows that begin so)."""
     for module in head.modules():
@@ -135,6 +140,8 @@ class Classifier(nn.Module):
         activations_nd = self.body(x_nchw).float()
         if columns is not None:
             activations_nd = torch.cat([activations_nd, columns], dim=1)
+        if self.head.training and (members := members_of(self.head)) > 1:  # one pass through the body serves all
+            activations_nd = activations_nd.repeat(members, 1)
         with torch.autocast(x_nchw.device.type, enabled=False):
             logits: torch.Tensor = self.head(activations_nd)
         return logits

@@ -74,8 +74,10 @@ def _most(width: int) -> int:
     return max(1, min(TAKE, TAKE_VALUES // width))
 
 
-def epoch_batches(data: ActivationDataset, batch_size: int, seed: int, *, first: int = 0) -> Iterator[Batch]:
+def epoch_batches(data: ActivationDataset, batch_size: int, seed: int, *, first: int = 0, members: int = 1) -> Iterator[Batch]:
     """Yield one epoch in random order, with one randomly drawn view of each image.
+
+    Each of s members of a head has an order of its own; a batch then has s parts of `batch_size` rows, one after the other.
 
     It drops a last batch of one row, because batch norm cannot normalise it.
 
@@ -83,20 +85,23 @@ def epoch_batches(data: ActivationDataset, batch_size: int, seed: int, *, first:
         first: number of batches to skip at the beginning.
     """
     y, generator = data.y, torch.Generator().manual_seed(seed)
-    order = epoch_order(len(y), data.weights_n, generator)
-    views = torch.randint(data.views, (len(y),), generator=generator)[first * batch_size :]
-    if not len(views):
+    order_sn = torch.stack([epoch_order(len(y), data.weights_n, generator) for _ in range(members)])
+    views_sn = torch.randint(data.views, order_sn.shape, generator=generator)
+    order_sn, views_sn = order_sn[:, first * batch_size :], views_sn[:, first * batch_size :]
+    if not order_sn.numel():
         return
-    at_once = batch_size * max(1, data.most // batch_size)  # several batches at once: each call has a fixed cost
-    for images, chosen in zip(order[first * batch_size :].split(at_once), views.split(at_once), strict=True):
-        x = data.take(images, chosen)
-        for x_b, part in zip(x.split(batch_size), images.split(batch_size), strict=True):
-            if len(part) > 1 or len(order) == 1:
-                yield x_b, y[part], part
+    at_once = batch_size * max(1, data.most // (members * batch_size))  # several batches: each call has a fixed cost
+    for images, chosen in zip(order_sn.split(at_once, 1), views_sn.split(at_once, 1), strict=True):
+        x = data.take(images.flatten(), chosen.flatten()).unflatten(0, images.shape)
+        for x_sb, part in zip(x.split(batch_size, 1), images.split(batch_size, 1), strict=True):
+            if part.shape[1] > 1 or len(y) == 1:
+                rows = part.flatten()
+                yield x_sb.flatten(0, 1), y[rows], rows
 
 
-def endless(data: ActivationDataset, options: Options, seed: int) -> Iterator[Batch]:
-    """Yield shuffled batches epoch after epoch, for the range test."""
+def endless(data: ActivationDataset, options: Options, seed: int, members: int = 1) -> Iterator[Batch]:
+    """Yield shuffled batches epoch after epoch, for the range test; see `epoch_batches`."""
     return itertools.chain.from_iterable(
-        epoch_batches(data, options.batch_size, derive_seed(seed, "order", epoch)) for epoch in itertools.count()
+        epoch_batches(data, options.batch_size, derive_seed(seed, "order", epoch), members=members)
+        for epoch in itertools.count()
     )

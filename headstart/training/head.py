@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from headstart.models.heads import members_of
 from headstart.seeds import derive_seed
 from headstart.targets.target import Target
 from headstart.training.activation_dataset import ActivationDataset, epoch_batches
@@ -48,7 +49,9 @@ def train_head(
     steps = steps_per_epoch(len(train.y), options.batch_size)
 
     def batches(epoch: int, first: int) -> Iterator[Batch]:
-        return epoch_batches(train, options.batch_size, derive_seed(run.seed, "order", epoch), first=first)
+        return epoch_batches(
+            train, options.batch_size, derive_seed(run.seed, "order", epoch), first=first, members=members_of(head)
+        )
 
     def prepare() -> None:
         head.train()

@@ -85,11 +85,9 @@ def options_of(section: Training) -> Options:
 
 
 def per_member(loss: Loss) -> Loss:
-    """Return a loss that also takes the logits [n, s, c] of s members, whose losses it averages; see `ColumnHead`."""
+    """Return a loss that also takes the logits of s members for the same n rows, [s x n, c]; see `ColumnHead`."""
 
     def whole(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if logits.ndim == 2:
-            return loss(logits, y)
-        return loss(logits.flatten(0, 1), y.repeat_interleave(logits.shape[1], dim=0))
+        return loss(logits, torch.cat([y] * (len(logits) // len(y))))
 
     return whole
