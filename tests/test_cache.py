@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import timm
+import torch
 from safetensors.torch import save_file
 
 from flows import cache as commands
@@ -21,6 +22,7 @@ from headstart.core.command_line import guarded
 from headstart.core.errors import InputError
 from headstart.core.files import sha256_file
 from headstart.core.params import load_params
+from headstart.hardware import choose_precision
 from headstart.images.transforms import Augmentation
 from tests import forks
 from tests.conftest import REPOSITORY, make_project, write_shapes
@@ -234,9 +236,10 @@ def test_labels_splits_and_names_recompute_nothing_and_settings_everything(tmp_p
     (source / "a/001.png").rename(source / "a/renamed.png")
     (source / "b/002.png").rename(source / "c/moved.png")
     assert computed() == 0
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[choose_precision("auto", torch.device("cpu"))[0]]
     for telling in (
         "precompute.view_seed=1", "backbone.image_size=48", "backbone.crop_pct=0.9", "precompute.augment.rotate=20",
-        "precompute.augment.preset=top_down", "precompute.precision=float32", "precompute.storage=float32",
+        "precompute.augment.preset=top_down", f"precompute.precision={other}", "precompute.storage=float32",
         "precompute.batch_size=4", "precompute.engine=openvino",
     ):  # fmt: skip
         assert computed(telling) == 120, telling

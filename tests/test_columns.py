@@ -636,7 +636,7 @@ def test_a_join_is_a_look_up(keys, known):
         ({"shop": ["1"], "date": ["x"]}, Join("s.csv", ("shop",)), "s.csv, column date: the table has a column of this name"),
         ({"store": ["1"]}, Join("s.csv", ("shop",)), "s.csv: no column shop; columns found: store"),
         ({"store": ["1"]}, Join("s.csv", ("store",)), "the table, to join s.csv: no column store; columns found: shop, date"),
-        ({"shop": ["1"]}, Join("s.csv", ("shop",), ("size",)), "s.csv has no column size"),
+        ({"shop": ["1"]}, Join("s.csv", ("shop",), ("size",)), "s.csv: no column size"),
         (
             {"shop": ["A", "B"]},
             Join("s.csv", ("shop",)),
