@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from headstart.columns.cells import MISSING, refuse
-from headstart.columns.values import dates, read_categories
+from headstart.columns.values import dates, holds, read_categories
 from headstart.core.errors import InputError, require_columns
 from headstart.core.text import printable
 
@@ -62,9 +62,9 @@ def _check(frame: pd.DataFrame, wanted: Collection[str], new: Collection[str]) -
 
 
 def _events(series: pd.Series, values: Collection[str]) -> NDArray[np.bool_]:
-    places_n, names = read_categories(series)
     if values:
-        return np.array([*(name in values for name in names), False])[places_n]
+        return holds(series, values)
+    places_n, names = read_categories(series)
     bad_n = np.array([*(name not in MEANS for name in names), False])[places_n]
     if bad_n.any():
         raise refuse(series, bad_n, "is not an event", wanted="0 or 1, true or false; empty for 0")

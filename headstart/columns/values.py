@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -194,6 +194,12 @@ def read_categories(series: pd.Series) -> tuple[NDArray[np.int64], list[str]]:
     places: dict[str, int] = {}
     codes = [-1 if name is None else places.setdefault(name, len(places)) for name in _names(values)]
     return np.array([*codes, -1])[places_n], [*places]
+
+
+def holds(series: pd.Series, wanted: Collection[str]) -> NDArray[np.bool_]:
+    """Return for each of n cells whether its category is one of the wanted; a missing one is not."""
+    places_n, names = read_categories(series)
+    return np.array([*(name in wanted for name in names), False])[places_n]
 
 
 def _names(values: pa.Array) -> Sequence[str | None]:

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from headstart.columns.values import read_categories
+from headstart.columns.values import holds
 from headstart.core.errors import InputError, require_columns
 from headstart.core.params import Data, LeftOut
 from headstart.core.text import listing
@@ -73,8 +73,7 @@ def _without(path: str, table: pd.DataFrame, left_out: Sequence[LeftOut]) -> pd.
     """Return the rows that hold none of the values to leave out."""
     for one in left_out:
         require_columns(f"data.leave_out: {path} row 1", [one.column], table.columns)
-        places_n, names = read_categories(table[one.column])
-        table = table[~np.array([*(name in one.values for name in names), False])[places_n]]
+        table = table[~holds(table[one.column], one.values)]
         if table.empty:
             raise InputError(
                 f"data.leave_out: {path}: every row has {one.column} {' or '.join(one.values)}", wanted="rows to learn from"
