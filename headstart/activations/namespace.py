@@ -16,6 +16,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "o
 OPTIONAL = ("pillow-heif",)
 
 
+# Keyword by keyword, because a dataclass of these nine would be built and taken apart in one place alone.
 def describe(
     *,
     backbone: str,

@@ -1,4 +1,7 @@
-"""The schema of params.yaml. Objects are frozen, unknown keys are refused, and loading has no side effects."""
+"""The schema of params.yaml. Objects are frozen, unknown keys are refused, and loading has no side effects.
+
+It is long because it holds a class for each section, and nothing else; `schema_errors.py` words what is wrong.
+"""
 
 from __future__ import annotations
 
