@@ -192,8 +192,7 @@ def done() -> Path:
 @pytest.fixture
 def copied(done, tmp_path) -> Path:
     """A private copy of the finished project, over the same images."""
-    copy = tmp_path / "copy"
-    shutil.copytree(done, copy, symlinks=True)
+    copy = templates.copy_project(done, tmp_path / "copy")
     (copy / "data/shapes").unlink()
     shutil.copytree(done.parent / "project-images", tmp_path / "images")
     (copy / "data/shapes").symlink_to(tmp_path / "images")

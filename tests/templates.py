@@ -95,6 +95,18 @@ def add_mlflow(project: Path) -> Path:
     return project
 
 
+def copy_project(original: Path, copy: Path) -> Path:
+    """Copy a project that has run; MLflow's records in the copy lead to the copy's artifacts."""
+    shutil.copytree(original, copy, symlinks=True)
+    file = copy / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        content = "\n".join(database.iterdump()).replace(str(original), str(copy))
+    file.unlink()
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.executescript(f"PRAGMA synchronous = OFF;\n{content}")
+    return copy
+
+
 def _make_mlflow(folder: Path) -> None:
     from headstart.tracking.store import store
 

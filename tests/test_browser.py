@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import pytest
 
 from flows.servers import free_port
 from headstart.tracking.registry import Registry
+from tests import templates
 from tests.projects import ENVIRONMENT, how, mlflow_runs
 
 pytestmark = pytest.mark.e2e
@@ -55,8 +55,7 @@ class Pages:
 
 @pytest.fixture(scope="module")
 def pages(done, tmp_path_factory) -> Iterator[Pages]:
-    project = tmp_path_factory.mktemp("browser") / "project"
-    shutil.copytree(done, project, symlinks=True)
+    project = templates.copy_project(done, tmp_path_factory.mktemp("browser") / "project")
     how(project, "fine_tune.lr=2e-3", "evaluate.tta=blend")
     ports = free_port(5100), free_port(4400)
     command = [sys.executable, "-m", "flows.ui", "--mlflow-port", str(ports[0]), "--prefect-port", str(ports[1])]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows.servers import SECONDS_TO_END, answers, free_port
+from tests import templates
 from tests.conftest import REPOSITORY
 from tests.projects import ENVIRONMENT, how
 
@@ -26,8 +26,7 @@ SECONDS = 120
 @pytest.fixture(scope="module")
 def project(done, tmp_path_factory) -> Path:
     """Finished, under git, with two versions in the registry."""
-    project = tmp_path_factory.mktemp("docs") / "project"
-    shutil.copytree(done, project, symlinks=True)
+    project = templates.copy_project(done, tmp_path_factory.mktemp("docs") / "project")
     how(project, "fine_tune.lr=2e-3")
     for command in (("add", "-A"), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "ran")):
         subprocess.run(["git", *command], cwd=project, check=True)

@@ -16,6 +16,7 @@ import pytest
 
 from flows.param_edits import set_params
 from headstart.core.yaml_text import read_yaml
+from tests import templates
 from tests.conftest import make_project
 from tests.projects import ENVIRONMENT, flow, how, ran, run
 from tests.test_graph import ORDER
@@ -31,8 +32,7 @@ def commit(project: Path) -> None:
 @pytest.fixture(scope="module")
 def shared(done, tmp_path_factory) -> Path:
     """A finished project whose images are a copy in DVC's care; committed, as a team would."""
-    project = tmp_path_factory.mktemp("reproduce") / "project"
-    shutil.copytree(done, project, symlinks=True)
+    project = templates.copy_project(done, tmp_path_factory.mktemp("reproduce") / "project")
     images = str((done / "data/shapes").resolve())
     run(project, sys.executable, "-m", "flows.link", "--from", images, "--name", "kept", "--copy-into-dvc")
     how(project, "data.source=data/kept")
@@ -90,8 +90,7 @@ def test_a_clone_that_pulls_has_everything_and_repro_runs_nothing(shared, tmp_pa
 
 @pytest.mark.e2e
 def test_a_clone_without_the_linked_folder_is_told_which_one(done, tmp_path):
-    project = tmp_path / "origin"
-    shutil.copytree(done, project, symlinks=True)
+    project = templates.copy_project(done, tmp_path / "origin")
     commit(project)
     other = clone(project, tmp_path / "clone")
     for told in (run(other, "dvc", "repro", code=255), flow(other, code=2)):

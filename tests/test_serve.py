@@ -6,7 +6,6 @@ import base64
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import pytest
 from flows.servers import answers, free_port
 from headstart.prediction.predictor import Predictor
 from headstart.tracking.registry import Registry
-from tests import forks
+from tests import forks, templates
 from tests.conftest import encode, picture
 from tests.projects import ENVIRONMENT
 
@@ -34,7 +33,7 @@ MAX_MB = 1.0
 @pytest.fixture(scope="module")
 def served(done, tmp_path_factory) -> Path:
     """A copy of the finished project for this server alone: other tests start, and kill, commands in `done`."""
-    return Path(shutil.copytree(done, tmp_path_factory.mktemp("served") / "project", symlinks=True))
+    return templates.copy_project(done, tmp_path_factory.mktemp("served") / "project")
 
 
 @pytest.fixture(scope="module")
