@@ -24,8 +24,8 @@ from bench.precompute import write_photos
 from headstart.hardware import resolve_workers
 from headstart.images.decode import FORMATS
 from headstart.images.limits import Limits
-from headstart.ingest.layouts import list_source
 from headstart.ingest.scan import Scan, ScanSettings, SplitRule, scan
+from headstart.ingest.sources import list_source
 from headstart.ingest.tree import preflight
 
 DECODE = """

@@ -12,9 +12,9 @@ from headstart.core.stages import StageContext, Summary
 from headstart.hardware import resolve_workers
 from headstart.images.limits import Limits
 from headstart.ingest.findings import log_scan
-from headstart.ingest.layouts import list_as_set
 from headstart.ingest.rows import scan_rows
 from headstart.ingest.scan import Scan, ScanSettings, SplitRule, scan
+from headstart.ingest.sources import list_as_set
 from headstart.ingest.summary import pictures, summarise
 from headstart.ingest.tree import Tree, preflight
 from headstart.manifest import read_manifest, write_csv, write_manifest

@@ -22,8 +22,8 @@ from PIL import Image
 
 from headstart.images.decode import FORMATS
 from headstart.images.limits import Limits
-from headstart.ingest.layouts import list_source
 from headstart.ingest.scan import Scan, ScanSettings, SplitRule, scan
+from headstart.ingest.sources import list_source
 from headstart.ingest.tree import preflight
 from tests import templates
 from tests.forked_workers import forked_workers

@@ -20,7 +20,7 @@ from headstart.core.params import load_params
 from headstart.core.stages import run_stage
 from headstart.core.yaml_text import read_yaml
 from headstart.datasets import builtin, digits
-from headstart.ingest.layouts import list_as_set
+from headstart.ingest.sources import list_as_set
 from headstart.ingest.tree import preflight
 from headstart.models.trained import load_card
 from tests.conftest import REPOSITORY, SMALL

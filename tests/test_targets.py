@@ -29,10 +29,10 @@ from headstart.evaluation.page import Evaluation, page
 from headstart.evaluation.predictions import predictions_file
 from headstart.ingest import splits
 from headstart.ingest.labels import USUAL_NAMES, TableColumns
-from headstart.ingest.layouts import list_source
 from headstart.ingest.listing import Listing
 from headstart.ingest.near_duplicates import NO_LEAKS
 from headstart.ingest.scan import Scan
+from headstart.ingest.sources import list_source
 from headstart.ingest.summary import pictures, summarise
 from headstart.ingest.tree import preflight
 from headstart.targets.kinds import read_target, target_of

@@ -10,10 +10,10 @@ from typing import Any
 
 from headstart.core.text import printable
 from headstart.images.kinds import why_sidecar
-from headstart.ingest.layouts import extensions, shown_kinds
 from headstart.ingest.listing import Listing
 from headstart.ingest.problems import Problem, described
 from headstart.ingest.scan import Scan
+from headstart.ingest.sources import extensions, shown_kinds
 from headstart.ingest.tree import Tree
 
 logger = logging.getLogger("headstart")

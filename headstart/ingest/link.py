@@ -10,9 +10,9 @@ from headstart.core.errors import InputError
 from headstart.core.files import fsync
 from headstart.core.params import Data
 from headstart.ingest.conflicts import Labelled, as_problems, conflicts, seen_as_images
-from headstart.ingest.layouts import list_as_set
 from headstart.ingest.listing import Listing
 from headstart.ingest.problems import Problem, refuse
+from headstart.ingest.sources import list_as_set
 from headstart.ingest.tree import Tree
 
 MAX_NAME_BYTES = 200  # file systems allow 255, and temporary names are longer

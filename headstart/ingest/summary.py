@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from headstart.images.kinds import why_sidecar
 from headstart.images.reading import read_pixels
 from headstart.images.whites import Whites, whites_of
-from headstart.ingest.layouts import extensions
 from headstart.ingest.scan import Scan
+from headstart.ingest.sources import extensions
 from headstart.ingest.splits import EXCLUDED, unusual_shares
 from headstart.manifest import SPLITS, has_images
 from headstart.plotting import ACCENT, QUIET, label, plain_frame, png
