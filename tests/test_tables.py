@@ -750,6 +750,22 @@ def test_members_are_networks_side_by_side(width):
         torch.testing.assert_close(twin(x_nd)[:1], twin(x_nd[:1]))
 
 
+def test_a_member_learns_as_it_would_alone():
+    """The loss is a mean over members; a member's gradient is that of its own loss, and an activation's is the mean."""
+    head, y_n = build_head(HeadSpec("mlp", 5, 1, SPEC), seed=1), torch.randn(9)
+    parts = [rows_of(width=5).requires_grad_() for _ in range(3)]
+    per_member(Number(False, 0.0, 1.0).loss(LossRule(), y_n))(head.train()(torch.cat(parts)), y_n).backward()
+    found = [[p.grad.clone() for p in member.parameters()] for member in head.members]
+    of_rows = [part.grad.clone() for part in parts]
+    for member, part, gradients, row in zip(head.members, parts, found, of_rows, strict=True):
+        head.zero_grad()
+        part.grad = None
+        logits = member(torch.cat([head.standardise(part[:, :5]), part[:, 5:]], 1))
+        F.mse_loss(logits[:, 0], y_n).backward()
+        torch.testing.assert_close(gradients, [p.grad for p in member.parameters()])
+        torch.testing.assert_close(row, part.grad / 3)
+
+
 def plain_member(member: torch.nn.Module, x_nd: torch.Tensor, width: int) -> torch.Tensor:
     parts = [x_nd[:, :width], member.bins(x_nd[:, width : width + 2])]
     parts += [table.weight[x_nd[:, width + 2 + i].long()] for i, table in enumerate(member.entities.tables)]

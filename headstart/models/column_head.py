@@ -183,11 +183,21 @@ class ColumnNetwork(nn.Module):
         return logits
 
 
+def scaled(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return x; the gradient that flows back through it is multiplied by a factor."""
+    if x.requires_grad and factor != 1:
+        x = x.view_as(x)
+        x.register_hook(lambda gradient: gradient * factor)
+    return x
+
+
 class ColumnHead(nn.Module):
     """Members side by side: in training s parts of n rows, [s x n, d + m + k], to logits [s x n, c], each part by its member.
 
     After training, all members see the same rows [n, d + m + k], and their mean logits [n, c] count. Each member learns by
     itself, and from rows in an order of its own: with the same batches their errors are alike, and a mean gains nothing.
+    A loss is a mean over all parts, so each member's gradient comes divided by s; it is multiplied by s again, so that a
+    member learns as it would alone: AdamW's eps is not small beside the gradients of a table. x's gradient stays the mean.
 
     Source: Lakshminarayanan et al. 2017, Simple and Scalable Predictive Uncertainty Estimation, arXiv:1612.01474.
     """
@@ -202,5 +212,7 @@ class ColumnHead(nn.Module):
         if self.width:
             x_nd = torch.cat([self.standardise(x_nd[:, : self.width]), x_nd[:, self.width :]], dim=1)
         if self.training:
-            return torch.cat([member(part) for member, part in zip(self.members, x_nd.chunk(len(self.members)), strict=True)])
+            s = len(self.members)
+            logits = torch.cat([member(part) for member, part in zip(self.members, scaled(x_nd, 1 / s).chunk(s), strict=True)])
+            return scaled(logits, s)
         return torch.stack([member(x_nd) for member in self.members]).mean(0)
