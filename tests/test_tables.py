@@ -766,11 +766,23 @@ def test_a_member_learns_as_it_would_alone():
         torch.testing.assert_close(row, part.grad / 3)
 
 
+def near_ends(x_nm: torch.Tensor) -> torch.Tensor:
+    """Hat functions: 1 at the end of a bin, 0 at its neighbours and beyond; the last stays 1 beyond its end."""
+    ends = [[*edges, 2 * edges[-1] - edges[-2]] for edges in SPEC.edges]
+    hats = [
+        np.interp(x_nm[:, i].clamp(edges[0], edges[-2]), edges, np.eye(len(edges))[place])
+        for i, edges in enumerate(ends)
+        for place in range(1, len(edges) - 1)
+    ]
+    return torch.tensor(np.stack(hats, 1), dtype=torch.float32)
+
+
 def plain_member(member: torch.nn.Module, x_nd: torch.Tensor, width: int) -> torch.Tensor:
     parts = [x_nd[:, :width], member.bins(x_nd[:, width : width + 2])]
     parts += [table.weight[x_nd[:, width + 2 + i].long()] for i, table in enumerate(member.entities.tables)]
     _, norm, *_, last = member.layers
-    weight = torch.cat([member.first.fixed, member.first.embedded], 1)
+    parts.insert(2, near_ends(x_nd[:, width : width + 2]))
+    weight = torch.cat([member.first.fixed, member.first.near, member.first.embedded], 1)
     h = F.silu(torch.cat(parts, 1) @ weight.T + member.first.bias)
     h = (h - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps) * norm.weight + norm.bias
     return h @ last.weight.T + last.bias

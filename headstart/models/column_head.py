@@ -134,20 +134,40 @@ class Entities(nn.Module):
 
 
 class First(nn.Module):
-    """The first linear layer, of [activations, bins | embeddings] to [n, h], in two parts: bins need no gradient."""
+    """The first linear layer, of [activations | bins | embeddings] to [n, h].
 
-    def __init__(self, fixed: int, embedded: int, hidden: int) -> None:
+    The weight of a bin is the sum of two that are learned: one of how far a number has come through the bin, and one of how
+    near it is to the bin's end, falling off to both sides (a hat function, which is a difference of two neighbouring bins).
+    The same functions can be learned with the first alone, but then a step for one bin moves the answer for all numbers
+    beyond it, and a network learns what happens in a few bins only slowly, such as on a few days of a year.
+
+    Activations and bins need no gradient, so embeddings are a product of their own.
+    """
+
+    continues_b: torch.Tensor
+
+    def __init__(self, width: int, edges: Sequence[Sequence[float]], embedded: int, hidden: int) -> None:
         super().__init__()
-        weight = torch.empty(hidden, fixed + embedded)
+        bins = sum(len(ends) - 1 for ends in edges)
+        weight = torch.empty(hidden, width + 2 * bins + embedded)
         nn.init.kaiming_normal_(weight)
-        self.fixed = nn.Parameter(weight[:, :fixed].clone()) if fixed else None
-        self.embedded = nn.Parameter(weight[:, fixed:].clone()) if embedded else None
+        parts = [part.clone() if part.numel() else None for part in weight.split([width + bins, bins, embedded], dim=1)]
+        self.fixed, self.near, self.embedded = (nn.Parameter(part) if part is not None else None for part in parts)
         self.bias = nn.Parameter(torch.zeros(hidden))
+        continues = [float(place > 0) for ends in edges for place in range(len(ends) - 1)]
+        self.register_buffer("continues_b", torch.tensor(continues), persistent=False)  # 0 for a number's first bin
+
+    def weight(self) -> torch.Tensor | None:
+        """Return the weight [h, d + b] of activations and bins."""
+        if self.fixed is None or self.near is None:
+            return self.fixed
+        near_hb = self.near - F.pad(self.near[:, :-1], (1, 0)) * self.continues_b
+        return self.fixed + F.pad(near_hb, (self.fixed.shape[1] - near_hb.shape[1], 0))
 
     def forward(self, parts: list[torch.Tensor], embedded_ne: torch.Tensor | None) -> torch.Tensor:
         out_nh: torch.Tensor = self.bias
-        if self.fixed is not None:
-            out_nh = F.linear(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), self.fixed, out_nh)
+        if (weight := self.weight()) is not None:
+            out_nh = F.linear(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), weight, out_nh)
         if self.embedded is not None and embedded_ne is not None:
             out_nh = out_nh + F.linear(embedded_ne, self.embedded)
         return out_nh
@@ -161,10 +181,9 @@ class ColumnNetwork(nn.Module):
         self.numbers, self.width = len(spec.edges), width
         self.bins = PiecewiseLinear(spec.edges) if spec.edges else None
         self.entities = Entities(spec) if spec.cardinalities else None
-        fixed = width + sum(len(ends) - 1 for ends in spec.edges)
         embedded = self.entities.width if self.entities else 0
         sizes = [*spec.layers, outputs]
-        self.first = First(fixed, embedded, sizes[0])
+        self.first = First(width, spec.edges, embedded, sizes[0])
         layers: list[nn.Module] = []
         for hidden, following, dropout in zip(spec.layers, sizes[1:], spec.dropouts, strict=True):
             layers += [nn.SiLU(inplace=True), nn.BatchNorm1d(hidden, momentum=MOMENTUM)]
