@@ -783,7 +783,7 @@ def plain_member(member: torch.nn.Module, x_nd: torch.Tensor, width: int) -> tor
     _, norm, *_, last = member.layers
     parts.insert(2, near_ends(x_nd[:, width : width + 2]))
     weight = torch.cat([member.first.fixed, member.first.near, member.first.embedded], 1)
-    h = F.silu(torch.cat(parts, 1) @ weight.T + member.first.bias)
+    h = F.relu(torch.cat(parts, 1) @ weight.T + member.first.bias)
     h = (h - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps) * norm.weight + norm.bias
     return h @ last.weight.T + last.bias
 

@@ -186,7 +186,7 @@ class ColumnNetwork(nn.Module):
         self.first = First(width, spec.edges, embedded, sizes[0])
         layers: list[nn.Module] = []
         for hidden, following, dropout in zip(spec.layers, sizes[1:], spec.dropouts, strict=True):
-            layers += [nn.SiLU(inplace=True), nn.BatchNorm1d(hidden, momentum=MOMENTUM)]
+            layers += [nn.ReLU(inplace=True), nn.BatchNorm1d(hidden, momentum=MOMENTUM)]
             layers += [nn.Dropout(dropout)] if dropout else []
             layers.append(linear := nn.Linear(hidden, following))
             if following != outputs:
