@@ -31,7 +31,15 @@ from headstart.ingest.scan import Scan, SplitRule
 from headstart.ingest.tables import read_table
 from headstart.ingest.tree import preflight
 from headstart.manifest import own_columns, read_manifest
-from headstart.models.column_head import ColumnHead, ColumnSpec, Entities, PiecewiseLinear, bin_edges, embedding_width
+from headstart.models.column_head import (
+    ColumnHead,
+    ColumnSpec,
+    Entities,
+    PiecewiseLinear,
+    SteadyBatchNorm,
+    bin_edges,
+    embedding_width,
+)
 from headstart.models.heads import HeadSpec, build_head, members_of
 from headstart.models.trained import load_card
 from headstart.models.weights import state_digest
@@ -786,6 +794,25 @@ def plain_member(member: torch.nn.Module, x_nd: torch.Tensor, width: int) -> tor
     h = F.relu(torch.cat(parts, 1) @ weight.T + member.first.bias)
     h = (h - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps) * norm.weight + norm.bias
     return h @ last.weight.T + last.bias
+
+
+def test_running_statistics_are_right_after_few_batches():
+    """The first batches count 1, 2, 3 …: nothing is left of the initial mean 0 and variance 1. A reload goes on the same."""
+    torch.manual_seed(0)
+    batches = 3 + 2 * torch.randn(5, 64, 2)
+    norm, weights = SteadyBatchNorm(2).train(), torch.arange(1.0, 6)
+    for x_nh in batches[:3]:
+        norm(x_nh)
+    again = SteadyBatchNorm(2).train()
+    again.load_state_dict(norm.state_dict())
+    for x_nh in batches[3:]:
+        assert torch.equal(norm(x_nh), again(x_nh))
+    wanted = (weights[:, None] * batches.mean(1)).sum(0) / 15, (weights[:, None] * batches.var(1)).sum(0) / 15
+    torch.testing.assert_close((norm.running_mean, norm.running_var), wanted)
+    assert torch.equal(norm.running_mean, again.running_mean) and torch.equal(norm.running_var, again.running_var)
+    for _ in range(300):
+        norm(batches[0])
+    assert norm.momentum == 0.01
 
 
 def test_a_spec_survives_json():

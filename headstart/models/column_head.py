@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 EMBEDDED_STD = 0.3  # of new embeddings: with 1, rare categories drown the numbers (docs/decisions.md)
-MOMENTUM = 0.01  # of batch norm's running statistics: batches of a table are small, and their averages must be steady
+MOMENTUM = 0.01  # of batch norm's running statistics in the end: batches of a table are small, their averages must be steady
 UNKNOWN, RESERVED = 0, 2  # the code of a category that training has not seen; codes for unknown and missing
 SAMPLE = 100_000  # rows that are enough for quantiles
 
@@ -173,6 +173,20 @@ class First(nn.Module):
         return out_nh
 
 
+class SteadyBatchNorm(nn.BatchNorm1d):
+    """Batch norm whose running statistics weigh the first batches in proportion to their number, then move by 1 % a batch.
+
+    With 1 % from the start, the initial statistics (mean 0, variance 1) would still count a fifth after 160 batches.
+    """
+
+    num_batches_tracked: torch.Tensor
+
+    def forward(self, x_nh: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.momentum = max(MOMENTUM, 2 / (2 + int(self.num_batches_tracked)))
+        return super().forward(x_nh)
+
+
 class ColumnNetwork(nn.Module):
     """A row [n, d + m + k] to logits [n, c]."""
 
@@ -186,7 +200,7 @@ class ColumnNetwork(nn.Module):
         self.first = First(width, spec.edges, embedded, sizes[0])
         layers: list[nn.Module] = []
         for hidden, following, dropout in zip(spec.layers, sizes[1:], spec.dropouts, strict=True):
-            layers += [nn.ReLU(inplace=True), nn.BatchNorm1d(hidden, momentum=MOMENTUM)]
+            layers += [nn.ReLU(inplace=True), SteadyBatchNorm(hidden)]
             layers += [nn.Dropout(dropout)] if dropout else []
             layers.append(linear := nn.Linear(hidden, following))
             if following != outputs:
