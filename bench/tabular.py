@@ -165,7 +165,8 @@ def main() -> None:
                 )
     for side, runs in found.items():
         rates, errors = ([run[key] for run in runs] for key in ("rate", "rmspe"))
-        print(f"{side:<8}{statistics.median(rates):>10,.0f} rows/s   test RMSPE {statistics.median(errors):.4f}")
+        spread = f"{statistics.median(errors):.4f} ({min(errors):.4f}-{max(errors):.4f})"
+        print(f"{side:<8}{statistics.median(rates):>10,.0f} rows/s   test RMSPE {spread}")
     for side in ("small", "ours"):
         ratios = [run["rate"] / peer["rate"] for run, peer in zip(found[side], found["fastai"], strict=True)]
         times = f"{statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f})"

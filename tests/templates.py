@@ -100,7 +100,7 @@ def copy_project(original: Path, copy: Path) -> Path:
     shutil.copytree(original, copy, symlinks=True)
     file = copy / "mlflow.db"
     with contextlib.closing(sqlite3.connect(file)) as database:
-        content = "\n".join(database.iterdump()).replace(str(original), str(copy))
+        content = "\n".join(database.iterdump()).replace(f"{original}/", f"{copy}/")
     file.unlink()
     with contextlib.closing(sqlite3.connect(file)) as database:
         database.executescript(f"PRAGMA synchronous = OFF;\n{content}")

@@ -1,4 +1,4 @@
-"""Recognise the layout of a source folder: which of its folders are splits, and which are classes."""
+"""Recognise the layout of a source folder: the folder that holds everything, and the folders of splits."""
 
 from __future__ import annotations
 

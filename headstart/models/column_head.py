@@ -136,12 +136,13 @@ class Entities(nn.Module):
 class First(nn.Module):
     """The first linear layer, of [activations | bins | embeddings] to [n, h].
 
-    The weight of a bin is the sum of two that are learned: one of how far a number has come through the bin, and one of how
-    near it is to the bin's end, falling off to both sides (a hat function, which is a difference of two neighbouring bins).
-    The same functions can be learned with the first alone, but then a step for one bin moves the answer for all numbers
-    beyond it, and a network learns what happens in a few bins only slowly, such as on a few days of a year.
+    Beside the weight for how far a number has come through a bin, each bin has one for how near the number is to the bin's
+    end: for a hat function, which is 1 there and 0 at the ends of the neighbours. (A number's last bin stays 1 beyond its
+    end.) The same functions can be learned without hats, but then a step for one bin moves the answer for all numbers beyond
+    it, and a network learns what happens in a few bins only slowly, such as on a few days of a year.
 
-    Activations and bins need no gradient, so embeddings are a product of their own.
+    A hat is its bin minus the next one. So the hats need no columns of the input: `weight` folds them into those of the bins.
+    Bins need no gradient, so the embeddings, which do, are a product of their own.
     """
 
     continues_b: torch.Tensor
@@ -158,7 +159,7 @@ class First(nn.Module):
         self.register_buffer("continues_b", torch.tensor(continues), persistent=False)  # 0 for a number's first bin
 
     def weight(self) -> torch.Tensor | None:
-        """Return the weight [h, d + b] of activations and bins."""
+        """Return the weight [h, d + b] of activations and bins, the hats included."""
         if self.fixed is None or self.near is None:
             return self.fixed
         near_hb = self.near - F.pad(self.near[:, :-1], (1, 0)) * self.continues_b
@@ -174,16 +175,25 @@ class First(nn.Module):
 
 
 class SteadyBatchNorm(nn.BatchNorm1d):
-    """Batch norm whose running statistics weigh the first batches in proportion to their number, then move by 1 % a batch.
+    """Batch norm with running statistics that are right after few batches, and steady after many.
 
-    With 1 % from the start, the initial statistics (mean 0, variance 1) would still count a fifth after 160 batches.
+    The k-th of the first 200 batches counts k times; later ones move the statistics by 1 % each. With 1 % from the start, the
+    initial statistics (mean 0, variance 1) would still count a fifth after 160 batches. An epoch's short last batch moves
+    them less, in proportion to its rows: the variance of two rows says little.
     """
 
     num_batches_tracked: torch.Tensor
+    most: torch.Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.register_buffer("most", torch.tensor(0))  # rows of the largest batch so far
 
     def forward(self, x_nh: torch.Tensor) -> torch.Tensor:
         if self.training:
-            self.momentum = max(MOMENTUM, 2 / (2 + int(self.num_batches_tracked)))
+            self.most.clamp_(min=len(x_nh))
+            k = 1 + int(self.num_batches_tracked)
+            self.momentum = max(MOMENTUM, 2 / (k + 1)) * len(x_nh) / int(self.most)  # k's share of 1 + 2 + … + k
         return super().forward(x_nh)
 
 
@@ -230,7 +240,8 @@ class ColumnHead(nn.Module):
     After training, all members see the same rows [n, d + m + k], and their mean logits [n, c] count. Each member learns by
     itself, and from rows in an order of its own: with the same batches their errors are alike, and a mean gains nothing.
     A loss is a mean over all parts, so each member's gradient comes divided by s; it is multiplied by s again, so that a
-    member learns as it would alone: AdamW's eps is not small beside the gradients of a table. x's gradient stays the mean.
+    member learns as it would alone: AdamW's eps is not small beside the gradients of a table. x still gets the gradient of
+    the mean loss.
 
     Source: Lakshminarayanan et al. 2017, Simple and Scalable Predictive Uncertainty Estimation, arXiv:1612.01474.
     """
