@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import signal
 import sys
 import time
 
@@ -18,6 +19,7 @@ def in_terminal(project, *arguments: str, until: bytes, then: bytes) -> tuple[in
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(project)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as a terminal's shell has it: a script's `&` would have it ignored
         os.execve(sys.executable, [sys.executable, "-m", "flows.pipeline", *arguments], ENVIRONMENT)
     said, typed, start, deadline = b"", 0, 0.0, time.monotonic() + 180
     while time.monotonic() < deadline:

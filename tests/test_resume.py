@@ -18,7 +18,7 @@ from headstart.models.weights import state_digest
 from headstart.training.checkpoints import Checkpoint, Saved, load_optimizer, open_checkpoint, optimizer_tensors
 from headstart.training.head import train_head
 from headstart.training.interrupts import WholeSteps
-from headstart.training.loop import History, TrainingRun
+from headstart.training.loop import History, TrainingRun, history_files
 from headstart.training.optimizers import build_optimizer
 from headstart.training.options import Options
 from tests import forks
@@ -96,7 +96,7 @@ def test_a_finished_training_is_not_run_again(tmp_path):
     before = sha256_file(tmp_path / "head.safetensors")
     twin, same = checkpointed(tmp_path)
     assert state_digest(head) == state_digest(twin)
-    assert history == same
+    assert history == same and history_files(history) == history_files(same)
     assert sha256_file(tmp_path / "head.safetensors") == before
 
 

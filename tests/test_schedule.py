@@ -25,7 +25,7 @@ from tests.projects import CANARY, ENVIRONMENT, command_line, mlflow_runs
 from tests.test_security import holding
 
 pytestmark = pytest.mark.e2e
-EVERY_MINUTE = "* * * * *"
+NIGHTLY, EVERY_MINUTE = "0 3 * * *", "* * * * *"
 # The first time it hangs on `hang`, and fails as a network file system does on `fault`; both are files beside the project.
 MEDDLING = """
 import time as _time
@@ -126,8 +126,8 @@ class Scheduled:
 def prefect(tmp_path_factory) -> Iterator[Scheduled]:
     project = make_project(tmp_path_factory.mktemp("schedule") / "project")
     text = (project / "prefect.yaml").read_text()
-    assert "0 3 * * *" in text and '"[10, 60]"' in text
-    (project / "prefect.yaml").write_text(text.replace("0 3 * * *", EVERY_MINUTE).replace('"[10, 60]"', '"[1, 1]"'))
+    assert NIGHTLY in text and '"[10, 60]"' in text
+    (project / "prefect.yaml").write_text(text.replace(NIGHTLY, EVERY_MINUTE).replace('"[10, 60]"', '"[1, 1]"'))
     stage = (project / "tasks/train_head.py").read_text()
     (project / "tasks/train_head.py").write_text(
         stage.replace('\n\nif __name__ == "__main__":', f'{MEDDLING}\n\nif __name__ == "__main__":')
@@ -174,7 +174,9 @@ def test_a_scheduled_run_completes_and_the_next_has_nothing_to_do(prefect):
 
 
 def _pause(prefect: Scheduled) -> None:
-    """The rest is started by hand."""
+    """The rest is started by hand, also once a restart has deployed prefect.yaml again."""
+    path = prefect.project / "prefect.yaml"
+    path.write_text(path.read_text().replace(EVERY_MINUTE, NIGHTLY))
     schedule = prefect.deployment["schedules"][0]
     prefect.ask(f"deployments/{prefect.deployment['id']}/schedules/{schedule['id']}", {"active": False}, "PATCH")
     prefect.until(

@@ -44,7 +44,7 @@ from headstart.models.heads import HeadSpec, build_head, members_of
 from headstart.models.trained import load_card
 from headstart.models.weights import state_digest
 from headstart.prediction import batch
-from headstart.prediction.batch import predict_folder
+from headstart.prediction.batch import Predictions, predict_folder
 from headstart.prediction.predictor import Predictor
 from headstart.prediction.supervisor import ScoringJob, score_all
 from headstart.prediction.table import predict_table
@@ -207,16 +207,43 @@ def test_rows_that_training_has_not_seen_the_like_of(sold, tmp_path):
     assert predict(day="03.02.2013") == usual  # another format that cannot be misread
     assert np.isfinite(predict(shop="s9")) and np.isfinite(predict(shop="", warm="", day="2030-12-31"))
     assert predict(warm="1e9") == predict(warm="1e12")  # the last bin has an end
-    for cells, told in (
-        ({"day": "02/03/2013"}, "row 2, column day: '02/03/2013' is not a date"),
-        ({"warm": "hot"}, "row 2, column warm: 'hot' is not a number"),
-        ({"warm": "1e300"}, "row 2, column warm: '1e300' is too large"),
-    ):
-        with pytest.raises(InputError, match=re.escape(told)):
-            predict(**cells)
     (tmp_path / "shops.csv").unlink()
     with pytest.raises(InputError, match=re.escape("'shops.csv': no such file in")):
         predict()
+
+
+@pytest.mark.parametrize("chunk", [3, 8192])
+def test_a_row_that_cannot_be_used_gets_the_reason(sold, tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("headstart.prediction.table.CHUNK", chunk)
+    shutil.copyfile(sold.parent / "shop/shops.csv", tmp_path / "shops.csv")
+    rows = sales_table(20).drop(columns="label").astype("str")
+    predictor = Predictor(sold / TUNED)
+
+    def predict(rows: pd.DataFrame) -> Predictions:
+        rows.to_csv(tmp_path / "new.csv", index=False)
+        return predict_table(tmp_path / "new.csv", predictor)
+
+    whole = predict(rows).rows
+    spoiled = {
+        1: ({"warm": "hot"}, "column warm: 'hot' is not a number"),
+        2: ({"warm": "1e300"}, "column warm: '1e300' is too large"),
+        4: ({"day": "02/03/2013"}, "column day: '02/03/2013' is not a date"),
+        6: ({"day": "soon", "warm": "inf"}, "column warm: 'inf' is not a number"),  # the first column that is wrong
+        19: ({"warm": "3 m"}, "column warm: '3 m' is not a number"),
+    }
+    for place, (cells, _) in spoiled.items():
+        for name, cell in cells.items():
+            rows.loc[place, name] = cell
+    found = predict(rows)
+    errors = {place: f"row {place + 2}, {reason}" for place, (_, reason) in spoiled.items()}
+    assert found.rows["error"].tolist() == [errors.get(place, "") for place in range(20)]
+    assert found.summary()["errors"] == 5 and found.rows["path"].equals(whole["path"])
+    numbers = ["predicted", "low", "high"]
+    assert found.rows.loc[[*errors], numbers].isna().all(axis=None)
+    good = [place for place in range(20) if place not in errors]
+    np.testing.assert_allclose(found.rows.loc[good, numbers], whole.loc[good, numbers], rtol=1e-6)
+    assert predict(rows.loc[[*errors]]).rows["error"].ne("").all(), "every row"
+    assert predict(rows[:0]).rows.empty
 
 
 def test_a_table_beside_anything_is_predicted(sold, tmp_path):
@@ -624,6 +651,7 @@ def test_files_are_predicted_with_their_rows(both, tmp_path, monkeypatch):
     shutil.copytree((both / "data/both").resolve(), folder)
     table = pd.read_csv(folder / "labels.csv", dtype=str, keep_default_na=False)
     (folder / "labels.csv").unlink()
+    table.loc[0, "weight"] = "heavy"
     table.iloc[:-1].drop(columns="label").to_csv(tmp_path / "rows.csv", index=False)
     facts = {
         "model": model,
@@ -637,13 +665,15 @@ def test_files_are_predicted_with_their_rows(both, tmp_path, monkeypatch):
     job = ScoringJob(**facts, table=str(tmp_path / "rows.csv"), root=str(folder))
     found = predict_folder(folder, job, state=tmp_path / "state.sqlite")
     rows = found.rows.set_index("path")
-    assert rows["error"][:-1].eq("").all() and rows["error"].iloc[-1] == "the table rows.csv has no row for it"
+    wrong = {table["path"][0]: "the table rows.csv row 2, column weight: 'heavy' is not a number"}
+    wrong |= {table["path"].iloc[-1]: "the table rows.csv has no row for it"}
+    assert rows["error"].to_dict() == {path: wrong.get(path, "") for path in table["path"]}
     manifest = read_manifest(both / "data/manifest.parquet").set_index("path")
     predictor = Predictor(model, None, 16, 1)
-    files = [(folder / path).read_bytes() for path in rows.index[:-1]]
-    wanted = predictor.answers_of_bytes(files, predictor.encode(own_columns(manifest.reset_index()).iloc[:-1])).max(1)
-    assert rows["predicted"].iloc[:-1].tolist() == [predictor.card.target.classes[i] for i in wanted.indices.tolist()]
-    np.testing.assert_allclose(rows["confidence"].iloc[:-1].astype(float), wanted.values, atol=1e-6)
+    files = [(folder / path).read_bytes() for path in rows.index[1:-1]]
+    wanted = predictor.answers_of_bytes(files, predictor.encode(own_columns(manifest.reset_index()).iloc[1:-1])).max(1)
+    assert rows["predicted"].iloc[1:-1].tolist() == [predictor.card.target.classes[i] for i in wanted.indices.tolist()]
+    np.testing.assert_allclose(rows["confidence"].iloc[1:-1].astype(float), wanted.values, atol=1e-6)
     with pytest.raises(InputError, match="takes columns of a table"):
         predict_folder(folder, ScoringJob(**facts), state=tmp_path / "other.sqlite")
     with pytest.raises(InputError, match="learned from images"):

@@ -15,7 +15,7 @@ from bench.soak.project import FLOW, REPRO, Digests, check, clean, from_scratch,
 from flows.param_edits import set_params
 from tests.conftest import encode, picture
 
-EDITED = "headstart/evaluation/metrics.py"
+EDITED = "headstart/evaluation/curves.py"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Arrow holds a million texts in a few MB, and reads and compares them without a P
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Literal
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headstart.core.errors import InputError
-from headstart.core.text import SHOWN, listing, printable
+from headstart.core.text import listing, printable
 
 Kind = Literal["text", "number", "flag", "date"]
 MISSING = ("", "NA", "NaN", "nan", "null", "None")  # texts that mean "no number" and "no date"
@@ -88,18 +89,25 @@ def nulls(cells: pa.Array) -> NDArray[np.bool_]:
     return found
 
 
-def refuse(series: pd.Series, bad_n: NDArray[np.bool_], fault: str, *, wanted: str, fix: str = "") -> InputError:
+class UnusableCells(InputError):
+    """Cells of a column that cannot be used: `reasons` says why, by the number of the row."""
+
+    reasons: Mapping[Any, str]
+
+
+def refuse(series: pd.Series, bad_n: NDArray[np.bool_], fault: str, *, wanted: str, fix: str = "") -> UnusableCells:
     """Return an error that names row, column and value of up to ten cells that cannot be used.
 
     Args:
         fault: what is wrong with a value, such as "is not a number".
     """
-    name, places = printable(str(series.name)), np.flatnonzero(bad_n)
-    lines = [f"row {series.index[i]}, column {name}: {shown(series.iloc[i])} {fault}" for i in places[:SHOWN]]
-    if len(places) == 1:
-        return InputError(lines[0], wanted=wanted, fix=fix)
-    lines += [""] * (len(places) - SHOWN)  # these are only counted
-    return InputError(f"{len(places):,} rows cannot be used:\n    {listing(lines)}", wanted=wanted, fix=fix)
+    name = printable(str(series.name))
+    reasons = {row: f"row {row}, column {name}: {shown(value)} {fault}" for row, value in series[bad_n].items()}
+    lines = [*reasons.values()]
+    many = f"{len(lines):,} rows cannot be used:\n    {listing(lines)}"
+    error = UnusableCells(lines[0] if len(lines) == 1 else many, wanted=wanted, fix=fix)
+    error.reasons = reasons
+    return error
 
 
 def shown(value: Any) -> str:

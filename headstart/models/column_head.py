@@ -150,10 +150,9 @@ class First(nn.Module):
     def __init__(self, width: int, edges: Sequence[Sequence[float]], embedded: int, hidden: int) -> None:
         super().__init__()
         bins = sum(len(ends) - 1 for ends in edges)
-        weight = torch.empty(hidden, width + 2 * bins + embedded)
-        nn.init.kaiming_normal_(weight)
-        parts = [part.clone() if part.numel() else None for part in weight.split([width + bins, bins, embedded], dim=1)]
-        self.fixed, self.near, self.embedded = (nn.Parameter(part) if part is not None else None for part in parts)
+        weight = nn.init.kaiming_normal_(torch.empty(hidden, width + 2 * bins + embedded))
+        parts = weight.split([width + bins, bins, embedded], dim=1)
+        self.fixed, self.near, self.embedded = (nn.Parameter(part.clone()) if part.numel() else None for part in parts)
         self.bias = nn.Parameter(torch.zeros(hidden))
         continues = [float(place > 0) for ends in edges for place in range(len(ends) - 1)]
         self.register_buffer("continues_b", torch.tensor(continues), persistent=False)  # 0 for a number's first bin
@@ -209,11 +208,11 @@ class ColumnNetwork(nn.Module):
         sizes = [*spec.layers, outputs]
         self.first = First(width, spec.edges, embedded, sizes[0])
         layers: list[nn.Module] = []
-        for hidden, following, dropout in zip(spec.layers, sizes[1:], spec.dropouts, strict=True):
+        for place, (hidden, following, dropout) in enumerate(zip(spec.layers, sizes[1:], spec.dropouts, strict=True), 1):
             layers += [nn.ReLU(inplace=True), SteadyBatchNorm(hidden)]
             layers += [nn.Dropout(dropout)] if dropout else []
             layers.append(linear := nn.Linear(hidden, following))
-            if following != outputs:
+            if place < len(spec.layers):
                 nn.init.kaiming_normal_(linear.weight)
         self.layers = nn.Sequential(*layers)
 

@@ -105,7 +105,7 @@ def predict_folder(folder: Path, job: ScoringJob, *, state: Path, abstain_below:
         finally:  # also on shutdown
             memory.remember(fresh, now_ns)
     rate = pace.rate
-    rows = [_row(path, answers[path], abstain_below) for path in sorted(answers)]
+    rows = [prediction_row(path, answers[path], abstain_below) for path in sorted(answers)]
     return Predictions(pd.DataFrame(rows, columns=list(types)), types, len(missing), ignored, rate)
 
 
@@ -151,7 +151,8 @@ def _table_digests(job: ScoringJob) -> list[str]:
     return [sha256_file(path) for path in tables if path.is_file()]
 
 
-def _row(path: str, answer: Answer, abstain_below: float) -> dict[str, Any]:
+def prediction_row(path: str, answer: Answer, abstain_below: float) -> dict[str, Any]:
+    """Return the row of a file or of a table's row, from an answer that has either "error" or "row"."""
     error = answer.get("error", "")
     row: dict[str, Any] = {"path": path, "sha256": answer.get("key", ""), "error": error} | ({} if error else answer["row"])
     if row.get("confidence", 1.0) < abstain_below:

@@ -61,8 +61,8 @@ class Scorer:
         seen: list[tuple[int, str, torch.Tensor]] = []
         paths: list[str] = []
         for index, path in part:
-            if self.rows is not None and path not in self.rows:
-                answers.append((index, {"error": f"the table {self.rows.name} has no row for it", "final": False}))
+            if self.rows is not None and (reason := self.rows.error(path)):
+                answers.append((index, {"error": reason, "final": False}))
                 continue
             self.at(index)
             try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from headstart.columns.cells import UnusableCells
 from headstart.columns.encoders import Encoders
 from headstart.core.errors import InputError, naming, require_columns
 from headstart.core.params import Elapsed, Join
@@ -16,8 +18,9 @@ from headstart.core.text import printable
 from headstart.ingest.tables import add_columns, read_table
 from headstart.ingest.tree import File, Tree
 from headstart.models.trained import ModelCard
-from headstart.prediction.batch import Predictions
+from headstart.prediction.batch import Predictions, prediction_row
 from headstart.prediction.predictor import Predictor
+from headstart.prediction.supervisor import Answer
 from headstart.targets.tables import prediction_columns
 
 CHUNK = 8192
@@ -25,7 +28,7 @@ ID, PATH = "id", "path"
 
 
 def predict_table(file: Path, predictor: Predictor, top: int = 1, abstain_below: float = 0.0) -> Predictions:
-    """Predict each row of a .csv or .parquet file.
+    """Predict each row of a .csv or .parquet file; a row with a value that cannot be used gets the reason.
 
     The tables that the model's training joined are read from the folder of the file. Values are encoded as in training, by
     what the model's file says.
@@ -34,25 +37,59 @@ def predict_table(file: Path, predictor: Predictor, top: int = 1, abstain_below:
         abstain_below: confidence below which no class is predicted.
 
     Raises:
-        InputError: the model needs images, a table or a column is missing, or a value cannot be used.
+        InputError: the model needs images, or a table or a column is missing.
     """
     card = predictor.card
     if card.preprocessing is not None or card.columns is None:
         raise InputError("this model learned from images", fix="python -m flows.predict --images PATH")
     table = completed(file, card)
     start = time.monotonic()
-    with naming(str(file)):
-        columns = predictor.encode(table)
-    assert columns is not None
-    answers = torch.cat([predictor.answers(columns=part) for part in columns.split(CHUNK)])
-    names = table[ID].astype("str").tolist() if ID in table else [f"row {row}" for row in table.index]
-    rows = card.target.rows(answers, top)
-    for row in rows:
-        if row.get("confidence", 1.0) < abstain_below:
-            row |= {"abstained": True, "predicted": None}
+    encoded = encoded_rows(file, table, predictor)
+    predicted = torch.cat([predictor.answers(columns=part) for part in encoded.columns.split(CHUNK)])
+    answers: dict[int, Answer] = {row: {"error": reason} for row, reason in encoded.errors.items()}
+    answers |= {row: {"row": cells} for row, cells in zip(encoded.rows, card.target.rows(predicted, top), strict=True)}
+    names = table[ID].astype("str") if ID in table else [f"row {row}" for row in table.index]
+    rows = [prediction_row(name, answers[row], abstain_below) for name, row in zip(names, table.index, strict=True)]
     types = {"path": "string", "sha256": "string", **prediction_columns(card.target.kind, top), "error": "string"}
-    frame = pd.DataFrame(rows, columns=list(types)).assign(path=names, sha256="", error="")
-    return Predictions(frame, types, len(frame), 0, len(frame) / max(time.monotonic() - start, 1e-9))
+    rate = len(rows) / max(time.monotonic() - start, 1e-9)
+    return Predictions(pd.DataFrame(rows, columns=list(types)), types, len(rows), 0, rate)
+
+
+@dataclass(frozen=True)
+class EncodedTable:
+    """A table's rows as a head takes them.
+
+    Args:
+        rows: the numbers of the n rows that can be encoded.
+        columns: these rows, [n, m + k] float32.
+        errors: what is wrong with each other row, by its number.
+    """
+
+    rows: list[int]
+    columns: torch.Tensor
+    errors: dict[int, str]
+
+
+def encoded_rows(file: Path, table: pd.DataFrame, predictor: Predictor) -> EncodedTable:
+    """Encode the rows of a table that was read from a file, except those with a value that cannot be used.
+
+    Raises:
+        InputError: a column cannot be used at all.
+    """
+    errors: dict[int, str] = {}
+
+    def encoded(part: pd.DataFrame) -> torch.Tensor:
+        try:
+            columns = predictor.encode(part)
+        except UnusableCells as error:  # of one column; the other rows may have some in another one
+            errors.update(error.reasons)
+            return encoded(part.drop(index=[*error.reasons]))
+        assert columns is not None
+        return columns
+
+    with naming(str(file)):
+        parts = [encoded(table.iloc[start : start + CHUNK]) for start in range(0, max(1, len(table)), CHUNK)]
+    return EncodedTable(table.index.drop([*errors]).tolist(), torch.cat(parts), errors)
 
 
 def completed(file: Path, card: ModelCard) -> pd.DataFrame:
@@ -85,7 +122,7 @@ class ImageRows:
     """The encoded columns of images, for a model that takes both; its table has a column path, relative to `root`.
 
     Raises:
-        InputError: there is no table, it lacks a column, two rows have the same path, or a value cannot be used.
+        InputError: there is no table, it lacks a column, or two rows have the same path.
     """
 
     def __init__(self, file: Path, root: Path, predictor: Predictor) -> None:
@@ -98,14 +135,15 @@ class ImageRows:
         twice = table.index[table[PATH].duplicated()]
         if len(twice):
             raise InputError(f"{file} row {twice[0]}, column {PATH}: {table[PATH][twice[0]]!r} is already in another row")
-        with naming(str(file)):
-            columns = predictor.encode(table)
-        assert columns is not None
-        self.name, self.columns = file.name, columns
-        self.place_of = {f"{root}/{path}": place for place, path in enumerate(table[PATH].astype("str"))}
+        encoded = encoded_rows(file, table, predictor)
+        paths = (f"{root}/" + table[PATH].astype("str")).to_dict()
+        self.name, self.columns = file.name, encoded.columns
+        self.place_of = {paths[row]: place for place, row in enumerate(encoded.rows)}
+        self.errors = {paths[row]: f"the table {file.name} {reason}" for row, reason in encoded.errors.items()}
 
-    def __contains__(self, path: str) -> bool:
-        return path in self.place_of
+    def error(self, path: str) -> str:
+        """Return why there are no columns for an absolute path, or an empty string if there are."""
+        return "" if path in self.place_of else self.errors.get(path, f"the table {self.name} has no row for it")
 
     def __getitem__(self, paths: list[str]) -> torch.Tensor:
         """Return the rows [n, m + k] of absolute paths."""

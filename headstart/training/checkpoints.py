@@ -107,7 +107,8 @@ class Checkpoint:
         """
         parts = {"model": saved.model, "best": saved.best, "optimizer": saved.optimizer, "random": saved.random}
         flat = unshared({f"{part}/{name}": value for part, own in parts.items() for name, value in own.items()})
-        metadata = {"headstart": canonical_json({"progress": saved.progress, "xxh128": checksum(flat)})}
+        about = {"progress": saved.progress, "xxh128": checksum(flat)}
+        metadata = {"headstart": json.dumps(about, allow_nan=False)}  # keys keep their order: it is that of history.csv
         try:
             with atomic_path(self.path) as temporary:
                 save_file(flat, temporary, metadata)

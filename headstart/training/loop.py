@@ -230,6 +230,7 @@ class Trainer:
                 wanted=f"a finite {words}",
                 fix=f"lower {self.what}.lr{self._kept()}",
             )
+        self._set_rates(phase, optimizer, (epoch - start) * phase.steps + history.batch - 1)  # another process may have done it
         rate = optimizer.param_groups[-1]["lr"]
         row = {"epoch": epoch + 1, "phase": phase.name, "train_loss": history.total / history.count, "lr": rate}
         history.epochs.append(row | {f"valid_{name}": score for name, score in scores.items()})
@@ -241,8 +242,7 @@ class Trainer:
 
     def _step(self, phase: Phase, optimizer: torch.optim.Optimizer, step: int, batch: Batch) -> None:
         x, y, rows = batch
-        factor, momentum = phase.schedule.at(step)
-        set_rates(optimizer, factor * self.history.scale, momentum)
+        self._set_rates(phase, optimizer, step)
         value = train_step(
             phase.forward, optimizer, x, y, self.objective.loss, lambda loss: self._refuse(loss, optimizer, step, rows)
         )
@@ -254,6 +254,10 @@ class Trainer:
             number = history.done * phase.steps + history.batch
             history.trace.append([number, optimizer.param_groups[-1]["lr"], history.part / history.parts])
             history.part, history.parts = 0.0, 0
+
+    def _set_rates(self, phase: Phase, optimizer: torch.optim.Optimizer, step: int) -> None:
+        factor, momentum = phase.schedule.at(step)
+        set_rates(optimizer, factor * self.history.scale, momentum)
 
     def _watch(self, step: int, steps: int, loss: float, images: int) -> None:
         """Look for a collapse in the first steps of a phase, unless one of its epochs is the best so far.
