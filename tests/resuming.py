@@ -2,9 +2,9 @@
 
 Dropout, shuffling, augmentation, stochastic depth, channels-last memory, two phases, weights of classes; batch norm is
 `frozen` or `moving`, the ARM. The ARM `several` learns several labels, `columns` a number from images and columns, with two
-members and hidden categories. It prints the digest of the model it ends with, and its history's files. Points: `none`; `step N` before the Nth step
-since the process began; `validate N`; `save N`, in the middle of writing the Nth checkpoint; `saved N`, just after it;
-`term N`, a SIGTERM to itself within the Nth step; `term-validate N`, while it validates.
+members and hidden categories. It prints the digest of the model it ends with, and its history's files. Points: `none`;
+`step N` before the Nth step since the process began; `validate N`; `save N`, in the middle of writing the Nth checkpoint;
+`saved N`, just after it; `term N`, a SIGTERM to itself within the Nth step; `term-validate N`, while it validates.
 """
 
 from __future__ import annotations
