@@ -133,6 +133,12 @@ def test_many_bad_cells_are_counted_and_ten_are_shown():
     assert lines[11].strip() == "… and 15 more" and lines[12].strip().startswith("wanted: a number such as 3.5")
 
 
+def test_rows_that_share_a_number_are_counted_each():
+    """As in a table that a caller of the model in MLflow has put together."""
+    with pytest.raises(InputError, match="2 rows cannot be used:\n    row 0, .*'x' is not a number\n    row 0, .*'y' is not"):
+        numbers(pd.Series(["x", "y", "3"], index=[0, 0, 1], name="a"))
+
+
 @given(st.text(alphabet="+-.0123456789eE_ infaN,", max_size=8))
 @QUICK
 def test_numbers_are_those_of_python_in_plain_notation(text):

@@ -5,7 +5,6 @@ Arrow holds a million texts in a few MB, and reads and compares them without a P
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Literal
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headstart.core.errors import InputError
-from headstart.core.text import listing, printable
+from headstart.core.text import SHOWN, listing, printable
 
 Kind = Literal["text", "number", "flag", "date"]
 MISSING = ("", "NA", "NaN", "nan", "null", "None")  # texts that mean "no number" and "no date"
@@ -90,9 +89,14 @@ def nulls(cells: pa.Array) -> NDArray[np.bool_]:
 
 
 class UnusableCells(InputError):
-    """Cells of a column that cannot be used: `reasons` says why, by the number of the row."""
+    """Cells of a column that cannot be used, with the numbers of their rows as index, and what is wrong with them."""
 
-    reasons: Mapping[Any, str]
+    cells: pd.Series
+    fault: str
+
+    def reasons(self) -> dict[Any, str]:
+        """Return what is wrong with each cell, by the number of its row."""
+        return {row: _reason(row, self.cells, value, self.fault) for row, value in self.cells.items()}
 
 
 def refuse(series: pd.Series, bad_n: NDArray[np.bool_], fault: str, *, wanted: str, fix: str = "") -> UnusableCells:
@@ -101,13 +105,17 @@ def refuse(series: pd.Series, bad_n: NDArray[np.bool_], fault: str, *, wanted: s
     Args:
         fault: what is wrong with a value, such as "is not a number".
     """
-    name = printable(str(series.name))
-    reasons = {row: f"row {row}, column {name}: {shown(value)} {fault}" for row, value in series[bad_n].items()}
-    lines = [*reasons.values()]
-    many = f"{len(lines):,} rows cannot be used:\n    {listing(lines)}"
-    error = UnusableCells(lines[0] if len(lines) == 1 else many, wanted=wanted, fix=fix)
-    error.reasons = reasons
+    cells = series[bad_n]
+    lines = [_reason(row, cells, value, fault) for row, value in cells.iloc[:SHOWN].items()]
+    lines += [""] * (len(cells) - SHOWN)  # these are only counted
+    many = f"{len(cells):,} rows cannot be used:\n    {listing(lines)}"
+    error = UnusableCells(lines[0] if len(cells) == 1 else many, wanted=wanted, fix=fix)
+    error.cells, error.fault = cells, fault
     return error
+
+
+def _reason(row: Any, cells: pd.Series, value: Any, fault: str) -> str:
+    return f"row {row}, column {printable(str(cells.name))}: {shown(value)} {fault}"
 
 
 def shown(value: Any) -> str:

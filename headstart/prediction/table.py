@@ -82,8 +82,8 @@ def encoded_rows(file: Path, table: pd.DataFrame, predictor: Predictor) -> Encod
         try:
             columns = predictor.encode(part)
         except UnusableCells as error:  # of one column; the other rows may have some in another one
-            errors.update(error.reasons)
-            return encoded(part.drop(index=[*error.reasons]))
+            errors.update(error.reasons())
+            return encoded(part.drop(index=error.cells.index))
         assert columns is not None
         return columns
 
