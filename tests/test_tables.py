@@ -35,6 +35,7 @@ from headstart.models.column_head import (
     ColumnHead,
     ColumnSpec,
     Entities,
+    First,
     PiecewiseLinear,
     SteadyBatchNorm,
     bin_edges,
@@ -824,6 +825,19 @@ def plain_member(member: torch.nn.Module, x_nd: torch.Tensor, width: int) -> tor
     h = F.relu(torch.cat(parts, 1) @ weight.T + member.first.bias)
     h = (h - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps) * norm.weight + norm.bias
     return h @ last.weight.T + last.bias
+
+
+def test_the_folded_weight_has_the_gradient_of_its_formula():
+    """It has a function of its own for speed; the plain formula, which autograd can follow, gives the same bits."""
+    first = First(3, SPEC.edges, 0, 4)
+    fixed_hd, near_hb = first.fixed.detach().clone().requires_grad_(), first.near.detach().clone().requires_grad_()
+    of_bins_hb = near_hb - F.pad(near_hb[:, :-1], (1, 0)) * first.continues_b
+    plain_hd = fixed_hd + F.pad(of_bins_hb, (3, 0))
+    weight_hd, gradient_hd = first.weight(), torch.randn_like(plain_hd)
+    assert torch.equal(weight_hd, plain_hd)
+    weight_hd.backward(gradient_hd)
+    plain_hd.backward(gradient_hd)
+    assert torch.equal(first.fixed.grad, fixed_hd.grad) and torch.equal(first.near.grad, near_hb.grad)
 
 
 def test_running_statistics_are_right_after_few_batches():

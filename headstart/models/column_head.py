@@ -121,16 +121,42 @@ class Entities(nn.Module):
             with torch.no_grad():
                 table.weight[:RESERVED].zero_()  # a code that never comes in training adds nothing
         self.register_buffer("hidden_k", torch.tensor(spec.hidden), persistent=False)
+        self.hides = any(spec.hidden)
         self.dropout = nn.Dropout(spec.embedding_dropout)
         self.width = sum(embedding_width(n, spec.embedding) for n in spec.cardinalities)
 
     def forward(self, codes_nk: torch.Tensor) -> torch.Tensor:
-        if self.training and bool((self.hidden_k > 0).any()):
+        if self.training and self.hides:
             hidden_nk = torch.rand(codes_nk.shape, device=codes_nk.device) < self.hidden_k
             codes_nk = codes_nk.masked_fill(hidden_nk, UNKNOWN)
         parts = [table(codes_nk[:, i]) for i, table in enumerate(self.tables)]
         out: torch.Tensor = self.dropout(torch.cat(parts, dim=1))
         return out
+
+
+class Folded(torch.autograd.Function):
+    """The weight [h, d + b] of activations and bins, with the weight [h, b] of the hats folded in: see `First`.
+
+    A hat is its bin minus the next one, if the number has one. As one function with a gradient of its own, it takes about
+    half the time of its parts.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, fixed_hd: torch.Tensor, near_hb: torch.Tensor, continues_b: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(continues_b)
+        of_bins_hb = near_hb.clone()
+        of_bins_hb[:, 1:].addcmul_(near_hb[:, :-1], continues_b[1:], value=-1)
+        folded_hd = fixed_hd.clone()
+        folded_hd[:, -len(continues_b) :] += of_bins_hb
+        return folded_hd
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        ((gradient_hd,), (continues_b,)) = gradients, ctx.saved_tensors
+        of_bins_hb = gradient_hd[:, -len(continues_b) :]
+        near_hb = of_bins_hb.clone()
+        near_hb[:, :-1].addcmul_(of_bins_hb[:, 1:], continues_b[1:], value=-1)
+        return gradient_hd, near_hb, None
 
 
 class First(nn.Module):
@@ -161,8 +187,8 @@ class First(nn.Module):
         """Return the weight [h, d + b] of activations and bins, the hats included."""
         if self.fixed is None or self.near is None:
             return self.fixed
-        near_hb = self.near - F.pad(self.near[:, :-1], (1, 0)) * self.continues_b
-        return self.fixed + F.pad(near_hb, (self.fixed.shape[1] - near_hb.shape[1], 0))
+        folded: torch.Tensor = Folded.apply(self.fixed, self.near, self.continues_b)  # type: ignore[no-untyped-call]
+        return folded
 
     def forward(self, parts: list[torch.Tensor], embedded_ne: torch.Tensor | None) -> torch.Tensor:
         out_nh: torch.Tensor = self.bias
