@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from headstart.columns.cells import cells_of, distinct, kind_of, shown, trimmed
 from headstart.columns.date_texts import read_texts
-from headstart.columns.values import dates, numbers, read_categories, read_numbers
+from headstart.columns.values import dates, numbers, plain_numbers, read_categories, read_numbers
 from headstart.core.errors import InputError, require_columns
 from headstart.core.text import printable
 
@@ -118,6 +118,8 @@ def _role(series: pd.Series, remarks: Remarks) -> Role | None:
 
 
 def _role_of_text(series: pd.Series, cells: pa.Array, remarks: Remarks) -> Role | None:
+    if (plain_n := plain_numbers(cells)) is not None:
+        return _role_of_numbers(plain_n)
     texts, places_n = distinct(trimmed(cells))
     if not len(texts):
         _left_out(series, "it is empty", remarks)
@@ -155,12 +157,11 @@ def _useful(series: pd.Series, role: Role, named: bool, remarks: Remarks) -> boo
     Raises:
         InputError: the column is named, and has a category for each row.
     """
-    codes_n = _codes(series, role)
-    values = len(pd.unique(codes_n[codes_n >= 0]))
+    values, missing = _different(series, role)
     if values == 0 and len(series):
         _left_out(series, "it is empty", remarks, named)
         return False
-    if values == 1 and (codes_n >= 0).all():
+    if values == 1 and not missing:
         _left_out(series, f"all rows have the value {shown(series.iloc[0])}", remarks, named)
         return False
     if role != "categorical" or not values == len(series) > IDENTIFIER:
@@ -176,8 +177,12 @@ def _useful(series: pd.Series, role: Role, named: bool, remarks: Remarks) -> boo
     return False
 
 
-def _codes(series: pd.Series, role: Role) -> np.ndarray:
-    """Return numbers that are equal for equal values, -1 for missing ones."""
+def _different(series: pd.Series, role: Role) -> tuple[int, bool]:
+    """Return how many different values a column has (2 for two or more numbers or dates), and whether a cell is missing."""
     if role == "categorical":
-        return read_categories(series)[0]
-    return pd.factorize(numbers(series) if role == "continuous" else dates(series))[0]
+        codes_n, names = read_categories(series)
+        return len(names), bool((codes_n < 0).any())
+    values_n = numbers(series) if role == "continuous" else dates(series)
+    present = values_n[~np.isnan(values_n)]
+    values = 1 + int(present.min() != present.max()) if len(present) else 0
+    return values, len(present) < len(values_n)

@@ -30,6 +30,7 @@ from headstart.core.text import printable
 
 Numbers = NDArray[np.float64]
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+PROBED = 100  # cells that tell at once whether a column is all text
 FINITE = "a number such as 3.5 or 1e-4; an empty cell, NA, NaN, null or None where it is missing"
 ISO = "write the dates as YYYY-MM-DD, or use the column as categorical"
 # How a typed value may stand in a CSV file: 3.0, 1e-05, True, 2013-01-31 00:00:00. These texts get the typed value's name.
@@ -62,6 +63,8 @@ def read_numbers(cells: pa.Array) -> tuple[Numbers, NDArray[np.bool_]]:
         return np.full(len(cells), np.nan), ~nulls(cells)
     bad_n = np.zeros(len(cells), bool)
     if kind_of(cells) == "text":
+        if (plain_n := plain_numbers(cells)) is not None:
+            return plain_n, bad_n
         cells = trimmed(cells)
         fits = pc.match_substring_regex(cells, NUMBER).fill_null(True)
         bad_n = ~fits.to_numpy(zero_copy_only=False)
@@ -70,6 +73,19 @@ def read_numbers(cells: pa.Array) -> tuple[Numbers, NDArray[np.bool_]]:
         cells = cells.cast(pa.large_string())
     values_n = _floats(cells)
     return values_n, bad_n | np.isinf(values_n)
+
+
+def plain_numbers(cells: pa.Array) -> Numbers | None:
+    """Return n texts as float64, NaN for null, or None if some may need a closer look: white space, +, NA, no number at all.
+
+    This is several times as fast as the pattern `NUMBER`, and Arrow's parser accepts no finite number that is not one.
+    """
+    try:
+        _floats(cells[:PROBED])  # Arrow goes on after an error, with a message for each text
+        values_n = _floats(cells)
+    except pa.ArrowInvalid:
+        return None
+    return values_n if np.isfinite(values_n).sum() + cells.null_count == len(cells) else None
 
 
 def _floats(cells: pa.Array) -> Numbers:
